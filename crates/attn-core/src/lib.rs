@@ -1,0 +1,1 @@
+//! Attention variants, pretrained architectures and surgery on them.

@@ -1,0 +1,1 @@
+//! Text, tokenizers and batches of token ids. Does not link LibTorch.

@@ -1,0 +1,1 @@
+//! Pictures from plain numbers and labels. Does not link LibTorch.
