@@ -1,0 +1,515 @@
+//! What can go wrong while data is found, fetched, read, tokenized or chosen.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::hub::RepoKind;
+
+/// Shorthand for this crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of another library, kept as the source.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Everything this crate refuses, each with what was found, what was expected and, where there is one, a way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The disk refused.
+    #[error("cannot {doing} `{}`", path.display())]
+    Io {
+        /// What was tried, as a verb: `read`, `write`, `list`.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+
+    /// A repository id that cannot be one.
+    #[error("`{id}` is not a repository id: expected `owner/name`")]
+    RepoId {
+        /// What was given.
+        id: String,
+    },
+
+    /// A path was given, and nothing is there.
+    #[error(
+        "there is no folder `{path}`\nhint: a repository id reads `owner/name`; a path begins with `/`, `./`, `../` or `~`"
+    )]
+    NoSuchFolder {
+        /// The path as the user wrote it.
+        path: String,
+    },
+
+    /// The Hub knows no such repository, or it is private.
+    #[error(
+        "{endpoint} has no {kind} `{id}`, or it is private\nhint: check the spelling; for a private one set HF_TOKEN"
+    )]
+    RepoNotFound {
+        /// The Hub asked.
+        endpoint: String,
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+    },
+
+    /// The repository has no such branch, tag or commit.
+    #[error(
+        "{kind} `{id}` has no revision `{revision}`\nhint: give a branch, a tag or a full commit id of 40 hex digits"
+    )]
+    RevisionNotFound {
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// What was asked for.
+        revision: String,
+    },
+
+    /// The repository has no such file.
+    #[error("{kind} `{id}` has no file `{file}` at revision `{revision}`")]
+    FileNotFound {
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// Path within the repository.
+        file: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+
+    /// The Hub wants to know who asks, or that a licence was accepted.
+    #[error(
+        "{endpoint} refuses {kind} `{id}` (HTTP {status}{})\nhint: {}",
+        if *token_sent { ", a token was sent" } else { ", no token was sent" },
+        access_hint(endpoint, *kind, id, *token_sent)
+    )]
+    Refused {
+        /// The Hub asked.
+        endpoint: String,
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// 401 or 403.
+        status: u16,
+        /// Whether the request carried a token.
+        token_sent: bool,
+    },
+
+    /// Offline, and the cache does not have it.
+    #[error(
+        "{kind} `{id}`: `{file}` at revision `{revision}` is not in the cache `{}`, and offline mode forbids fetching it\n\
+         hint: unset HF_HUB_OFFLINE, or run once with a network; HF_HUB_CACHE names another cache",
+        cache.display()
+    )]
+    NotCached {
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// Path within the repository.
+        file: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The cache looked into.
+        cache: PathBuf,
+    },
+
+    /// No answer from the Hub, and the cache does not have it either.
+    #[error(
+        "cannot reach {endpoint} for {kind} `{id}`\n\
+         hint: check the network and proxy; HF_ENDPOINT names a mirror; what is cached works with HF_HUB_OFFLINE=1"
+    )]
+    Unreachable {
+        /// The Hub asked.
+        endpoint: String,
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// What the connection said.
+        #[source]
+        source: Source,
+    },
+
+    /// The content of a download is not what the Hub announced. It has been deleted.
+    #[error(
+        "{kind} `{id}`: `{file}` arrived damaged and was deleted: expected {algorithm} {expected}, found {found}\n\
+         hint: run again; if it happens twice, a proxy or mirror between here and {endpoint} changes files"
+    )]
+    HashMismatch {
+        /// The Hub asked.
+        endpoint: String,
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// Path within the repository.
+        file: String,
+        /// `sha256` or `git blob sha1`.
+        algorithm: &'static str,
+        /// What the Hub announced, hex.
+        expected: String,
+        /// What arrived, hex.
+        found: String,
+    },
+
+    /// Anything else the Hub or its client said.
+    #[error("{kind} `{id}`: cannot fetch `{file}` from {endpoint}")]
+    Hub {
+        /// The Hub asked.
+        endpoint: String,
+        /// Model or data set.
+        kind: RepoKind,
+        /// Repository id.
+        id: String,
+        /// Path within the repository, or what was asked about it.
+        file: String,
+        /// What was said.
+        #[source]
+        source: Source,
+    },
+
+    /// A model repository without weights we can read.
+    #[error(
+        "model `{id}` has neither `model.safetensors` nor `model.safetensors.index.json`\nhint: {hint}"
+    )]
+    NoWeights {
+        /// Repository id.
+        id: String,
+        /// What it has instead.
+        hint: String,
+    },
+
+    /// A JSON file that is not what it should be.
+    #[error("`{}` is not {expected}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// What the parser said.
+        #[source]
+        source: Source,
+    },
+
+    /// A task name that is not in the table.
+    #[error(
+        "there is no task `{name}`, expected one of {}{}",
+        list(known),
+        did_you_mean(name, known)
+    )]
+    UnknownTask {
+        /// What was given.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+
+    /// No data source was named.
+    #[error(
+        "no data source\nhint: set `source` to a Hub id, a folder or a file, or to one of {}",
+        list(known)
+    )]
+    NoSource {
+        /// The task names there are.
+        known: Vec<String>,
+    },
+
+    /// A data folder or repository without the split.
+    #[error("`{source_name}` has no split `{split}`; {}{hint}", if available.is_empty() { "it has none that can be read".into() } else { format!("it has {}", list(available)) })]
+    SplitNotFound {
+        /// Folder, file or repository id.
+        source_name: String,
+        /// The split asked for.
+        split: String,
+        /// The splits there are.
+        available: Vec<String>,
+        /// A line of advice, or nothing; begins with a line break.
+        hint: String,
+    },
+
+    /// Several configurations, and none was chosen.
+    #[error(
+        "`{source_name}` has several configurations with a split `{split}`: {}\nhint: set `config`",
+        list(available)
+    )]
+    ConfigNeeded {
+        /// Folder or repository id.
+        source_name: String,
+        /// The split asked for.
+        split: String,
+        /// The configurations there are.
+        available: Vec<String>,
+    },
+
+    /// Some pieces of a split are absent.
+    #[error(
+        "split `{split}` of `{source_name}` is incomplete: {found} of {expected} files are there, `{missing}` is not"
+    )]
+    MissingShard {
+        /// Folder or repository id.
+        source_name: String,
+        /// The split asked for.
+        split: String,
+        /// Files found.
+        found: usize,
+        /// Files that their names announce.
+        expected: usize,
+        /// The first that is absent.
+        missing: String,
+    },
+
+    /// A split without a row.
+    #[error("split `{split}` of `{source_name}` has no rows")]
+    EmptySplit {
+        /// Folder, file or repository id.
+        source_name: String,
+        /// The split.
+        split: String,
+    },
+
+    /// A file whose kind we do not read.
+    #[error("cannot read `{}`: expected a file ending in {}", path.display(), list(&crate::dataset::EXTENSIONS))]
+    FileKind {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A data file that its reader refuses: cut off, damaged or another format.
+    #[error("`{}` cannot be read as {format}{}", path.display(), row.map(|row| format!(" (row {row})")).unwrap_or_default())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The format its name announces.
+        format: &'static str,
+        /// 1 is the first row after a header, where the reader knows it.
+        row: Option<u64>,
+        /// What the reader said.
+        #[source]
+        source: Source,
+    },
+
+    /// A column that is not there.
+    #[error("`{}` has no column `{column}`; it has {}{}", path.display(), list(available), did_you_mean(column, available))]
+    ColumnMissing {
+        /// The file.
+        path: PathBuf,
+        /// The column asked for.
+        column: String,
+        /// The columns there are.
+        available: Vec<String>,
+    },
+
+    /// A column of a type that cannot serve.
+    #[error("column `{column}` of `{}` holds {found}, expected {expected}", path.display())]
+    ColumnType {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// What it should hold.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
+
+    /// A row without text.
+    #[error("column `{column}` of `{}` is null in row {row}", path.display())]
+    NullText {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// 1 is the first row.
+        row: u64,
+    },
+
+    /// A label that is no class.
+    #[error("label `{label}` in row {row} of `{}` is not one of {expected}", path.display())]
+    Label {
+        /// The file.
+        path: PathBuf,
+        /// 1 is the first row.
+        row: u64,
+        /// The value found.
+        label: String,
+        /// The classes there are.
+        expected: String,
+    },
+
+    /// Class names were asked for, and the data set has no label column.
+    #[error("`{source_name}` has no label column set\nhint: set `label`")]
+    NoLabel {
+        /// Folder, file or repository id.
+        source_name: String,
+    },
+
+    /// A model folder without a tokenizer we can use.
+    #[error("`{}` has no tokenizer: {reason}\nhint: {hint}", folder.display())]
+    NoTokenizer {
+        /// The folder.
+        folder: PathBuf,
+        /// What was found.
+        reason: String,
+        /// A way out.
+        hint: &'static str,
+    },
+
+    /// The tokenizer library refused.
+    #[error("the tokenizer cannot {doing}")]
+    Tokenizer {
+        /// What was tried.
+        doing: String,
+        /// What the library said.
+        #[source]
+        source: Source,
+    },
+
+    /// Text longer than the model takes, and cutting was not allowed.
+    #[error(
+        "text {index} has {n_tokens} tokens, more than the {max_len} allowed\nhint: allow truncation, or raise the limit if the model has more positions"
+    )]
+    TooLong {
+        /// Position of the text in the call, from 0.
+        index: usize,
+        /// Its length.
+        n_tokens: usize,
+        /// The limit.
+        max_len: usize,
+    },
+
+    /// A vocabulary that cannot be made.
+    #[error("cannot train a vocabulary of {asked}: {reason}")]
+    Vocabulary {
+        /// The size asked for.
+        asked: usize,
+        /// Why not.
+        reason: String,
+    },
+
+    /// A class with fewer examples than asked for.
+    #[error(
+        "class {class} has {found} labelled examples, fewer than the {asked} per class asked for"
+    )]
+    TooFewExamples {
+        /// The class.
+        class: i64,
+        /// Its examples.
+        found: usize,
+        /// Examples per class asked for.
+        asked: usize,
+    },
+
+    /// Nothing carries a label.
+    #[error("none of the {n_examples} examples is labelled")]
+    NoLabels {
+        /// Examples looked at.
+        n_examples: usize,
+    },
+
+    /// A part that cannot be cut off.
+    #[error("cannot hold out {asked} of {n_examples} examples: {reason}")]
+    HoldOut {
+        /// What was asked for.
+        asked: String,
+        /// Examples there are.
+        n_examples: usize,
+        /// Why not.
+        reason: &'static str,
+    },
+
+    /// A setting out of its range.
+    #[error("`{name}` is {value}, expected {expected}")]
+    Setting {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// Its range.
+        expected: &'static str,
+    },
+}
+
+impl Error {
+    /// Wraps a refusal of the disk.
+    pub(crate) fn io(
+        doing: &'static str,
+        path: impl AsRef<Path>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+fn access_hint(endpoint: &str, kind: RepoKind, id: &str, token_sent: bool) -> String {
+    let page = format!("{endpoint}/{}{id}", kind.url_prefix());
+    if token_sent {
+        format!(
+            "accept the licence at {page} with the account the token belongs to, and see that the token may read it"
+        )
+    } else {
+        format!(
+            "accept the licence at {page} if it has one, and set HF_TOKEN to a token that may read it"
+        )
+    }
+}
+
+/// Names in backticks, for a message.
+pub(crate) fn list(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 24;
+    let mut shown: Vec<String> =
+        names.iter().take(SHOWN).map(|name| format!("`{}`", name.as_ref())).collect();
+    if names.len() > SHOWN {
+        shown.push(format!("and {} more", names.len() - SHOWN));
+    }
+    shown.join(", ")
+}
+
+/// A line that offers the nearest name, or nothing where none is near.
+pub(crate) fn did_you_mean(name: &str, known: &[String]) -> String {
+    let distance =
+        |other: &String| strsim::damerau_levenshtein(&name.to_lowercase(), &other.to_lowercase());
+    let nearest = known.iter().map(|other| (distance(other), other)).min();
+    match nearest {
+        Some((distance, other)) if distance <= name.len().max(3) / 3 => {
+            format!("\nhint: did you mean `{other}`?")
+        }
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_name_is_offered_and_a_far_one_is_not() {
+        let known = ["sentence".to_string(), "label".to_string()];
+
+        assert_eq!(did_you_mean("sentense", &known), "\nhint: did you mean `sentence`?");
+        assert_eq!(did_you_mean("Label", &known), "\nhint: did you mean `label`?");
+        assert_eq!(did_you_mean("text", &known), "");
+    }
+
+    #[test]
+    fn a_refusal_names_the_licence_page() {
+        let refused = |token_sent| {
+            let (endpoint, id) =
+                ("https://huggingface.co".into(), "meta-llama/Llama-3.2-1B".into());
+            Error::Refused { endpoint, kind: RepoKind::Model, id, status: 401, token_sent }
+                .to_string()
+        };
+
+        assert!(refused(false).contains("https://huggingface.co/meta-llama/Llama-3.2-1B"));
+        assert!(refused(false).contains("set HF_TOKEN"));
+        assert!(refused(true).contains("a token was sent"));
+    }
+}
