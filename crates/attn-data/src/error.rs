@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::hub::RepoKind;
+use crate::hub::Repo;
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -46,38 +46,28 @@ pub enum Error {
     },
 
     /// The Hub knows no such repository, or it is private.
-    #[error(
-        "{endpoint} has no {kind} `{id}`, or it is private\nhint: check the spelling; for a private one set HF_TOKEN"
-    )]
+    #[error("{} has no {repo}, or it is private\nhint: check the spelling; for a private one set HF_TOKEN", repo.endpoint)]
     RepoNotFound {
-        /// The Hub asked.
-        endpoint: String,
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// What was asked for.
+        repo: Box<Repo>,
     },
 
     /// The repository has no such branch, tag or commit.
     #[error(
-        "{kind} `{id}` has no revision `{revision}`\nhint: give a branch, a tag or a full commit id of 40 hex digits"
+        "{repo} has no revision `{revision}`\nhint: give a branch, a tag or a full commit id of 40 hex digits"
     )]
     RevisionNotFound {
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// Where it was looked for.
+        repo: Box<Repo>,
         /// What was asked for.
         revision: String,
     },
 
     /// The repository has no such file.
-    #[error("{kind} `{id}` has no file `{file}` at revision `{revision}`")]
+    #[error("{repo} has no file `{file}` at revision `{revision}`")]
     FileNotFound {
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// Where it was looked for.
+        repo: Box<Repo>,
         /// Path within the repository.
         file: String,
         /// Branch, tag or commit.
@@ -85,18 +75,10 @@ pub enum Error {
     },
 
     /// The Hub wants to know who asks, or that a licence was accepted.
-    #[error(
-        "{endpoint} refuses {kind} `{id}` (HTTP {status}{})\nhint: {}",
-        if *token_sent { ", a token was sent" } else { ", no token was sent" },
-        access_hint(endpoint, *kind, id, *token_sent)
-    )]
+    #[error("{} refuses {repo} (HTTP {status}, {} token was sent)\nhint: {}", repo.endpoint, if *token_sent { "a" } else { "no" }, access_hint(repo, *token_sent))]
     Refused {
-        /// The Hub asked.
-        endpoint: String,
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// What was asked for.
+        repo: Box<Repo>,
         /// 401 or 403.
         status: u16,
         /// Whether the request carried a token.
@@ -105,15 +87,13 @@ pub enum Error {
 
     /// Offline, and the cache does not have it.
     #[error(
-        "{kind} `{id}`: `{file}` at revision `{revision}` is not in the cache `{}`, and offline mode forbids fetching it\n\
+        "`{file}` of {repo} at revision `{revision}` is not in the cache `{}`, and offline mode forbids fetching it\n\
          hint: unset HF_HUB_OFFLINE, or run once with a network; HF_HUB_CACHE names another cache",
         cache.display()
     )]
     NotCached {
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// What was asked for.
+        repo: Box<Repo>,
         /// Path within the repository.
         file: String,
         /// Branch, tag or commit.
@@ -124,16 +104,15 @@ pub enum Error {
 
     /// No answer from the Hub, and the cache does not have it either.
     #[error(
-        "cannot reach {endpoint} for {kind} `{id}`\n\
-         hint: check the network and proxy; HF_ENDPOINT names a mirror; what is cached works with HF_HUB_OFFLINE=1"
+        "cannot reach {} for `{file}` of {repo}\n\
+         hint: check the network and the proxy; HF_ENDPOINT names a mirror; what is cached works with HF_HUB_OFFLINE=1",
+        repo.endpoint
     )]
     Unreachable {
-        /// The Hub asked.
-        endpoint: String,
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// What was asked for.
+        repo: Box<Repo>,
+        /// Path within the repository.
+        file: String,
         /// What the connection said.
         #[source]
         source: Source,
@@ -141,16 +120,13 @@ pub enum Error {
 
     /// The content of a download is not what the Hub announced. It has been deleted.
     #[error(
-        "{kind} `{id}`: `{file}` arrived damaged and was deleted: expected {algorithm} {expected}, found {found}\n\
-         hint: run again; if it happens twice, a proxy or mirror between here and {endpoint} changes files"
+        "`{file}` of {repo} arrived damaged and was deleted: expected {algorithm} {expected}, found {found}\n\
+         hint: run again; if it happens twice, something between here and {} changes files",
+        repo.endpoint
     )]
     HashMismatch {
-        /// The Hub asked.
-        endpoint: String,
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// What was asked for.
+        repo: Box<Repo>,
         /// Path within the repository.
         file: String,
         /// `sha256` or `git blob sha1`.
@@ -162,14 +138,10 @@ pub enum Error {
     },
 
     /// Anything else the Hub or its client said.
-    #[error("{kind} `{id}`: cannot fetch `{file}` from {endpoint}")]
+    #[error("cannot fetch `{file}` of {repo} from {}", repo.endpoint)]
     Hub {
-        /// The Hub asked.
-        endpoint: String,
-        /// Model or data set.
-        kind: RepoKind,
-        /// Repository id.
-        id: String,
+        /// What was asked for.
+        repo: Box<Repo>,
         /// Path within the repository, or what was asked about it.
         file: String,
         /// What was said.
@@ -449,8 +421,8 @@ impl Error {
     }
 }
 
-fn access_hint(endpoint: &str, kind: RepoKind, id: &str, token_sent: bool) -> String {
-    let page = format!("{endpoint}/{}{id}", kind.url_prefix());
+fn access_hint(repo: &Repo, token_sent: bool) -> String {
+    let page = repo.page();
     if token_sent {
         format!(
             "accept the licence at {page} with the account the token belongs to, and see that the token may read it"
@@ -489,6 +461,7 @@ pub(crate) fn did_you_mean(name: &str, known: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::RepoKind;
 
     #[test]
     fn a_near_name_is_offered_and_a_far_one_is_not() {
@@ -504,8 +477,8 @@ mod tests {
         let refused = |token_sent| {
             let (endpoint, id) =
                 ("https://huggingface.co".into(), "meta-llama/Llama-3.2-1B".into());
-            Error::Refused { endpoint, kind: RepoKind::Model, id, status: 401, token_sent }
-                .to_string()
+            let repo = Box::new(Repo { endpoint, kind: RepoKind::Model, id });
+            Error::Refused { repo, status: 401, token_sent }.to_string()
         };
 
         assert!(refused(false).contains("https://huggingface.co/meta-llama/Llama-3.2-1B"));

@@ -29,3 +29,27 @@ impl fmt::Display for RepoKind {
         })
     }
 }
+
+/// A repository on a Hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repo {
+    /// Address of the Hub, without a slash at the end.
+    pub endpoint: String,
+    /// Model or data set.
+    pub kind: RepoKind,
+    /// `owner/name`, or the bare name of one of the Hub's first repositories.
+    pub id: String,
+}
+
+impl Repo {
+    /// The page a browser shows.
+    pub fn page(&self) -> String {
+        format!("{}/{}{}", self.endpoint, self.kind.url_prefix(), self.id)
+    }
+}
+
+impl fmt::Display for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.kind, self.id)
+    }
+}

@@ -9,5 +9,6 @@ pub mod dataset;
 mod error;
 pub mod hub;
 pub mod select;
+pub mod tokenizer;
 
 pub use error::{Error, Result, Source};

@@ -92,7 +92,7 @@ pub fn hold_out(labels: &[i64], part: Part, seed: u64) -> Result<(Vec<usize>, Ve
 
     let (mut rest, mut held) = (Vec::new(), Vec::new());
     for (class, rows) in &mut classes {
-        rows.shuffle(&mut stream(seed ^ 0x68_6f6c_64, *class as u64));
+        rows.shuffle(&mut stream(seed ^ 0x686f_6c64, *class as u64));
         let (front, back) = rows.split_at(quotas[class]);
         held.extend_from_slice(front);
         rest.extend_from_slice(back);
