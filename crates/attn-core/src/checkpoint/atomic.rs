@@ -1,0 +1,333 @@
+//! Files and folders that appear whole or not at all.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, ErrorKind},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{CWD, FallocateFlags, RenameFlags},
+    io::Errno,
+};
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+use super::error::Error;
+
+/// What the system's mask is taken from, as for any file and folder that a program makes.
+const FILE_MODE: u32 = 0o666;
+const FOLDER_MODE: u32 = 0o777;
+
+/// Part of every temporary name.
+const TEMP: &str = ".attn-tmp-";
+
+/// Longer than it takes a living writer to lock what it has just made.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+
+/// Writes a file beside `path`, then puts it in the place of `path` in one step.
+pub(super) fn write_file(
+    path: &Path,
+    write: impl FnOnce(&File) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // Through a link, so that the link stays one.
+    let target = match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(Error::FileType { path: path.into(), expected: "file" });
+        }
+        Ok(_) => path.canonicalize().map_err(Error::io("open", path))?,
+        Err(_) => path.to_owned(),
+    };
+    let parent = parent_of(&target);
+    fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    remove_abandoned(&target);
+    let file: NamedTempFile = Builder::new()
+        .prefix(&temp_prefix(&target))
+        .permissions(Permissions::from_mode(FILE_MODE))
+        .tempfile_in(parent)
+        .map_err(Error::io("create a file in", parent))?;
+    // Tells others that this one was not left by a kill.
+    let _ = file.as_file().try_lock();
+    write(file.as_file())?;
+    file.as_file().sync_all().map_err(Error::io("write", path))?;
+    file.persist(&target).map_err(|e| Error::io("replace", path)(e.error))?;
+    sync_folder(parent)
+}
+
+/// A folder in the making, beside the one it will replace. Dropped, it disappears.
+#[derive(Debug)]
+pub(super) struct Staging {
+    folder: TempDir,
+    /// Held as long as the folder is being written, so that others can tell it from one left by a kill.
+    lock: File,
+    target: PathBuf,
+    /// Whether there is a folder to replace.
+    replaces: bool,
+}
+
+impl Staging {
+    pub(super) fn new(dir: &Path) -> Result<Self, Error> {
+        let (target, replaces) = match fs::metadata(dir) {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(Error::FileType { path: dir.into(), expected: "folder" });
+            }
+            // Through links, so that a link stays one.
+            Ok(_) => (dir.canonicalize().map_err(Error::io("open", dir))?, true),
+            Err(e) if e.kind() == ErrorKind::NotFound && dir.symlink_metadata().is_err() => {
+                (std::path::absolute(dir).map_err(Error::io("create", dir))?, false)
+            }
+            Err(e) => return Err(Error::io("open", dir)(e)),
+        };
+        // The process would be left in the folder that is removed.
+        if replaces && std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
+            return Err(Error::WorkingFolder { dir: dir.into() });
+        }
+        if target.file_name().is_none() {
+            return Err(Error::io("replace", dir)(ErrorKind::InvalidInput.into()));
+        }
+        let parent = parent_of(&target);
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        remove_abandoned(&target);
+        let folder = Builder::new()
+            .prefix(&temp_prefix(&target))
+            .permissions(Permissions::from_mode(FOLDER_MODE))
+            .tempdir_in(parent)
+            .map_err(Error::io("create a folder in", parent))?;
+        let lock = File::open(folder.path()).map_err(Error::io("open", folder.path()))?;
+        // Some network file systems lock no folders; what a kill leaves there is then left to the user.
+        let _ = lock.try_lock();
+        Ok(Self { folder, lock, target, replaces })
+    }
+
+    /// Where `file` will stand, for messages.
+    pub(super) fn shown(&self, file: &str) -> PathBuf {
+        self.target.join(file)
+    }
+
+    pub(super) fn contains(&self, file: &str) -> bool {
+        self.folder.path().join(file).symlink_metadata().is_ok()
+    }
+
+    /// Writes `file`, a plain relative path that is not there yet.
+    pub(super) fn write(
+        &self,
+        file: &str,
+        write: impl FnOnce(&File) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let path = self.folder.path().join(file);
+        let parent = parent_of(&path);
+        fs::create_dir_all(parent).map_err(Error::io("create", self.shown(file)))?;
+        let opened = File::create_new(&path).map_err(Error::io("create", self.shown(file)))?;
+        write(&opened)?;
+        opened.sync_all().map_err(Error::io("write", self.shown(file)))
+    }
+
+    /// Puts the folder in its place, with what the old one holds and this does not, but for the files at the top that
+    /// are `stale`.
+    pub(super) fn commit(self, stale: impl Fn(&OsStr) -> bool) -> Result<(), Error> {
+        let Self { folder, lock, target, replaces } = self;
+        if replaces {
+            take_over(&target, folder.path(), &stale)?;
+        }
+        sync_tree(folder.path())?;
+        if replaces {
+            let mode = fs::metadata(&target).map_err(Error::io("open", &target))?.permissions();
+            fs::set_permissions(folder.path(), mode).map_err(Error::io("write", &target))?;
+            exchange(folder.path(), &target)?;
+        } else {
+            fs::rename(folder.path(), &target).map_err(Error::io("create", &target))?;
+        }
+        sync_folder(parent_of(&target))?;
+        drop(lock);
+        if replaces {
+            // The folder's old contents now lie under the temporary name.
+            let left = folder.path().to_owned();
+            if let Err(e) = folder.close() {
+                tracing::warn!("cannot remove `{}`, which has been replaced: {e}", left.display());
+            }
+        } else {
+            let _gone = folder.keep();
+        }
+        Ok(())
+    }
+}
+
+/// Reserves `len` bytes for `file`, so that a full disk shows at once.
+pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => Err(e.into()),
+        // Not every file system can reserve; there, writing finds out.
+        _ => Ok(()),
+    }
+}
+
+/// Swaps two folders in one step.
+fn exchange(new: &Path, target: &Path) -> Result<(), Error> {
+    match rustix::fs::renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY | Errno::XDEV) => Err(Error::MountPoint { dir: target.into() }),
+        // Not every file system can (NFS, some FUSE ones).
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => exchange_by_renames(new, target),
+        Err(e) => Err(Error::io("replace", target)(e.into())),
+    }
+}
+
+/// Swaps two folders in three steps. A kill after the first leaves the old folder whole beside `target`, under a name
+/// that nothing removes.
+fn exchange_by_renames(new: &Path, target: &Path) -> Result<(), Error> {
+    let new_name = new.file_name().unwrap_or_default().to_string_lossy();
+    let old = new.with_file_name(new_name.replace(TEMP, ".attn-old-"));
+    fs::rename(target, &old).map_err(Error::io("replace", target))?;
+    if let Err(e) = fs::rename(new, target) {
+        fs::rename(&old, target).map_err(Error::io("restore", target))?;
+        return Err(Error::io("replace", target)(e));
+    }
+    fs::rename(&old, new).map_err(Error::io("remove", old))
+}
+
+/// Links, or else copies, what is in `old` and not in `new`.
+fn take_over(old: &Path, new: &Path, stale: &dyn Fn(&OsStr) -> bool) -> Result<(), Error> {
+    let device = fs::metadata(old).map_err(Error::io("read", old))?.dev();
+    for entry in fs::read_dir(old).map_err(Error::io("read", old))? {
+        let entry = entry.map_err(Error::io("read", old))?;
+        let (from, to) = (entry.path(), new.join(entry.file_name()));
+        let metadata = entry.metadata().map_err(Error::io("read", &from))?;
+        if metadata.is_dir() {
+            // What is mounted here cannot move along, and must not be emptied with the old folder.
+            if metadata.dev() != device {
+                return Err(Error::MountPoint { dir: from });
+            }
+            match DirBuilder::new().mode(0o700).create(&to) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists && to.is_dir() => {}
+                result => result.map_err(Error::io("keep", &from))?,
+            }
+            take_over(&from, &to, &|_| false)?;
+            fs::set_permissions(&to, metadata.permissions()).map_err(Error::io("keep", &from))?;
+        } else if !stale(&entry.file_name()) && to.symlink_metadata().is_err() {
+            // Some file systems have no links, and some systems refuse links to other people's files.
+            fs::hard_link(&from, &to)
+                .or_else(|_| copy(&from, &to))
+                .map_err(Error::io("keep", &from))?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let kind = from.symlink_metadata()?.file_type();
+    if kind.is_symlink() {
+        std::os::unix::fs::symlink(fs::read_link(from)?, to)
+    } else if kind.is_file() {
+        fs::copy(from, to)?;
+        File::open(to)?.sync_all()
+    } else {
+        Err(io::Error::other("neither a file nor a folder nor a link"))
+    }
+}
+
+/// Removes what killed writers of `target` left beside it: what bears our name, is not new, and nobody holds.
+fn remove_abandoned(target: &Path) {
+    let prefix = temp_prefix(target);
+    let Ok(entries) = fs::read_dir(parent_of(target)) else { return };
+    for entry in entries.flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix));
+        let Ok(metadata) = entry.metadata() else { continue };
+        let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+        if !is_ours || metadata.is_symlink() || age.is_none_or(|age| age < ABANDONED_AFTER) {
+            continue;
+        }
+        let path = entry.path();
+        if File::open(&path).is_ok_and(|held| held.try_lock().is_ok()) {
+            let removed =
+                if metadata.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Ok(()) => {
+                    tracing::info!("removed `{}`, left by a run that was killed", path.display())
+                }
+                Err(e) => {
+                    tracing::warn!("cannot remove `{}`, left by a killed run: {e}", path.display())
+                }
+            }
+        }
+    }
+}
+
+/// How the temporary names beside `target` begin.
+fn temp_prefix(target: &Path) -> String {
+    format!(".{}{TEMP}", target.file_name().unwrap_or_default().to_string_lossy())
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the names in `folder` and in the folders below it survive a power cut.
+fn sync_tree(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        if entry.file_type().map_err(Error::io("read", entry.path()))?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> Result<(), Error> {
+    match File::open(folder).and_then(|opened| opened.sync_all()) {
+        // Some file systems keep names safe in their own way and refuse to be asked.
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        result => result.map_err(Error::io("write", folder)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_swap_without_help_of_the_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let (new, target) = (dir.path().join(".a.attn-tmp-1"), dir.path().join("a"));
+        for (folder, content) in [(&new, "new"), (&target, "old")] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("file"), content).unwrap();
+        }
+
+        exchange_by_renames(&new, &target).unwrap();
+
+        let read = |folder: &Path| fs::read_to_string(folder.join("file")).unwrap();
+        assert_eq!((read(&target).as_str(), read(&new).as_str()), ("new", "old"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_a_kill_left_is_removed_and_what_lives_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model");
+        let make = |name: &str, old: bool| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("file"), "x").unwrap();
+            let folder = File::open(&path).unwrap();
+            let age = if old { 2 * ABANDONED_AFTER } else { Duration::ZERO };
+            folder.set_modified(std::time::SystemTime::now() - age).unwrap();
+            (path, folder)
+        };
+        let (abandoned, handle) = make(".model.attn-tmp-dead", true);
+        drop(handle);
+        let (held, lock) = make(".model.attn-tmp-held", true);
+        lock.try_lock().unwrap();
+        let (new, _) = make(".model.attn-tmp-new", false);
+        let (foreign, _) = make(".model2.attn-tmp-dead", true);
+
+        remove_abandoned(&target);
+
+        let there = [&abandoned, &held, &new, &foreign].map(|path| path.exists());
+        assert_eq!(there, [false, true, true, true]);
+    }
+}
