@@ -1,1 +1,39 @@
 //! What tch lacks of LibTorch, behind a safe interface.
+//!
+//! - gradients: operations with a backward pass written in Rust ([`Function`]), gradients for given output gradients
+//!   ([`grad`], [`backward`]), activations recomputed instead of kept ([`checkpoint`]);
+//! - training: [`AdamW`] over lists of parameters with a state that can be saved, [`clip_grad_norm`];
+//! - process state: [`rng_state`], [`Autocast`], [`InferenceMode`], [`set_deterministic`], [`set_tf32`], [`SdpFlags`];
+//! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`];
+//! - machines: CUDA loaded at run time, so that one binary serves machines with and without it ([`device`]).
+//!
+//! A C++ exception arrives as [`Error::Torch`], a panic in a callback as an error of the pass it ran in.
+//! This is the only crate of the workspace with C++ in it.
+#![allow(unsafe_code, reason = "calls C++; every block says why it is sound")]
+
+mod autograd;
+mod bytes;
+mod checkpoint;
+mod cuda;
+mod error;
+mod ffi;
+mod guards;
+mod optim;
+mod random;
+mod settings;
+
+pub use autograd::{BoxError, Forward, Function, GradOptions, apply, backward, grad};
+pub use bytes::Bytes;
+pub use checkpoint::checkpoint;
+pub use cuda::{
+    CudaDevice, CudaMemory, CudaVersion, cuda_device_count, cuda_devices, cuda_driver_version,
+    cuda_memory, cuda_runtime_version, device, load_cuda, reset_peak_cuda_memory,
+};
+pub use error::{Error, Result, brief};
+pub use guards::{Autocast, InferenceMode, is_inference};
+pub use optim::{AdamState, AdamW, clip_grad_norm};
+pub use random::{rng_state, set_rng_state};
+pub use settings::{
+    LIBTORCH_BUILT, LIBTORCH_WANTED, SdpFlags, is_deterministic, libtorch_config, libtorch_path,
+    libtorch_version, set_deterministic, set_tf32, tf32, tune_allocator,
+};
