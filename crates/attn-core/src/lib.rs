@@ -1,1 +1,34 @@
 //! Attention variants, pretrained architectures and surgery on them.
+//!
+//! Start at [`Model`]: it loads a Hugging Face folder, runs it, swaps the attention of its layers and writes it back.
+//! [`attention`] is the seam: [`attention::Attention`] takes projected queries, keys and values and returns what each
+//! head mixed, before the output projection. [`variants`] holds one file per kind, [`arch`] one per architecture,
+//! [`laws`] what each of them owes its callers.
+
+pub mod arch;
+pub mod attention;
+pub mod checkpoint;
+pub mod config;
+mod error;
+pub mod gate;
+pub mod laws;
+pub mod layer;
+pub mod mask;
+mod model;
+pub mod nn;
+pub mod rotary;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod variants;
+pub mod weights;
+
+pub use config::Config;
+pub use error::{Error, TensorMismatch};
+pub use gate::Gate;
+pub use layer::Rows;
+pub use mask::Mask;
+pub use model::{
+    DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions, WantedHead,
+};
+pub use variants::Variant;
+pub use weights::LoadReport;

@@ -1,0 +1,193 @@
+//! Pretrained architectures, one file each.
+
+use serde_json::{Map, Value};
+use tch::Tensor;
+
+use crate::{
+    Error,
+    config::{Config, Head, Sizes},
+    layer::{AttnLayer, LayerPass},
+    mask::Mask,
+    nn::Visitor,
+    rotary::Rotary,
+    weights::Weights,
+};
+
+pub mod bert;
+pub mod distilbert;
+pub mod gpt2;
+mod heads;
+pub mod llama;
+mod post_norm;
+
+/// The tokens of a batch, all `[batch, seq_len]` and of 64-bit integers.
+#[derive(Debug)]
+pub struct Tokens<'a> {
+    /// Token ids.
+    pub ids: &'a Tensor,
+    /// Positions.
+    pub positions: &'a Tensor,
+    /// Segment of each token (BERT), all 0 where absent.
+    pub types: Option<&'a Tensor>,
+}
+
+/// A pretrained architecture: what surrounds its attention layers.
+pub trait Architecture: std::fmt::Debug + Send {
+    /// `[batch, seq_len] -> [batch, seq_len, hidden_size]`.
+    fn embed(&self, tokens: &Tokens<'_>, train: bool) -> Tensor;
+
+    /// One block: attention and feed-forward with their residuals and norms.
+    ///
+    /// # Errors
+    /// As [`AttnLayer::forward`].
+    fn block(&self, layer: usize, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error>;
+
+    /// What stands between the last block and the head: the final norm, where there is one.
+    fn finish(&self, x: &Tensor) -> Tensor {
+        x.shallow_clone()
+    }
+
+    /// The logits: `[batch, seq_len, vocab_size]` or `[batch, n_classes]`; `hidden` itself where there is no head.
+    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor;
+
+    /// The rotation of queries and keys, where there is one.
+    fn rotary(&self) -> Option<&Rotary> {
+        None
+    }
+
+    /// The attention layers.
+    fn layers(&self) -> Vec<&AttnLayer>;
+
+    /// One attention layer, to change it.
+    fn layer_mut(&mut self, layer: usize) -> &mut AttnLayer;
+
+    /// Names the parameters; one that is shared (tied) is named once.
+    fn visit(&self, f: &mut Visitor<'_>);
+}
+
+/// Lists the architectures. To add one: write `<name>.rs` beside this file, then name it here and in the `mod` lines.
+macro_rules! architectures {
+    ($($name:ident => $module:ident,)*) => {
+        /// The architecture's own fields of `config.json`.
+        #[derive(Debug, Clone)]
+        pub(crate) enum ArchConfig {
+            $($name($module::Config),)*
+        }
+
+        impl ArchConfig {
+            pub(crate) fn parse(model_type: &str, raw: &Map<String, Value>) -> Result<Self, Error> {
+                $(if model_type == $module::MODEL_TYPE {
+                    return $module::Config::parse(raw).map(Self::$name);
+                })*
+                Err(Error::ModelType {
+                    found: model_type.to_owned(),
+                    expected: [$($module::MODEL_TYPE),*].join(", "),
+                })
+            }
+
+            /// transformers' `model_type`.
+            pub(crate) fn model_type(&self) -> &'static str {
+                match self { $(Self::$name(_) => $module::MODEL_TYPE,)* }
+            }
+
+            /// transformers' class of the model with this head.
+            pub(crate) fn class_name(&self, head: Head) -> &'static str {
+                match self { $(Self::$name(_) => $module::class_name(head),)* }
+            }
+
+            /// Whether the architecture predicts the next token.
+            pub(crate) fn is_causal(&self) -> bool {
+                match self { $(Self::$name(_) => $module::CAUSAL,)* }
+            }
+
+            /// What the names of the base model's tensors begin with under a head.
+            pub(crate) fn prefix(&self) -> &'static str {
+                match self { $(Self::$name(_) => $module::PREFIX,)* }
+            }
+
+            /// What the names of heads' tensors begin with.
+            pub(crate) fn head_prefixes(&self) -> &'static [&'static str] {
+                match self { $(Self::$name(_) => $module::HEAD_PREFIXES,)* }
+            }
+
+            /// Whether a tensor is no parameter: a mask or table that old versions of transformers saved.
+            pub(crate) fn is_buffer(&self, name: &str) -> bool {
+                match self { $(Self::$name(_) => $module::is_buffer(name),)* }
+            }
+
+            pub(crate) fn sizes(&self) -> Result<Sizes, Error> {
+                match self { $(Self::$name(config) => config.sizes(),)* }
+            }
+
+            pub(crate) fn build(
+                &self,
+                config: &Config,
+                weights: &mut Weights<'_>,
+            ) -> Result<Box<dyn Architecture>, Error> {
+                match self { $(Self::$name(arch) => arch.build(config, weights),)* }
+            }
+        }
+    };
+}
+
+architectures! {
+    Gpt2 => gpt2,
+    DistilBert => distilbert,
+    Bert => bert,
+    Llama => llama,
+}
+
+/// The base model's tensors carry its prefix under a head, and none without.
+fn base_prefix(head: Head, prefix: &'static str) -> &'static str {
+    if head == Head::Bare { "" } else { prefix }
+}
+
+/// Checks what divides the hidden size into heads.
+fn head_dim(hidden_field: &str, hidden_size: i64, n_heads: i64) -> Result<i64, Error> {
+    if n_heads < 1 || hidden_size % n_heads != 0 {
+        let problem = format!("{hidden_size} does not divide into {n_heads} heads");
+        return Err(Error::Config { field: hidden_field.to_owned(), problem });
+    }
+    Ok(hidden_size / n_heads)
+}
+
+/// Refuses a size that is not positive.
+fn positive(fields: &[(&str, i64)]) -> Result<(), Error> {
+    match fields.iter().find(|(_, value)| *value < 1) {
+        Some((name, value)) => Err(Error::Config {
+            field: (*name).to_owned(),
+            problem: format!("is {value}, expected at least 1"),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Parses the fields that an architecture knows; the others are kept but not looked at.
+fn parse_fields<T: serde::de::DeserializeOwned>(raw: &Map<String, Value>) -> Result<T, Error> {
+    // Null means absent in published configs.
+    let present: Map<String, Value> = raw
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    serde_path(&present)
+}
+
+fn serde_path<T: serde::de::DeserializeOwned>(present: &Map<String, Value>) -> Result<T, Error> {
+    T::deserialize(Value::Object(present.clone())).map_err(|error| {
+        // serde names missing fields but not mistyped ones: find the field by leaving one out at a time.
+        let text = error.to_string();
+        let culprit = present.keys().find(|key| {
+            let mut without = present.clone();
+            without.shift_remove(*key);
+            match T::deserialize(Value::Object(without)) {
+                Ok(_) => true,
+                Err(other) => {
+                    other.to_string() != text && other.to_string().contains("missing field")
+                }
+            }
+        });
+        let field = culprit.cloned().unwrap_or_else(|| "(object)".into());
+        Error::Config { field, problem: text }
+    })
+}

@@ -1,0 +1,406 @@
+//! The seam that every attention variant plugs into.
+//!
+//! A layer projects its input to q, k, v and hands them to an [`Attention`], which returns `z`, the mixed values of
+//! each head, always **before** the output projection: gates, replacement and W_O belong to the layer, so that head
+//! masks, scores and refits work on every kind.
+
+use std::any::Any;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error,
+    mask::{Mask, Padding},
+    weights::{Init, Weights},
+};
+
+/// The extents of one attention layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dims {
+    /// Width of the hidden states.
+    pub hidden_size: i64,
+    /// Query heads.
+    pub n_heads: i64,
+    /// Key/value heads.
+    pub n_kv_heads: i64,
+    /// Channels of a head; not always `hidden_size / n_heads`.
+    pub head_dim: i64,
+    /// The key/value head that each query head reads, `[n_heads]`.
+    pub kv_of_head: Vec<i64>,
+    /// What q·k is multiplied by, usually 1/√head_dim.
+    pub scale: f64,
+    /// Whether the layer may not see the future.
+    pub causal: bool,
+}
+
+impl Dims {
+    /// Whether query head h reads key/value head ⌊h·n_kv_heads/n_heads⌋, as grouped-query kernels expect.
+    pub fn is_evenly_grouped(&self) -> bool {
+        self.n_heads % self.n_kv_heads == 0
+            && self
+                .kv_of_head
+                .iter()
+                .zip(0..)
+                .all(|(&kv, head)| kv == head * self.n_kv_heads / self.n_heads)
+    }
+
+    /// Repeats each key/value head for the query heads that read it:
+    /// `[batch, n_kv_heads, k_len, head_dim] -> [batch, n_heads, k_len, head_dim]`.
+    pub fn expand_kv(&self, x: &Tensor) -> Tensor {
+        if self.n_heads == self.n_kv_heads && self.is_evenly_grouped() {
+            return x.shallow_clone();
+        }
+        if self.is_evenly_grouped() {
+            let [b, n_kv, k_len, d] = x.size()[..] else {
+                unreachable!("keys and values have four axes")
+            };
+            let group = self.n_heads / self.n_kv_heads;
+            return x.unsqueeze(2).expand([b, n_kv, group, k_len, d], false).reshape([
+                b,
+                self.n_heads,
+                k_len,
+                d,
+            ]);
+        }
+        x.index_select(1, &Tensor::from_slice(&self.kv_of_head).to_device(x.device()))
+    }
+}
+
+/// The pretrained projections of a layer, seen by a variant when it is built. Matrices are `[out, in]`.
+#[derive(Debug)]
+pub struct Projections {
+    /// `[n_heads · head_dim, hidden_size]`, and its bias.
+    pub q: (Tensor, Option<Tensor>),
+    /// `[n_kv_heads · head_dim, hidden_size]`, and its bias.
+    pub k: (Tensor, Option<Tensor>),
+    /// `[n_kv_heads · head_dim, hidden_size]`, and its bias.
+    pub v: (Tensor, Option<Tensor>),
+}
+
+/// A variant's own parameters: from the checkpoint where it holds them, made as told elsewhere.
+#[derive(Debug)]
+pub struct Own<'w, 'c> {
+    weights: &'w mut Weights<'c>,
+    prefix: String,
+}
+
+impl<'w, 'c> Own<'w, 'c> {
+    pub(crate) fn new(weights: &'w mut Weights<'c>, prefix: &str) -> Self {
+        Self { weights, prefix: prefix.to_owned() }
+    }
+
+    /// The parameter `name` of this layer's variant, with its full name in the checkpoint.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be read. A checkpoint without it fails the load as a whole, with every such name.
+    pub fn get(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Param, Error> {
+        let name = format!("{}.{name}", self.prefix);
+        let tensor = self.weights.get(&name, shape, init)?;
+        Ok(Param { name, tensor })
+    }
+}
+
+/// A parameter that a variant adds.
+#[derive(Debug)]
+pub struct Param {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// The value.
+    pub tensor: Tensor,
+}
+
+impl Param {
+    /// Keeps the entries `indices` of axis `dim`.
+    pub fn select(&mut self, dim: i64, indices: &[i64]) {
+        self.tensor = crate::nn::select(&self.tensor, dim, indices);
+    }
+}
+
+/// Random numbers as a pure function of seed, step and layer, so that a resumed run draws what an unbroken one would.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stream {
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimizer step, or any other counter.
+    pub step: u64,
+    /// The layer; set by the model.
+    pub layer: u64,
+}
+
+impl Stream {
+    /// A generator of its own for this step and layer.
+    pub fn rng(&self) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.layer);
+        rng.set_word_pos(u128::from(self.step) << 36);
+        rng
+    }
+}
+
+/// What a variant sees of a layer's input.
+#[derive(Debug)]
+pub struct AttnInput<'a> {
+    /// The layer's input, after its norm: `[batch, q_len, hidden_size]`.
+    pub hidden: &'a Tensor,
+    /// Queries, after rotary: `[batch, n_heads, q_len, head_dim]`.
+    pub q: &'a Tensor,
+    /// Keys, after rotary: `[batch, n_kv_heads, k_len, head_dim]`.
+    pub k: &'a Tensor,
+    /// Values: `[batch, n_kv_heads, k_len, head_dim]`.
+    pub v: &'a Tensor,
+    /// `(q, k)` before rotary, for kinds that ask for it ([`Attention::wants_unrotated`]) where there is one.
+    pub unrotated: Option<(&'a Tensor, &'a Tensor)>,
+    /// The queries' positions: `[batch, q_len]`.
+    pub positions: &'a Tensor,
+    /// What is hidden.
+    pub mask: &'a Mask,
+    /// The hidden states that k and v were made from, where they are not `hidden`: `[batch, k_len, hidden_size]`.
+    /// `mask` is then the source's.
+    pub source: Option<&'a Tensor>,
+    /// Share of attention weights dropped in training, 0 otherwise.
+    pub dropout: f64,
+    /// Random numbers for kinds that draw.
+    pub stream: Stream,
+}
+
+/// Which masks a kind can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Masks {
+    /// Any.
+    Any,
+    /// Real keys in one run. The layer then rolls each row so that its real tokens start at 0, and back afterwards:
+    /// the kind sees padding on the right or none.
+    Contiguous,
+}
+
+/// What a decoding kind keeps between steps.
+pub trait State: std::fmt::Debug + Any {
+    /// Bytes held for the tokens so far.
+    fn bytes(&self) -> usize;
+    /// For the kind that made it.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// One way to mix values: the seam of this crate.
+pub trait Attention: std::fmt::Debug + Send {
+    /// The mixed values of each head, `z`: `[batch, n_heads, q_len, head_dim]`, before the output projection.
+    ///
+    /// Shapes have been checked; outputs at padded queries are unspecified but finite.
+    fn forward(&self, input: &AttnInput) -> Tensor;
+
+    /// The effective attention of the queries `rows`: the coefficients of v in z,
+    /// `[batch, n_heads, rows.len(), k_len]`. They need not sum to 1.
+    fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor;
+
+    /// Which masks [`Self::forward`] can serve.
+    fn masks(&self) -> Masks {
+        Masks::Any
+    }
+
+    /// Whether [`AttnInput::unrotated`] is needed.
+    fn wants_unrotated(&self) -> bool {
+        false
+    }
+
+    /// An empty decoding state.
+    fn start(&self) -> Box<dyn State> {
+        Box::new(KvCache::new(None))
+    }
+
+    /// `z` of the next tokens: `input` holds them alone (`hidden`, q, k, v, positions), `state` what came before, and
+    /// `input.mask` covers both. Leaves the new tokens in `state`.
+    fn step(&self, input: &AttnInput, state: &mut dyn State) -> Tensor {
+        let cache = KvCache::of(state);
+        let (k, v) = cache.append(input.k, input.v);
+        let z = self.forward(&AttnInput {
+            k: &k,
+            v: &v,
+            mask: &input.mask.tail(k.size()[2]),
+            ..*input
+        });
+        cache.trim();
+        z
+    }
+
+    /// Names the kind's own parameters.
+    fn visit(&self, _: &mut crate::nn::Visitor<'_>) {}
+
+    /// Keeps the query heads `heads`, in that order, in the kind's own parameters. `dims` are those afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the kind's parameters cannot be cut by head.
+    fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), Error>;
+
+    /// Follows new key/value heads: new head g was made from the old heads `groups[g]`. `dims` are those afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the kind's parameters cannot follow.
+    fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), Error>;
+}
+
+/// Keys and values of the tokens so far, `[batch, n_kv_heads, len, head_dim]`, all of them or the last few.
+#[derive(Debug)]
+pub struct KvCache {
+    limit: Option<i64>,
+    /// `(keys, values, length)`: buffers that grow by doubling, filled up to `length`.
+    held: Option<(Tensor, Tensor, i64)>,
+}
+
+impl KvCache {
+    /// An empty cache that keeps at most the last `limit` tokens between steps.
+    pub fn new(limit: Option<i64>) -> Self {
+        Self { limit, held: None }
+    }
+
+    /// The cache behind `state`.
+    ///
+    /// # Panics
+    /// If the state was made by another kind.
+    pub fn of(state: &mut dyn State) -> &mut Self {
+        state
+            .as_any_mut()
+            .downcast_mut()
+            .expect("a decoding state belongs to the kind that started it")
+    }
+
+    /// Tokens held.
+    pub fn n_tokens(&self) -> i64 {
+        self.held.as_ref().map_or(0, |(_, _, length)| *length)
+    }
+
+    /// Adds keys and values and returns all that are held.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let (before, new) = (self.n_tokens(), k.size()[2]);
+        let capacity = self.held.as_ref().map_or(0, |(k, ..)| k.size()[2]);
+        if before + new > capacity {
+            let grow = |held: Option<&Tensor>, like: &Tensor| {
+                let mut size = like.size();
+                size[2] = if before == 0 { new } else { (before + new).max(2 * capacity) };
+                let buffer = Tensor::empty(&size, (like.kind(), like.device()));
+                if let Some(held) = held {
+                    buffer.narrow(2, 0, before).copy_(&held.narrow(2, 0, before));
+                }
+                buffer
+            };
+            let (old_k, old_v) =
+                self.held.as_ref().map_or((None, None), |(k, v, _)| (Some(k), Some(v)));
+            self.held = Some((grow(old_k, k), grow(old_v, v), before));
+        }
+        let (keys, values, length) = self.held.as_mut().expect("a buffer was made above");
+        tch::no_grad(|| {
+            keys.narrow(2, before, new).copy_(k);
+            values.narrow(2, before, new).copy_(v);
+        });
+        *length = before + new;
+        (keys.narrow(2, 0, *length), values.narrow(2, 0, *length))
+    }
+
+    /// Forgets what is beyond the limit.
+    pub fn trim(&mut self) {
+        if let (Some(limit), Some((k, v, length))) = (self.limit, self.held.as_mut())
+            && *length > limit
+        {
+            // A copy: the old buffer must go, or nothing is saved.
+            let last = |x: &Tensor| x.narrow(2, *length - limit, limit).copy();
+            (*k, *v) = (last(k), last(v));
+            *length = limit;
+        }
+    }
+}
+
+impl State for KvCache {
+    fn bytes(&self) -> usize {
+        let size = |x: &Tensor| x.numel() * x.kind().elt_size_in_bytes();
+        self.held.as_ref().map_or(0, |(k, v, _)| size(k) + size(v))
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+/// Calls `kind` on `input` with each row rolled so that its real tokens start at 0, and rolls the result back.
+///
+/// For kinds that work on blocks or distances and cannot have padding in front. Queries and keys must be of one
+/// sequence, and its real tokens one run.
+pub fn rolled(input: &AttnInput, kind: &dyn Attention) -> Tensor {
+    let Some(keep) = input.mask.keep().filter(|_| input.mask.padding() == Padding::Contiguous)
+    else {
+        return kind.forward(input);
+    };
+    let n = keep.size()[1];
+    let offset = keep.to_kind(Kind::Int64).argmax(1, true); // [b, 1]
+    let place = Tensor::arange(n, (Kind::Int64, keep.device()));
+    let forth = (&place + &offset).remainder(n); // [b, n]
+    let back = (&place - &offset).remainder(n);
+
+    let hidden = roll(input.hidden, &forth, 1);
+    let [q, k, v] = [input.q, input.k, input.v].map(|x| roll(x, &forth, 2));
+    let unrotated = input.unrotated.map(|(q, k)| (roll(q, &forth, 2), roll(k, &forth, 2)));
+    let z = kind.forward(&AttnInput {
+        hidden: &hidden,
+        q: &q,
+        k: &k,
+        v: &v,
+        unrotated: unrotated.as_ref().map(|(q, k)| (q, k)),
+        positions: &roll(input.positions, &forth, 1),
+        mask: &Mask::with_keep(input.mask.causal(), &keep.gather(1, &forth, false)),
+        ..*input
+    });
+    roll(&z, &back, 2)
+}
+
+/// Takes `index` (`[batch, n]`) along axis `dim` of `x` (`[batch, .., n, ..]`).
+fn roll(x: &Tensor, index: &Tensor, dim: usize) -> Tensor {
+    let mut shape = vec![1; x.dim()];
+    (shape[0], shape[dim]) = (index.size()[0], index.size()[1]);
+    x.gather(dim as i64, &index.view(shape.as_slice()).expand(x.size(), false), false)
+}
+
+/// The weights of a kind that cannot have padding in front, with `rows` counted as the caller sees them. Rows that
+/// are padding come out as zeros.
+pub(crate) fn rolled_weights(input: &AttnInput, kind: &dyn Attention, rows: &[i64]) -> Tensor {
+    let Some(keep) = input.mask.keep().filter(|_| input.mask.padding() == Padding::Contiguous)
+    else {
+        return kind.weights(input, rows);
+    };
+    let [b, n] = keep.size()[..] else { unreachable!("a mask has two axes") };
+    let n_heads = input.q.size()[1];
+    let out = Tensor::zeros([b, n_heads, rows.len() as i64, n], (input.q.kind(), input.q.device()));
+    for example in 0..b {
+        let first = keep.get(example).to_kind(Kind::Int64).argmax(0, false).int64_value(&[]);
+        let length = keep.get(example).sum(Kind::Int64).int64_value(&[]);
+        let real: Vec<(i64, i64)> = (0..)
+            .zip(rows)
+            .filter(|&(_, &row)| (first..first + length).contains(&row))
+            .map(|(slot, &row)| (slot, row - first))
+            .collect();
+        if real.is_empty() {
+            continue;
+        }
+        let cut = |x: &Tensor, dim: i64| x.narrow(0, example, 1).narrow(dim, first, length);
+        let unrotated = input.unrotated.map(|(q, k)| (cut(q, 2), cut(k, 2)));
+        let weights = kind.weights(
+            &AttnInput {
+                hidden: &cut(input.hidden, 1),
+                q: &cut(input.q, 2),
+                k: &cut(input.k, 2),
+                v: &cut(input.v, 2),
+                unrotated: unrotated.as_ref().map(|(q, k)| (q, k)),
+                positions: &cut(input.positions, 1),
+                mask: &Mask::new(input.mask.causal()),
+                ..*input
+            },
+            &real.iter().map(|&(_, row)| row).collect::<Vec<_>>(),
+        );
+        for (i, &(slot, _)) in real.iter().enumerate() {
+            out.narrow(0, example, 1)
+                .narrow(2, slot, 1)
+                .narrow(3, first, length)
+                .copy_(&weights.narrow(2, i as i64, 1));
+        }
+    }
+    out
+}

@@ -1,0 +1,393 @@
+//! `config.json`: what the folder says it is.
+//!
+//! If plain transformers computes the same logits from a folder, its `model_type` is transformers' own. Otherwise
+//! (swapped attention, uneven heads) it is `attn_<base>`, which `AutoModel` refuses, and a section `attn` describes
+//! each layer.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
+use tch::Kind;
+
+use crate::{Error, arch::ArchConfig, variants::Variant};
+
+/// Version of the `attn` section.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What a model ends in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Nothing: the output is the last hidden state.
+    Bare,
+    /// Logits over the vocabulary, of the next token or of masked ones as the architecture goes.
+    LanguageModel,
+    /// Logits over classes, one vector a sequence.
+    Classifier {
+        /// Number of classes.
+        n_classes: i64,
+    },
+}
+
+impl std::fmt::Display for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bare => f.write_str("no head"),
+            Self::LanguageModel => f.write_str("a language-model head"),
+            Self::Classifier { n_classes } => write!(f, "a classifier of {n_classes} classes"),
+        }
+    }
+}
+
+/// The attention of one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSpec {
+    /// Attention kind and settings.
+    pub variant: Variant,
+    /// Query heads.
+    pub n_heads: i64,
+    /// Key/value heads.
+    pub n_kv_heads: i64,
+    /// The base model's head that each query head was, ascending.
+    pub kept_heads: Vec<i64>,
+    /// The key/value head that each query head reads.
+    pub kv_of_head: Vec<i64>,
+}
+
+impl LayerSpec {
+    /// A layer as plain transformers has it.
+    pub fn plain(n_heads: i64, n_kv_heads: i64) -> Self {
+        Self {
+            variant: Variant::default(),
+            n_heads,
+            n_kv_heads,
+            kept_heads: (0..n_heads).collect(),
+            kv_of_head: (0..n_heads).map(|head| head * n_kv_heads / n_heads).collect(),
+        }
+    }
+}
+
+/// The sizes that every architecture has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sizes {
+    /// Width of the hidden states.
+    pub hidden_size: i64,
+    /// Blocks.
+    pub n_layers: i64,
+    /// Query heads of a plain layer.
+    pub n_heads: i64,
+    /// Key/value heads of a plain layer.
+    pub n_kv_heads: i64,
+    /// Channels of a head.
+    pub head_dim: i64,
+    /// Rows of the token embedding.
+    pub vocab_size: i64,
+    /// Longest sequence that the position table serves; `None` where positions are rotations.
+    pub position_table: Option<i64>,
+    /// Longest sequence that the model was made for.
+    pub max_positions: i64,
+    /// Standard deviation of random weights.
+    pub initializer_range: f64,
+}
+
+/// A model's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    raw: Map<String, Value>,
+    /// The architecture's own fields.
+    pub(crate) arch: ArchConfig,
+    /// What the model ends in.
+    pub head: Head,
+    /// The sizes.
+    pub sizes: Sizes,
+    /// The attention of each layer.
+    pub layers: Vec<LayerSpec>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AttnSection {
+    format_version: u32,
+    base_model_type: String,
+    layers: Vec<LayerSection>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LayerSection {
+    kind: String,
+    settings: Map<String, Value>,
+    n_heads: i64,
+    n_kv_heads: i64,
+    kept_heads: Vec<i64>,
+    kv_of_head: Vec<i64>,
+}
+
+impl Config {
+    /// Understands the object in a `config.json`.
+    ///
+    /// # Errors
+    /// For a field that is missing, of the wrong type, or has a value that would change the logits and that this crate
+    /// does not compute: each by name.
+    pub fn from_json(raw: Map<String, Value>) -> Result<Self, Error> {
+        let model_type =
+            raw.get("model_type").and_then(Value::as_str).unwrap_or("nothing").to_owned();
+        let section: Option<AttnSection> = field(&raw, "attn")?;
+        let base = match (model_type.strip_prefix("attn_"), &section) {
+            (Some(base), Some(section)) => {
+                check_section(section, base)?;
+                base
+            }
+            (Some(_), None) => {
+                return Err(problem(
+                    "attn",
+                    "is missing, while `model_type` says that layers were changed",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(problem(
+                    "model_type",
+                    &format!(
+                        "is `{model_type}`, expected `attn_{model_type}`: the section `attn` says that layers were changed"
+                    ),
+                ));
+            }
+            (None, None) => model_type.as_str(),
+        };
+        let arch = ArchConfig::parse(base, &raw)?;
+        let sizes = arch.sizes()?;
+        let head = read_head(&raw, &arch)?;
+        let layers = match section {
+            None => (0..sizes.n_layers)
+                .map(|_| LayerSpec::plain(sizes.n_heads, sizes.n_kv_heads))
+                .collect(),
+            Some(section) => read_layers(section, &sizes)?,
+        };
+        Ok(Self { raw, arch, head, sizes, layers })
+    }
+
+    /// transformers' name of the architecture: `gpt2`, `distilbert`, `bert` or `llama`.
+    pub fn base_model_type(&self) -> &'static str {
+        self.arch.model_type()
+    }
+
+    /// Whether the model predicts the next token and so must not see the future.
+    pub fn is_causal(&self) -> bool {
+        self.arch.is_causal()
+    }
+
+    /// Whether plain transformers computes the same logits.
+    pub fn is_plain(&self) -> bool {
+        let plain = LayerSpec::plain(self.sizes.n_heads, self.sizes.n_kv_heads);
+        self.layers.iter().all(|layer| *layer == plain)
+    }
+
+    /// The names of the classes, in the order of the logits; `LABEL_0`, ... where the config names none.
+    pub fn classes(&self) -> Vec<String> {
+        let Head::Classifier { n_classes } = self.head else { return Vec::new() };
+        let named = self.raw.get("id2label").and_then(Value::as_object);
+        (0..n_classes)
+            .map(|class| {
+                let name =
+                    named.and_then(|named| named.get(&class.to_string())).and_then(Value::as_str);
+                name.map_or_else(|| format!("LABEL_{class}"), str::to_owned)
+            })
+            .collect()
+    }
+
+    /// The token that pads, where one is named.
+    pub fn pad_token_id(&self) -> Option<i64> {
+        self.raw.get("pad_token_id").and_then(Value::as_i64)
+    }
+
+    /// Names the token that pads. transformers' decoder classifiers need one to find the last real token of a row.
+    pub fn set_pad_token_id(&mut self, id: i64) {
+        self.raw.insert("pad_token_id".into(), id.into());
+    }
+
+    /// A field of `config.json` as it was read.
+    pub fn raw(&self, key: &str) -> Option<&Value> {
+        self.raw.get(key)
+    }
+
+    /// Ends the model in a classifier of `classes`.
+    pub fn set_classes(&mut self, classes: &[String]) {
+        self.head = Head::Classifier { n_classes: classes.len() as i64 };
+        let names = |(id, name): (usize, &String)| (id.to_string(), json!(name));
+        let ids = |(id, name): (usize, &String)| (name.clone(), json!(id));
+        self.raw.insert(
+            "id2label".into(),
+            Value::Object(classes.iter().enumerate().map(names).collect()),
+        );
+        self.raw.insert(
+            "label2id".into(),
+            Value::Object(classes.iter().enumerate().map(ids).collect()),
+        );
+        self.raw.insert("problem_type".into(), json!("single_label_classification"));
+        self.raw.shift_remove("num_labels");
+    }
+
+    /// Ends the model in a language-model head, or in none.
+    pub fn set_head(&mut self, head: Head) {
+        match head {
+            Head::Classifier { n_classes } => {
+                let classes: Vec<String> =
+                    (0..n_classes).map(|class| format!("LABEL_{class}")).collect();
+                self.set_classes(&classes);
+            }
+            Head::Bare | Head::LanguageModel => self.head = head,
+        }
+    }
+
+    /// The object to write as `config.json` for weights stored in `kind`. Fields that this crate does not know are
+    /// those that were read.
+    pub fn to_json(&self, kind: Kind) -> Map<String, Value> {
+        let mut raw = self.raw.clone();
+        let base = self.base_model_type();
+        raw.insert("architectures".into(), json!([self.arch.class_name(self.head)]));
+        let dtype = match kind {
+            Kind::Half => "float16",
+            Kind::BFloat16 => "bfloat16",
+            Kind::Double => "float64",
+            _ => "float32",
+        };
+        raw.shift_remove("torch_dtype"); // transformers 5 reads both, and `dtype` is its own word.
+        raw.insert("dtype".into(), json!(dtype));
+        if self.is_plain() {
+            raw.insert("model_type".into(), json!(base));
+            raw.shift_remove("attn");
+        } else {
+            let section = AttnSection {
+                format_version: FORMAT_VERSION,
+                base_model_type: base.to_owned(),
+                layers: self.layers.iter().map(write_layer).collect(),
+            };
+            raw.insert("model_type".into(), json!(format!("attn_{base}")));
+            raw.insert(
+                "attn".into(),
+                serde_json::to_value(section).expect("names and numbers are JSON"),
+            );
+        }
+        raw
+    }
+}
+
+/// Reads the field `name`, absent and null being `None`.
+pub(crate) fn field<T: DeserializeOwned>(
+    raw: &Map<String, Value>,
+    name: &str,
+) -> Result<Option<T>, Error> {
+    match raw.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            T::deserialize(value).map(Some).map_err(|error| problem(name, &error.to_string()))
+        }
+    }
+}
+
+pub(crate) fn problem(field: &str, problem: &str) -> Error {
+    Error::Config { field: field.to_owned(), problem: problem.to_owned() }
+}
+
+fn check_section(section: &AttnSection, base: &str) -> Result<(), Error> {
+    if section.format_version != FORMAT_VERSION {
+        return Err(problem(
+            "attn.format_version",
+            &format!(
+                "is {}, expected {FORMAT_VERSION}\nhint: the folder was written by another version of this program",
+                section.format_version
+            ),
+        ));
+    }
+    if section.base_model_type != base {
+        return Err(problem(
+            "attn.base_model_type",
+            &format!("is `{}`, while `model_type` is `attn_{base}`", section.base_model_type),
+        ));
+    }
+    Ok(())
+}
+
+fn read_head(raw: &Map<String, Value>, arch: &ArchConfig) -> Result<Head, Error> {
+    let architectures: Vec<String> = field(raw, "architectures")?.unwrap_or_default();
+    let n_classes = || -> Result<i64, Error> {
+        let named: Option<Map<String, Value>> = field(raw, "id2label")?;
+        let counted: Option<i64> = field(raw, "num_labels")?;
+        Ok(counted.or(named.map(|named| named.len() as i64)).unwrap_or(2))
+    };
+    let Some(name) = architectures.first() else { return Ok(Head::Bare) };
+    let heads = [Head::Bare, Head::LanguageModel, Head::Classifier { n_classes: n_classes()? }];
+    heads.into_iter().find(|&head| arch.class_name(head) == name).ok_or_else(|| {
+        let known = heads.map(|head| arch.class_name(head)).join(", ");
+        problem("architectures", &format!("`{name}` is not supported, expected one of {known}"))
+    })
+}
+
+fn read_layers(section: AttnSection, sizes: &Sizes) -> Result<Vec<LayerSpec>, Error> {
+    if section.layers.len() as i64 != sizes.n_layers {
+        return Err(problem(
+            "attn.layers",
+            &format!(
+                "describes {} layers, while the model has {}",
+                section.layers.len(),
+                sizes.n_layers
+            ),
+        ));
+    }
+    let read = |(index, layer): (usize, LayerSection)| {
+        let at = |name: &str| format!("attn.layers[{index}].{name}");
+        let mut tagged = layer.settings;
+        tagged.insert("kind".into(), json!(layer.kind));
+        let variant = Variant::deserialize(Value::Object(tagged))
+            .map_err(|error| problem(&at("kind"), &format!("`{}`: {error}", layer.kind)))?;
+        let (n_heads, n_kv) = (layer.n_heads, layer.n_kv_heads);
+        if !(0..=sizes.n_heads).contains(&n_heads) {
+            return Err(problem(
+                &at("n_heads"),
+                &format!("is {n_heads}, expected 0 to {}", sizes.n_heads),
+            ));
+        }
+        let ascending = layer.kept_heads.is_sorted_by(|a, b| a < b);
+        let in_range = layer.kept_heads.iter().all(|head| (0..sizes.n_heads).contains(head));
+        if layer.kept_heads.len() as i64 != n_heads || !ascending || !in_range {
+            return Err(problem(
+                &at("kept_heads"),
+                &format!(
+                    "is {:?}, expected {n_heads} ascending heads below {}",
+                    layer.kept_heads, sizes.n_heads
+                ),
+            ));
+        }
+        let all_read = (0..n_kv).all(|kv| layer.kv_of_head.contains(&kv));
+        let in_range = layer.kv_of_head.iter().all(|kv| (0..n_kv).contains(kv));
+        if layer.kv_of_head.len() as i64 != n_heads || !all_read || !in_range {
+            return Err(problem(
+                &at("kv_of_head"),
+                &format!(
+                    "is {:?}, expected {n_heads} entries that name each of {n_kv} key/value heads",
+                    layer.kv_of_head
+                ),
+            ));
+        }
+        Ok(LayerSpec {
+            variant,
+            n_heads,
+            n_kv_heads: n_kv,
+            kept_heads: layer.kept_heads,
+            kv_of_head: layer.kv_of_head,
+        })
+    };
+    section.layers.into_iter().enumerate().map(read).collect()
+}
+
+fn write_layer(layer: &LayerSpec) -> LayerSection {
+    let tagged = serde_json::to_value(&layer.variant).expect("settings are JSON");
+    let Value::Object(mut settings) = tagged else { unreachable!("a tagged enum is an object") };
+    settings.shift_remove("kind");
+    LayerSection {
+        kind: layer.variant.name().to_owned(),
+        settings,
+        n_heads: layer.n_heads,
+        n_kv_heads: layer.n_kv_heads,
+        kept_heads: layer.kept_heads.clone(),
+        kv_of_head: layer.kv_of_head.clone(),
+    }
+}

@@ -1,0 +1,565 @@
+//! What every attention kind and every model owes its callers, as functions: tests run them over everything listed,
+//! training runs a cheap few before it starts, and users run them on their own checkpoints.
+//!
+//! A law takes a subject and says whether it holds, by how much it is off, and where. [`for_layer`] judges one
+//! attention kind on random projections in `f64`; [`for_model`] judges a whole model on a batch of ids.
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, ForwardOptions, Gate, Model, ModelInput,
+    attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, Stream},
+    mask::Mask,
+    variants::Variant,
+    weights::Weights,
+};
+
+/// What a law found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The law, as a sentence in snake case.
+    pub law: &'static str,
+    /// The largest relative rms error found; NaN where an output was not finite.
+    pub error: f64,
+    /// The largest allowed.
+    pub tolerance: f64,
+    /// Where the largest error was.
+    pub place: String,
+}
+
+impl Verdict {
+    /// Whether the law holds.
+    pub fn held(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let word = if self.held() { "held" } else { "BROKEN" };
+        write!(
+            f,
+            "{} {word}: error {:.2e}, allowed {:.0e}, {}",
+            self.law, self.error, self.tolerance, self.place
+        )
+    }
+}
+
+/// `rms(actual − expected) / rms(expected)`, of at least one value.
+fn relative_rms(actual: &Tensor, expected: &Tensor) -> f64 {
+    let wide = |x: &Tensor| x.detach().to_device(tch::Device::Cpu).to_kind(Kind::Double);
+    let rms = |x: Tensor| x.square().mean(Kind::Double).sqrt().double_value(&[]);
+    let (error, scale) = (rms(wide(actual) - wide(expected)), rms(wide(expected)));
+    if scale > 0.0 { error / scale } else { error }
+}
+
+/// Keeps the worst of several errors. NaN is worse than anything.
+struct Worst {
+    error: f64,
+    place: String,
+}
+
+impl Worst {
+    fn new() -> Self {
+        Self { error: 0.0, place: "nowhere".into() }
+    }
+
+    fn see(&mut self, error: f64, place: impl FnOnce() -> String) {
+        if error > self.error || error.is_nan() {
+            (self.error, self.place) = (error, place());
+        }
+    }
+
+    fn verdict(self, law: &'static str, tolerance: f64) -> Verdict {
+        Verdict { law, error: self.error, tolerance, place: self.place }
+    }
+}
+
+/// One attention kind on random input, the subject of [`for_layer`].
+#[derive(Debug)]
+pub struct LayerProbe {
+    dims: Dims,
+    hidden: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projections: Projections,
+}
+
+/// Sizes of a [`LayerProbe`]. Choose `seq_len` larger than what the kind attends to, or a law says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeSize {
+    /// Examples; at least 2.
+    pub batch: i64,
+    /// Tokens; at least 8.
+    pub seq_len: i64,
+    /// Query heads.
+    pub n_heads: i64,
+    /// Key/value heads; divides `n_heads`.
+    pub n_kv_heads: i64,
+    /// Channels a head.
+    pub head_dim: i64,
+}
+
+impl Default for ProbeSize {
+    fn default() -> Self {
+        Self { batch: 3, seq_len: 80, n_heads: 4, n_kv_heads: 2, head_dim: 6 }
+    }
+}
+
+impl LayerProbe {
+    /// Random hidden states, q, k, v and projections of `size`.
+    pub fn new(size: ProbeSize, causal: bool, seed: u64) -> Self {
+        let ProbeSize { batch, seq_len, n_heads, n_kv_heads, head_dim } = size;
+        let hidden_size = n_heads * head_dim;
+        let mut draw = normals(seed);
+        let mut project = |heads: i64| {
+            let weight = draw(&[heads * head_dim, hidden_size]) * (hidden_size as f64).powf(-0.5);
+            (weight, Some(draw(&[heads * head_dim])))
+        };
+        let projections =
+            Projections { q: project(n_heads), k: project(n_kv_heads), v: project(n_kv_heads) };
+        Self {
+            hidden: draw(&[batch, seq_len, hidden_size]),
+            q: draw(&[batch, n_heads, seq_len, head_dim]),
+            k: draw(&[batch, n_kv_heads, seq_len, head_dim]),
+            v: draw(&[batch, n_kv_heads, seq_len, head_dim]),
+            projections,
+            dims: Dims {
+                hidden_size,
+                n_heads,
+                n_kv_heads,
+                head_dim,
+                kv_of_head: (0..n_heads).map(|head| head * n_kv_heads / n_heads).collect(),
+                scale: (head_dim as f64).powf(-0.5),
+                causal,
+            },
+        }
+    }
+
+    /// Builds `variant` for the probe, its own parameters moved away from where they start: at its start a kind may be
+    /// the identity in disguise.
+    ///
+    /// # Errors
+    /// Where the settings do not fit the probe.
+    pub fn build(&self, variant: &Variant) -> Result<Box<dyn Attention>, Error> {
+        let mut weights = Weights::from_seed(7, Kind::Double, tch::Device::Cpu);
+        let kind =
+            variant.build(&self.dims, &self.projections, &mut Own::new(&mut weights, "probe"))?;
+        let mut draw = normals(8);
+        kind.visit(&mut |_, tensor| {
+            tch::no_grad(|| tensor.shallow_clone().copy_(&(tensor + draw(&tensor.size()) * 0.3)));
+        });
+        Ok(kind)
+    }
+
+    fn n_tokens(&self) -> i64 {
+        self.hidden.size()[1]
+    }
+
+    fn select(&self, pick: impl Fn(&Tensor, i64) -> Tensor) -> Self {
+        Self {
+            dims: self.dims.clone(),
+            hidden: pick(&self.hidden, 1),
+            q: pick(&self.q, 2),
+            k: pick(&self.k, 2),
+            v: pick(&self.v, 2),
+            projections: Projections {
+                q: copy(&self.projections.q),
+                k: copy(&self.projections.k),
+                v: copy(&self.projections.v),
+            },
+        }
+    }
+
+    fn with_input<T>(&self, mask: &Mask, f: impl FnOnce(&AttnInput) -> T) -> T {
+        let [b, n, _] = self.hidden.size()[..] else {
+            unreachable!("hidden states have three axes")
+        };
+        let positions =
+            Tensor::arange(n, (Kind::Int64, self.hidden.device())).expand([b, n], false);
+        f(&AttnInput {
+            hidden: &self.hidden,
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            unrotated: Some((&self.q, &self.k)),
+            positions: &positions,
+            mask,
+            source: None,
+            dropout: 0.0,
+            stream: Stream::default(),
+        })
+    }
+
+    /// z, with rows rolled for kinds that need it, as a layer does.
+    fn z(&self, kind: &dyn Attention, mask: &Mask) -> Tensor {
+        self.with_input(mask, |input| match kind.masks() {
+            Masks::Contiguous => attention::rolled(input, kind),
+            Masks::Any => kind.forward(input),
+        })
+    }
+}
+
+fn copy((weight, bias): &(Tensor, Option<Tensor>)) -> (Tensor, Option<Tensor>) {
+    (weight.shallow_clone(), bias.as_ref().map(Tensor::shallow_clone))
+}
+
+/// Draws standard normal `f64` tensors, one after the other, from a generator of its own.
+fn normals(seed: u64) -> impl FnMut(&[i64]) -> Tensor {
+    use rand::SeedableRng;
+    use rand_distr::{Distribution, StandardNormal};
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    move |size: &[i64]| {
+        let n: i64 = size.iter().product();
+        let values: Vec<f64> = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
+        Tensor::from_slice(&values).view(size)
+    }
+}
+
+/// A law of one attention kind: the kind, built for the probe, and the probe.
+pub type LayerLaw = fn(&dyn Attention, &LayerProbe) -> Verdict;
+
+/// The laws of attention kinds. Those about the future hold for causal probes alone.
+pub const LAYER_LAWS: &[(&str, bool, LayerLaw)] = &[
+    ("a_causal_output_ignores_the_future", true, ignores_the_future),
+    ("padding_changes_nothing", false, padding_changes_nothing),
+    ("a_query_that_sees_no_key_stays_finite", false, stays_finite),
+    ("a_batch_equals_its_rows", false, a_batch_equals_its_rows),
+    ("steps_equal_a_full_pass", true, steps_equal_a_full_pass),
+    ("weights_are_the_coefficients_of_v", false, weights_are_coefficients),
+    ("gradients_are_those_of_finite_differences", false, gradients_are_right),
+];
+
+/// Every law of an attention kind, on a probe of `size`, bidirectional and causal.
+///
+/// # Errors
+/// Where the settings do not fit the probe.
+pub fn for_layer(variant: &Variant, size: ProbeSize) -> Result<Vec<Verdict>, Error> {
+    let mut verdicts = Vec::new();
+    for causal in [true, false] {
+        let probe = LayerProbe::new(size, causal, 1);
+        let kind = probe.build(variant)?;
+        let laws = LAYER_LAWS.iter().filter(|(_, needs_causal, _)| causal || !needs_causal);
+        verdicts.extend(laws.map(|(.., law)| {
+            let verdict = law(kind.as_ref(), &probe);
+            Verdict { place: format!("{}, causal {causal}", verdict.place), ..verdict }
+        }));
+    }
+    Ok(verdicts)
+}
+
+/// Changes keys, values and hidden states from token t on: outputs before t must not move.
+pub fn ignores_the_future(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    let n = probe.n_tokens();
+    let mask = Mask::new(true);
+    let before = probe.z(kind, &mask);
+    let mut worst = Worst::new();
+    for t in [1, n / 2, n - 1] {
+        let changed = probe.select(|x, dim| {
+            let x = x.copy();
+            let _ = x.narrow(dim, t, n - t).fill_(9.0);
+            x
+        });
+        let after = changed.z(kind, &mask);
+        let past = |z: &Tensor| z.narrow(2, 0, t);
+        worst.see(relative_rms(&past(&after), &past(&before)), || {
+            format!("before token {t} of {n}")
+        });
+    }
+    worst.verdict("a_causal_output_ignores_the_future", 1e-12)
+}
+
+/// Pads each row by another amount, in front, behind and on both sides: outputs of real tokens must not move.
+pub fn padding_changes_nothing(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    let [b, n, _] = probe.hidden.size()[..] else { unreachable!("hidden states have three axes") };
+    let plain = probe.z(kind, &Mask::new(probe.dims.causal));
+    let mut worst = Worst::new();
+    let sides: [(&str, fn(i64) -> [i64; 2]); 3] = [
+        ("left", |row| [2 * row + 1, 0]),
+        ("right", |row| [0, 2 * row + 1]),
+        ("both sides", |row| [row + 1, row]),
+    ];
+    for (name, pads) in sides {
+        let widest =
+            (0..b).map(|row| pads(row).iter().sum::<i64>()).max().expect("a probe has rows");
+        let place = |row: i64| [pads(row)[0], n, widest - pads(row)[0]];
+        let padded = probe.select(|x, dim| {
+            let rows: Vec<Tensor> = (0..b)
+                .map(|row| {
+                    let x = x.narrow(0, row, 1);
+                    let [before, _, behind] = place(row);
+                    let filler = |len: i64| {
+                        let mut size = x.size();
+                        size[dim as usize] = len;
+                        Tensor::full(&size, 5.0, (x.kind(), x.device()))
+                    };
+                    Tensor::cat(&[filler(before), x.shallow_clone(), filler(behind)], dim)
+                })
+                .collect();
+            Tensor::cat(&rows, 0)
+        });
+        let keep: Vec<Tensor> = (0..b)
+            .map(|row| {
+                let [before, _, _] = place(row);
+                let keep = Tensor::zeros([1, n + widest], (Kind::Int64, probe.hidden.device()));
+                let _ = keep.narrow(1, before, n).fill_(1);
+                keep
+            })
+            .collect();
+        let z = padded.z(kind, &Mask::with_keep(probe.dims.causal, &Tensor::cat(&keep, 0)));
+        for row in 0..b {
+            let real = z.get(row).narrow(1, place(row)[0], n);
+            worst.see(relative_rms(&real, &plain.get(row)), || {
+                format!("row {row}, padded on the {name}")
+            });
+        }
+    }
+    worst.verdict("padding_changes_nothing", 1e-12)
+}
+
+/// Hides every key of one row, and the first keys of another: every output must be a number.
+pub fn stays_finite(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    let [b, n, _] = probe.hidden.size()[..] else { unreachable!("hidden states have three axes") };
+    let keep = Tensor::ones([b, n], (Kind::Int64, probe.hidden.device()));
+    let _ = keep.get(0).fill_(0);
+    let _ = keep.get(1).narrow(0, 0, 5).fill_(0);
+    let z = probe.z(kind, &Mask::with_keep(probe.dims.causal, &keep));
+    let n_wrong = z.isfinite().logical_not().sum(Kind::Int64).double_value(&[]);
+    Verdict {
+        law: "a_query_that_sees_no_key_stays_finite",
+        error: n_wrong,
+        tolerance: 0.0,
+        place: "values that are not finite".into(),
+    }
+}
+
+/// Runs each row alone.
+pub fn a_batch_equals_its_rows(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    let mask = Mask::new(probe.dims.causal);
+    let together = probe.z(kind, &mask);
+    let mut worst = Worst::new();
+    for row in 0..together.size()[0] {
+        let alone = probe.select(|x, _| x.narrow(0, row, 1)).z(kind, &mask);
+        worst.see(relative_rms(&alone.get(0), &together.get(row)), || format!("row {row}"));
+    }
+    worst.verdict("a_batch_equals_its_rows", 1e-12)
+}
+
+/// Decodes: a first piece at once, then token by token, and compares with the full pass.
+pub fn steps_equal_a_full_pass(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    let n = probe.n_tokens();
+    let mask = Mask::new(true);
+    let full = probe.z(kind, &mask);
+    let mut worst = Worst::new();
+    let mut state = kind.start();
+    let first = n / 3;
+    for (start, len) in std::iter::once((0, first)).chain((first..n).map(|at| (at, 1))) {
+        let piece = probe.select(|x, dim| x.narrow(dim, start, len));
+        let positions =
+            Tensor::arange_start(start, start + len, (Kind::Int64, probe.hidden.device()));
+        let positions = positions.expand([probe.hidden.size()[0], len], false);
+        let z = piece.with_input(&mask, |input| {
+            kind.step(&AttnInput { positions: &positions, ..*input }, state.as_mut())
+        });
+        worst.see(relative_rms(&z, &full.narrow(2, start, len)), || {
+            format!("tokens {start} to {}", start + len)
+        });
+    }
+    worst.verdict("steps_equal_a_full_pass", 1e-12)
+}
+
+/// z must be linear in v with the weights as its coefficients.
+pub fn weights_are_coefficients(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    let n = probe.n_tokens();
+    let mask = Mask::new(probe.dims.causal);
+    let rows = [0, n / 2, n - 1];
+    let weights = probe.with_input(&mask, |input| kind.weights(input, &rows)); // [b, h, rows, k]
+    let expected = weights.matmul(&probe.dims.expand_kv(&probe.v));
+    let z = probe.z(kind, &mask).index_select(2, &Tensor::from_slice(&rows));
+    let mut worst = Worst::new();
+    for (slot, row) in (0..).zip(rows) {
+        let error = relative_rms(&expected.select(2, slot), &z.select(2, slot));
+        worst.see(error, || format!("query {row} of {n}"));
+    }
+    worst.verdict("weights_are_the_coefficients_of_v", 1e-12)
+}
+
+/// Moves q, k, v, hidden states and the kind's own parameters along random directions and compares the change of a
+/// random functional of z with what the gradient promises.
+pub fn gradients_are_right(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    const STEP: f64 = 1e-5;
+    let mask = Mask::new(probe.dims.causal);
+    let mut draw = normals(9);
+    let pull = draw(&probe.q.size());
+    let value = |probe: &LayerProbe| (probe.z(kind, &mask) * &pull).sum(Kind::Double);
+
+    let leaf = probe.select(|x, _| x.copy().set_requires_grad(true));
+    let mut own = Vec::new();
+    kind.visit(&mut |name, tensor| {
+        let _ = tensor.set_requires_grad(true);
+        own.push((name.to_owned(), tensor.shallow_clone()));
+    });
+    value(&leaf).backward();
+
+    let mut worst = Worst::new();
+    let mut compare = |name: &str, tensor: &Tensor, at: &dyn Fn() -> f64| {
+        let direction = draw(&tensor.size());
+        let promised = if tensor.grad().defined() {
+            (tensor.grad() * &direction).sum(Kind::Double).double_value(&[])
+        } else {
+            0.0
+        };
+        let start = tensor.detach().copy();
+        let moved = |by: f64| {
+            tch::no_grad(|| tensor.shallow_clone().copy_(&(&start + &direction * by)));
+            at()
+        };
+        let seen = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+        moved(0.0);
+        let scale = promised.abs().max(seen.abs()).max(1.0);
+        worst.see((promised - seen).abs() / scale, || format!("along {name}"));
+    };
+    let at = || tch::no_grad(|| value(&leaf).double_value(&[]));
+    for (name, tensor) in [("hidden", &leaf.hidden), ("q", &leaf.q), ("k", &leaf.k), ("v", &leaf.v)]
+    {
+        compare(name, tensor, &at);
+    }
+    for (name, tensor) in &own {
+        compare(name, tensor, &at);
+        let mut tensor = tensor.set_requires_grad(false);
+        tensor.zero_grad();
+    }
+    // Central differences: a truncation of order STEP² and a rounding of order 1e-16 / STEP.
+    worst.verdict("gradients_are_those_of_finite_differences", 1e-7)
+}
+
+/// How exact a law of a whole model can be in `kind`.
+fn model_tolerance(kind: Kind) -> f64 {
+    match kind {
+        Kind::Double => 1e-12,
+        Kind::Half => 5e-3,
+        Kind::BFloat16 => 2e-2,
+        _ => 1e-5,
+    }
+}
+
+/// The laws of a whole model that are cheap enough for every start: the future is not seen, padding changes nothing,
+/// open gates change nothing. `ids`: `[batch, seq_len]`, a few short rows of real text.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn for_model(model: &Model, ids: &Tensor) -> Result<Vec<Verdict>, Error> {
+    tch::no_grad(|| {
+        let mut verdicts = vec![model_padding(model, ids)?, open_gates(model, ids)?];
+        if model.config().is_causal() {
+            verdicts.push(model_causality(model, ids)?);
+        }
+        Ok(verdicts)
+    })
+}
+
+fn last_hidden(model: &Model, input: &ModelInput) -> Result<Tensor, Error> {
+    let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
+    Ok(model.forward(input, &options)?.hidden_states.pop().expect("hidden states were asked for"))
+}
+
+/// Changes each token in turn: hidden states before it must not move.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn model_causality(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let n = ids.size()[1];
+    let before = last_hidden(model, &ModelInput::new(ids.shallow_clone()))?;
+    let mut worst = Worst::new();
+    let mut moved = false;
+    for t in [n / 3, n / 2, n - 1].into_iter().filter(|&t| t > 0) {
+        let changed = ids.copy();
+        let token = changed.narrow(1, t, 1);
+        let other = (&token + 1).remainder(model.config().sizes.vocab_size);
+        token.shallow_clone().copy_(&other);
+        let after = last_hidden(model, &ModelInput::new(changed))?;
+        let past = |x: &Tensor| x.narrow(1, 0, t);
+        worst.see(relative_rms(&past(&after), &past(&before)), || {
+            format!("before token {t} of {n}")
+        });
+        moved |= relative_rms(&after.narrow(1, t, 1), &before.narrow(1, t, 1)) > 0.0;
+    }
+    if !moved {
+        // Else the law would hold of a model that ignores its input.
+        worst.see(f64::NAN, || "no output moves when a token changes".into());
+    }
+    Ok(worst.verdict("a_causal_model_ignores_the_future", model_tolerance(model.kind())))
+}
+
+/// Pads in front and behind: hidden states of real tokens must not move.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn model_padding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let room = model.config().sizes.position_table.unwrap_or(i64::MAX);
+    let pad = 3.min(room - ids.size()[1]).max(0);
+    let ids =
+        if pad == 0 { ids.narrow(1, 0, (ids.size()[1] - 3).max(1)) } else { ids.shallow_clone() };
+    let pad = if pad == 0 { 3.min(room - ids.size()[1]) } else { pad };
+    let [b, n] = ids.size()[..] else { unreachable!("ids have two axes") };
+    let plain = last_hidden(model, &ModelInput::new(ids.shallow_clone()))?;
+    let filler =
+        Tensor::full([b, pad], model.config().sizes.vocab_size - 1, (Kind::Int64, ids.device()));
+    let ones = Tensor::ones([b, n], (Kind::Int64, ids.device()));
+    let zeros = filler.zeros_like();
+    let mut worst = Worst::new();
+    for (side, start, order) in [("left", pad, [&filler, &ids]), ("right", 0, [&ids, &filler])] {
+        let keep = if start > 0 { [&zeros, &ones] } else { [&ones, &zeros] };
+        let input = ModelInput::masked(Tensor::cat(&order, 1), Tensor::cat(&keep, 1));
+        let real = last_hidden(model, &input)?.narrow(1, start, n);
+        worst.see(relative_rms(&real, &plain), || format!("{pad} tokens of padding on the {side}"));
+    }
+    Ok(worst.verdict("padding_changes_nothing", model_tolerance(model.kind())))
+}
+
+/// Gates of one must change no bit.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn open_gates(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let input = ModelInput::new(ids.shallow_clone());
+    let options = (model.kind(), model.device());
+    let gates: Vec<Option<Gate>> = model
+        .layers()
+        .iter()
+        .map(|layer| Some(Gate::per_head(&Tensor::ones([layer.dims().n_heads], options))))
+        .collect();
+    let plain = model.forward(&input, &ForwardOptions::default())?.logits;
+    let gated = model
+        .forward(&input, &ForwardOptions { gates: &gates, ..ForwardOptions::default() })?
+        .logits;
+    let n_moved = plain.ne_tensor(&gated).sum(Kind::Int64).double_value(&[]);
+    Ok(Verdict {
+        law: "open_gates_change_no_bit",
+        error: n_moved,
+        tolerance: 0.0,
+        place: "logits that moved".into(),
+    })
+}
+
+/// Decodes token by token and compares with the full pass, logits for logits.
+///
+/// # Errors
+/// Where the model cannot run on `ids`, or does not decode.
+pub fn model_decoding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
+    let full = last_hidden(model, &ModelInput::new(ids.shallow_clone()))?;
+    let mut state = model.start();
+    let mut worst = Worst::new();
+    for t in 0..ids.size()[1] {
+        let input = ModelInput::new(ids.narrow(1, t, 1));
+        let hidden = model
+            .step(&input, &mut state, &options)?
+            .hidden_states
+            .pop()
+            .expect("hidden states were asked for");
+        worst.see(relative_rms(&hidden, &full.narrow(1, t, 1)), || format!("token {t}"));
+    }
+    Ok(worst.verdict("steps_equal_a_full_pass", model_tolerance(model.kind())))
+}

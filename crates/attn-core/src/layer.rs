@@ -1,0 +1,400 @@
+//! One attention layer of a model: projections, the attention kind between them, gates.
+
+use tch::Tensor;
+
+use crate::{
+    Error,
+    attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, State, Stream},
+    config::LayerSpec,
+    gate::Gate,
+    mask::{Mask, Padding},
+    nn::{Layout, Linear, Visitor},
+    rotary::rotate,
+    variants::Variant,
+    weights::Weights,
+};
+
+/// Which queries' attention to keep.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Rows {
+    /// None: fused kernels do all the work.
+    #[default]
+    None,
+    /// Every query: memory grows with the square of the length.
+    All,
+    /// These queries of each layer.
+    Some(Vec<i64>),
+}
+
+/// What to keep of the layers on the way through, and what was kept: one entry per layer.
+#[derive(Debug, Default)]
+pub struct Tap {
+    /// Attention rows to keep.
+    pub rows: Rows,
+    /// Whether to keep z, the heads' outputs before gates and output projection.
+    pub keep_z: bool,
+    /// `[batch, n_heads, rows, k_len]` a layer.
+    pub weights: Vec<Tensor>,
+    /// `[batch, n_heads, q_len, head_dim]` a layer.
+    pub z: Vec<Tensor>,
+}
+
+/// A sequence that keys and values are taken from instead of the layer's own input.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// `[batch, k_len, hidden_size]`.
+    pub hidden: &'a Tensor,
+    /// The source's own mask.
+    pub mask: &'a Mask,
+}
+
+/// What accompanies the hidden states through one layer.
+#[derive(Debug)]
+pub struct LayerPass<'a> {
+    /// What is hidden.
+    pub mask: &'a Mask,
+    /// `[batch, q_len]`.
+    pub positions: &'a Tensor,
+    /// `(cos, sin)` of the positions, where the architecture rotates.
+    pub rotary: Option<&'a (Tensor, Tensor)>,
+    /// The gate of this layer's heads.
+    pub gate: Option<&'a Gate>,
+    /// Whether dropout is on.
+    pub train: bool,
+    /// Random numbers, this layer's.
+    pub stream: Stream,
+    /// Another sequence to attend to.
+    pub source: Option<Source<'a>>,
+    /// What came before, when decoding.
+    pub state: Option<&'a mut dyn State>,
+    /// What to keep.
+    pub tap: &'a mut Tap,
+}
+
+#[derive(Debug)]
+enum Qkv {
+    /// One matrix whose outputs are q, k, v side by side, as GPT-2's `c_attn`.
+    Fused(Linear),
+    Split([Linear; 3]),
+}
+
+/// Names and options of a layer's projections, as the architecture lays them out.
+#[derive(Debug)]
+pub(crate) struct Naming<'a> {
+    /// One name (fused) or three.
+    pub(crate) qkv: &'a [String],
+    pub(crate) qkv_bias: bool,
+    pub(crate) out: String,
+    pub(crate) out_bias: bool,
+    pub(crate) layout: Layout,
+    /// Standard deviations at random initialization: of q, k, v and of the output projection.
+    pub(crate) std: [f64; 2],
+    /// Prefix of the variant's own parameters.
+    pub(crate) kind: String,
+}
+
+/// An attention layer: `hidden -> W_O · gate(z(hidden))`.
+#[derive(Debug)]
+pub struct AttnLayer {
+    qkv: Qkv,
+    out: Linear,
+    kind: Box<dyn Attention>,
+    variant: Variant,
+    dims: Dims,
+    kept_heads: Vec<i64>,
+    dropout: f64,
+    kind_prefix: String,
+}
+
+impl AttnLayer {
+    pub(crate) fn new(
+        weights: &mut Weights<'_>,
+        naming: Naming<'_>,
+        spec: &LayerSpec,
+        dims: Dims,
+        dropout: f64,
+    ) -> Result<Self, Error> {
+        let (hidden, d) = (dims.hidden_size, dims.head_dim);
+        let widths = [dims.n_heads * d, dims.n_kv_heads * d, dims.n_kv_heads * d];
+        let Naming { qkv, qkv_bias, out, out_bias, layout, std, kind } = naming;
+        let mut linear = |name: &String, width: i64| {
+            Linear::new(weights, name.as_str(), [hidden, width], qkv_bias, layout, std[0])
+        };
+        let qkv = match qkv {
+            [fused] => Qkv::Fused(linear(fused, widths.iter().sum())?),
+            [q, k, v] => {
+                Qkv::Split([linear(q, widths[0])?, linear(k, widths[1])?, linear(v, widths[2])?])
+            }
+            _ => unreachable!("an architecture names one fused projection or three"),
+        };
+        let out = Linear::new(weights, out, [widths[0], hidden], out_bias, layout, std[1])?;
+        let projections = projections(&qkv, &dims);
+        let variant = spec.variant.clone();
+        let attention = variant.build(&dims, &projections, &mut Own::new(weights, &kind))?;
+        let kept_heads = spec.kept_heads.clone();
+        Ok(Self {
+            qkv,
+            out,
+            kind: attention,
+            variant,
+            dims,
+            kept_heads,
+            dropout,
+            kind_prefix: kind,
+        })
+    }
+
+    /// The layer's extents.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// The attention kind with its settings.
+    pub fn variant(&self) -> &Variant {
+        &self.variant
+    }
+
+    /// The attention kind at work.
+    pub fn kind(&self) -> &dyn Attention {
+        self.kind.as_ref()
+    }
+
+    /// What `config.json` says of this layer.
+    pub fn spec(&self) -> LayerSpec {
+        LayerSpec {
+            variant: self.variant.clone(),
+            n_heads: self.dims.n_heads,
+            n_kv_heads: self.dims.n_kv_heads,
+            kept_heads: self.kept_heads.clone(),
+            kv_of_head: self.dims.kv_of_head.clone(),
+        }
+    }
+
+    /// The pretrained projections, views of the layer's own.
+    pub fn projections(&self) -> Projections {
+        projections(&self.qkv, &self.dims)
+    }
+
+    /// The output projection.
+    pub fn out(&self) -> &Linear {
+        &self.out
+    }
+
+    /// Makes another attention kind for this layer, its own parameters made from the projections and from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the settings do not fit this layer.
+    pub(crate) fn build(&self, variant: &Variant, seed: u64) -> Result<Box<dyn Attention>, Error> {
+        let weight = &self.out.weight;
+        let mut weights = Weights::from_seed(seed, weight.kind(), weight.device());
+        variant.build(
+            &self.dims,
+            &self.projections(),
+            &mut Own::new(&mut weights, &self.kind_prefix),
+        )
+    }
+
+    /// Puts a kind from [`Self::build`] between the projections.
+    pub(crate) fn install(&mut self, variant: &Variant, kind: Box<dyn Attention>) {
+        self.kind = kind;
+        self.variant = variant.clone();
+    }
+
+    /// Keeps the query heads `heads`, strictly ascending, and the key/value heads that they read, and cuts every
+    /// matrix of the layer accordingly.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for a head that is not there, [`Error::Refused`] by a kind that cannot follow; the layer is
+    /// then unchanged.
+    pub fn select_heads(&mut self, heads: &[i64]) -> Result<(), Error> {
+        let n_heads = self.dims.n_heads;
+        if let Some(&index) = heads.iter().find(|head| !(0..n_heads).contains(head)) {
+            return Err(Error::Index { what: "head", index, count: n_heads });
+        }
+        if !heads.is_sorted_by(|a, b| a < b) {
+            return Err(Error::Input {
+                name: "heads",
+                problem: format!("{heads:?} is not strictly ascending"),
+            });
+        }
+        let mut kv_heads: Vec<i64> =
+            heads.iter().map(|&head| self.dims.kv_of_head[head as usize]).collect();
+        kv_heads.sort_unstable();
+        kv_heads.dedup();
+        let new_kv = |head: &i64| {
+            let old = self.dims.kv_of_head[*head as usize];
+            kv_heads.iter().position(|&kv| kv == old).expect("it is among those read") as i64
+        };
+        let dims = Dims {
+            n_heads: heads.len() as i64,
+            n_kv_heads: kv_heads.len() as i64,
+            kv_of_head: heads.iter().map(new_kv).collect(),
+            ..self.dims.clone()
+        };
+        self.kind.select_heads(heads, &dims)?;
+
+        let d = self.dims.head_dim;
+        let channels = |heads: &[i64], offset: i64| -> Vec<i64> {
+            heads.iter().flat_map(|&head| offset + head * d..offset + (head + 1) * d).collect()
+        };
+        let (q, kv) = (channels(heads, 0), channels(&kv_heads, 0));
+        match &mut self.qkv {
+            Qkv::Split([wq, wk, wv]) => {
+                wq.select_outputs(&q);
+                wk.select_outputs(&kv);
+                wv.select_outputs(&kv);
+            }
+            Qkv::Fused(fused) => {
+                let at_k = self.dims.n_heads * d;
+                let at_v = at_k + self.dims.n_kv_heads * d;
+                let kept =
+                    [q.clone(), channels(&kv_heads, at_k), channels(&kv_heads, at_v)].concat();
+                fused.select_outputs(&kept);
+            }
+        }
+        self.out.select_inputs(&q);
+        self.kept_heads = heads.iter().map(|&head| self.kept_heads[head as usize]).collect();
+        self.dims = dims;
+        Ok(())
+    }
+
+    /// `[batch, q_len, hidden_size] -> [batch, q_len, hidden_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the kind cannot serve the mask, [`Error::Input`] for a gate of the wrong shape.
+    pub fn forward(&self, hidden: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
+        let [b, q_len, _] = hidden.size()[..] else {
+            unreachable!("hidden states have three axes")
+        };
+        if self.dims.n_heads == 0 {
+            let zeros = Tensor::zeros([b, q_len, 0], (hidden.kind(), hidden.device()));
+            return Ok(self.out.forward(&zeros));
+        }
+        let mask = pass.source.as_ref().map_or(pass.mask, |source| source.mask);
+        self.check_mask(mask, pass.state.is_some())?;
+
+        let [q, k, v] = self.heads(hidden, pass.source.as_ref().map(|source| source.hidden));
+        let turned = pass.rotary.map(|tables| (rotate(&q, tables), rotate(&k, tables)));
+        let unrotated = (turned.is_some() && self.kind.wants_unrotated()).then_some((&q, &k));
+        let (q_in, k_in) = turned.as_ref().map_or((&q, &k), |(q, k)| (q, k));
+        let input = AttnInput {
+            hidden,
+            q: q_in,
+            k: k_in,
+            v: &v,
+            unrotated,
+            positions: pass.positions,
+            mask,
+            source: pass.source.as_ref().map(|source| source.hidden),
+            dropout: if pass.train { self.dropout } else { 0.0 },
+            stream: pass.stream,
+        };
+
+        match &pass.tap.rows {
+            Rows::None => {}
+            Rows::All => {
+                pass.tap.weights.push(self.weights(&input, &(0..q_len).collect::<Vec<_>>()))
+            }
+            Rows::Some(rows) => pass.tap.weights.push(self.weights(&input, rows)),
+        }
+        let z = match &mut pass.state {
+            Some(state) => self.kind.step(&input, &mut **state),
+            None if self.kind.masks() == Masks::Contiguous => {
+                attention::rolled(&input, self.kind.as_ref())
+            }
+            None => self.kind.forward(&input),
+        };
+        if pass.tap.keep_z {
+            pass.tap.z.push(z.shallow_clone());
+        }
+        let z = match pass.gate {
+            Some(gate) => gate.apply(&z)?,
+            None => z,
+        };
+        Ok(self.out.forward(&z.transpose(1, 2).reshape([
+            b,
+            q_len,
+            self.dims.n_heads * self.dims.head_dim,
+        ])))
+    }
+
+    /// Names the parameters.
+    pub fn visit(&self, f: &mut Visitor<'_>) {
+        match &self.qkv {
+            Qkv::Fused(fused) => fused.visit(f),
+            Qkv::Split(three) => three.iter().for_each(|linear| linear.visit(f)),
+        }
+        self.out.visit(f);
+        self.kind.visit(f);
+    }
+
+    fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
+        match self.kind.masks() {
+            Masks::Contiguous => attention::rolled_weights(input, self.kind.as_ref(), rows),
+            Masks::Any => self.kind.weights(input, rows),
+        }
+    }
+
+    fn check_mask(&self, mask: &Mask, decoding: bool) -> Result<(), Error> {
+        let refuse = |what, reason: &str| {
+            Err(Error::Refused { kind: self.variant.name(), what, reason: reason.to_owned() })
+        };
+        match (self.kind.masks(), mask.padding()) {
+            (Masks::Contiguous, Padding::Holes) => refuse(
+                "serve a mask with holes",
+                "it works on distances between neighbouring tokens\nhint: put each row's real tokens in one run, padding before or behind",
+            ),
+            (Masks::Contiguous, Padding::Right | Padding::Contiguous) if decoding => refuse(
+                "decode a padded batch",
+                "it works on distances between neighbouring tokens\nhint: decode rows of one length together, or one at a time",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// q, k, v by head: `[batch, heads, len, head_dim]`.
+    fn heads(&self, hidden: &Tensor, source: Option<&Tensor>) -> [Tensor; 3] {
+        let d = self.dims.head_dim;
+        let kv_hidden = source.unwrap_or(hidden);
+        let flat = match &self.qkv {
+            Qkv::Fused(fused) => {
+                let sizes =
+                    [self.dims.n_heads * d, self.dims.n_kv_heads * d, self.dims.n_kv_heads * d];
+                let mut parts = fused.forward(hidden).split_with_sizes(sizes.as_slice(), -1);
+                if source.is_some() {
+                    let from_source =
+                        fused.forward(kv_hidden).split_with_sizes(sizes.as_slice(), -1);
+                    parts.splice(1.., from_source.into_iter().skip(1));
+                }
+                <[Tensor; 3]>::try_from(parts).expect("split into three")
+            }
+            Qkv::Split([wq, wk, wv]) => {
+                [wq.forward(hidden), wk.forward(kv_hidden), wv.forward(kv_hidden)]
+            }
+        };
+        flat.map(|x| {
+            let [b, len, width] = x.size()[..] else {
+                unreachable!("hidden states have three axes")
+            };
+            x.view([b, len, width / d, d]).transpose(1, 2)
+        })
+    }
+}
+
+fn projections(qkv: &Qkv, dims: &Dims) -> Projections {
+    let cut = |linear: &Linear, start: i64, len: i64| {
+        let bias = linear.bias.as_ref().map(|bias| bias.detach().narrow(0, start, len));
+        (linear.out_in().detach().narrow(0, start, len), bias)
+    };
+    let (n_q, n_kv) = (dims.n_heads * dims.head_dim, dims.n_kv_heads * dims.head_dim);
+    match qkv {
+        Qkv::Fused(all) => Projections {
+            q: cut(all, 0, n_q),
+            k: cut(all, n_q, n_kv),
+            v: cut(all, n_q + n_kv, n_kv),
+        },
+        Qkv::Split([q, k, v]) => {
+            Projections { q: cut(q, 0, n_q), k: cut(k, 0, n_kv), v: cut(v, 0, n_kv) }
+        }
+    }
+}

@@ -1,0 +1,564 @@
+//! A whole model: loaded, run, changed and saved.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error,
+    arch::{Architecture, Tokens},
+    attention::{State, Stream},
+    checkpoint::{self, Checkpoint, WriteOptions},
+    config::{Config, Head},
+    gate::Gate,
+    layer::{AttnLayer, LayerPass, Rows, Tap},
+    mask::Mask,
+    variants::Variant,
+    weights::{LoadReport, Weights},
+};
+
+/// How to load or make a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// What the weights run in, whatever they are stored in.
+    pub kind: Kind,
+    /// Where they live.
+    pub device: Device,
+    /// The head wanted.
+    pub head: WantedHead,
+    /// Seed of what is made anew.
+    pub seed: u64,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { kind: Kind::Float, device: Device::Cpu, head: WantedHead::AsSaved, seed: 0 }
+    }
+}
+
+/// Which head a model is to end in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum WantedHead {
+    /// The one in the folder.
+    #[default]
+    AsSaved,
+    /// A language-model head, which the folder must hold.
+    LanguageModel,
+    /// A new, random classifier of these classes, in place of whatever is there.
+    NewClassifier(Vec<String>),
+}
+
+/// A batch of token ids.
+#[derive(Debug)]
+pub struct ModelInput {
+    /// `[batch, seq_len]`, 64-bit integers.
+    pub input_ids: Tensor,
+    /// `[batch, seq_len]`, 1 at real tokens, 0 at padding; absent: all real.
+    pub attention_mask: Option<Tensor>,
+    /// `[batch, seq_len]`; absent: as [`Positions`] says.
+    pub position_ids: Option<Tensor>,
+    /// `[batch, seq_len]`, the segment of each token; BERT alone has them.
+    pub token_type_ids: Option<Tensor>,
+}
+
+impl ModelInput {
+    /// Ids alone, all real.
+    pub fn new(input_ids: Tensor) -> Self {
+        Self { input_ids, attention_mask: None, position_ids: None, token_type_ids: None }
+    }
+
+    /// Ids and mask.
+    pub fn masked(input_ids: Tensor, attention_mask: Tensor) -> Self {
+        Self { attention_mask: Some(attention_mask), ..Self::new(input_ids) }
+    }
+}
+
+/// Positions where none are given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Positions {
+    /// Real tokens are counted, `max(cumsum(mask) − 1, 0)`, so that padding changes nothing.
+    #[default]
+    Count,
+    /// 0, 1, 2, ... whatever is padding, as transformers' bare forward does.
+    Arange,
+}
+
+/// How to run a model once.
+#[derive(Debug, Default)]
+pub struct ForwardOptions<'a> {
+    /// Whether dropout is on.
+    pub train: bool,
+    /// Positions where none are given.
+    pub positions: Positions,
+    /// A gate per layer; an empty slice gates nothing.
+    pub gates: &'a [Option<Gate>],
+    /// Whether to return the hidden states.
+    pub hidden_states: bool,
+    /// Which attention rows to return.
+    pub attentions: Rows,
+    /// Whether to return the heads' outputs.
+    pub z: bool,
+    /// Random numbers for kinds that draw.
+    pub stream: Stream,
+}
+
+/// What a model returns.
+#[derive(Debug)]
+pub struct Output {
+    /// `[batch, seq_len, vocab_size]` or `[batch, n_classes]`; without a head the last hidden state.
+    pub logits: Tensor,
+    /// `[batch, seq_len, hidden_size]`: what enters the first block, then what leaves each; the last one after the
+    /// final norm, as transformers' `output_hidden_states` gives them. Empty unless asked for.
+    pub hidden_states: Vec<Tensor>,
+    /// `[batch, n_heads, rows, k_len]` a layer. Empty unless asked for.
+    pub attentions: Vec<Tensor>,
+    /// `[batch, n_heads, q_len, head_dim]` a layer, before gates. Empty unless asked for.
+    pub z: Vec<Tensor>,
+}
+
+/// What a model keeps between decoding steps.
+#[derive(Debug)]
+pub struct DecodeState {
+    layers: Vec<Box<dyn State>>,
+    /// `[batch, len]`, 1 at real tokens so far.
+    keep: Option<Tensor>,
+    n_tokens: i64,
+}
+
+impl DecodeState {
+    /// Bytes held by all layers.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|state| state.bytes()).sum()
+    }
+
+    /// Tokens so far, padding included.
+    pub fn n_tokens(&self) -> i64 {
+        self.n_tokens
+    }
+}
+
+/// A pretrained transformer whose attention can be changed.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    arch: Box<dyn Architecture>,
+    kind: Kind,
+    device: Device,
+}
+
+impl Model {
+    /// Loads a Hugging Face model folder: `config.json` and safetensors weights.
+    ///
+    /// # Errors
+    /// Unless every tensor of the file has a place and every parameter a tensor, or the report says which head was
+    /// replaced by request.
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport), Error> {
+        let mut config = Config::from_json(checkpoint::read_json(dir, "config.json")?)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let fresh = apply_head(&mut config, &options.head)?;
+        let prefix = config.arch.prefix();
+        let fresh_prefixes: Vec<String> = if fresh {
+            // A pooler belongs to the classifier but is pretrained: it stays where the file has one.
+            let is_held = |head: &&&str| {
+                head.contains("pooler") && checkpoint.names().any(|name| name.starts_with(**head))
+            };
+            config
+                .arch
+                .head_prefixes()
+                .iter()
+                .filter(|head| !is_held(head))
+                .map(|&head| head.to_owned())
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let Options { kind, device, seed } = Options::from(options);
+        let mut weights =
+            Weights::from_checkpoint(&checkpoint, prefix, fresh_prefixes, seed, kind, device);
+        let arch = config.arch.clone().build(&config, &mut weights)?;
+        let replaced = if fresh { config.arch.head_prefixes() } else { &[] };
+        let report = weights.finish(&|name| config.arch.is_buffer(name), replaced)?;
+        Ok((Self { config, arch, kind, device }, report))
+    }
+
+    /// Makes a model with random weights from a configuration alone.
+    ///
+    /// # Errors
+    /// For sizes that do not fit together, and for settings that do not fit the layers.
+    pub fn init(mut config: Config, options: &LoadOptions) -> Result<Self, Error> {
+        apply_head(&mut config, &options.head)?;
+        let Options { kind, device, seed } = Options::from(options);
+        let mut weights = Weights::from_seed(seed, kind, device);
+        let arch = config.arch.clone().build(&config, &mut weights)?;
+        Ok(Self { config, arch, kind, device })
+    }
+
+    /// Writes the model as a folder that [`Self::load`] reads and, where plain transformers computes the same logits,
+    /// transformers too. Files of an existing folder that are not the model's own (a tokenizer) stay.
+    ///
+    /// # Errors
+    /// If it cannot be written; what was there before is then still there.
+    pub fn save(&self, dir: &Path, options: &WriteOptions) -> Result<(), Error> {
+        let tensors = self.parameters();
+        let config = self.config.to_json(self.kind);
+        Ok(checkpoint::write_folder(dir, &tensors, &config, &[], options)?)
+    }
+
+    /// The configuration, with the attention of each layer as it is now.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The configuration, to name classes or the padding token.
+    pub fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
+    /// What the weights are in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Converts every parameter, in place: optimizers and views of them follow.
+    pub fn to_kind(&mut self, kind: Kind) {
+        tch::no_grad(|| {
+            self.arch.visit(&mut |_, tensor| {
+                let mut shared = tensor.shallow_clone();
+                shared.set_data(&tensor.to_kind(kind));
+            });
+        });
+        self.kind = kind;
+    }
+
+    /// Every parameter under its name in the checkpoint, in a fixed order; a tied one once.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        let mut parameters = Vec::new();
+        self.arch
+            .visit(&mut |name, tensor| parameters.push((name.to_owned(), tensor.shallow_clone())));
+        parameters
+    }
+
+    /// The attention layers.
+    pub fn layers(&self) -> Vec<&AttnLayer> {
+        self.arch.layers()
+    }
+
+    /// Puts the attention kind `variant` into the layers `layers`, its own parameters made from the pretrained
+    /// projections and from `seed`.
+    ///
+    /// # Errors
+    /// For a layer out of range, or settings that do not fit one; no layer is then changed.
+    pub fn swap(&mut self, layers: &[usize], variant: &Variant, seed: u64) -> Result<(), Error> {
+        self.check_layers(layers)?;
+        // Built for every layer before any is changed.
+        let built = layers
+            .iter()
+            .map(|&layer| self.arch.layer_mut(layer).build(variant, seed))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (&layer, kind) in layers.iter().zip(built) {
+            self.arch.layer_mut(layer).install(variant, kind);
+        }
+        self.sync_layers();
+        Ok(())
+    }
+
+    /// Keeps the query heads `heads` of one layer and removes the others' weights.
+    ///
+    /// # Errors
+    /// As [`AttnLayer::select_heads`]; for a layer out of range.
+    pub fn select_heads(&mut self, layer: usize, heads: &[i64]) -> Result<(), Error> {
+        self.check_layers(&[layer])?;
+        self.arch.layer_mut(layer).select_heads(heads)?;
+        self.sync_layers();
+        Ok(())
+    }
+
+    /// Runs the model.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for ids, masks, positions or gates that do not fit, [`Error::Refused`] for a mask that a layer's
+    /// attention kind cannot serve.
+    pub fn forward(
+        &self,
+        input: &ModelInput,
+        options: &ForwardOptions<'_>,
+    ) -> Result<Output, Error> {
+        self.run(input, options, None)
+    }
+
+    /// An empty decoding state.
+    pub fn start(&self) -> DecodeState {
+        let layers = self.arch.layers().iter().map(|layer| layer.kind().start()).collect();
+        DecodeState { layers, keep: None, n_tokens: 0 }
+    }
+
+    /// Runs the model on the next tokens of each row: `input` holds them alone, `state` what came before.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; for an encoder, which does not decode. The state is then not to be used further.
+    pub fn step(
+        &self,
+        input: &ModelInput,
+        state: &mut DecodeState,
+        options: &ForwardOptions<'_>,
+    ) -> Result<Output, Error> {
+        if !self.config.is_causal() {
+            let problem =
+                format!("a {} is an encoder, it has no next token", self.config.base_model_type());
+            return Err(Error::Input { name: "state", problem });
+        }
+        self.run(input, options, Some(state))
+    }
+
+    fn run(
+        &self,
+        input: &ModelInput,
+        options: &ForwardOptions<'_>,
+        mut state: Option<&mut DecodeState>,
+    ) -> Result<Output, Error> {
+        self.check_input(input, options)?;
+        let to_device = |x: &Tensor| x.to_device(self.device).to_kind(Kind::Int64);
+        let ids = to_device(&input.input_ids);
+        let seq_len = ids.size()[1];
+        let new_keep = input.attention_mask.as_ref().map(&to_device);
+        let past = state.as_ref().map_or(0, |state| state.n_tokens);
+        let keep = match &mut state {
+            Some(state) => state.extend(new_keep, &ids),
+            None => new_keep,
+        };
+        let mask = match &keep {
+            Some(keep) => Mask::with_keep(self.config.is_causal(), keep),
+            None => Mask::new(self.config.is_causal()),
+        };
+        let positions = match &input.position_ids {
+            Some(positions) => to_device(positions),
+            None => positions(
+                &ids,
+                keep.as_ref().filter(|_| options.positions == Positions::Count),
+                past,
+            ),
+        };
+        self.check_positions(&positions)?;
+        let types = input.token_type_ids.as_ref().map(&to_device);
+
+        let mut x = self.arch.embed(
+            &Tokens { ids: &ids, positions: &positions, types: types.as_ref() },
+            options.train,
+        );
+        let rotary = self.arch.rotary().map(|rotary| rotary.tables(&positions, x.kind()));
+        let mut tap = Tap { rows: options.attentions.clone(), keep_z: options.z, ..Tap::default() };
+        let mut hidden_states = Vec::new();
+        for layer in 0..self.config.layers.len() {
+            if options.hidden_states {
+                hidden_states.push(x.shallow_clone());
+            }
+            let mut pass = LayerPass {
+                mask: &mask,
+                positions: &positions,
+                rotary: rotary.as_ref(),
+                gate: options.gates.get(layer).and_then(Option::as_ref),
+                train: options.train,
+                stream: Stream { layer: layer as u64, ..options.stream },
+                source: None,
+                state: match &mut state {
+                    Some(state) => Some(state.layers[layer].as_mut()),
+                    None => None,
+                },
+                tap: &mut tap,
+            };
+            x = self.arch.block(layer, &x, &mut pass)?;
+        }
+        x = self.arch.finish(&x);
+        if options.hidden_states {
+            hidden_states.push(x.shallow_clone());
+        }
+        // While decoding the mask covers the past; the head sees the new tokens alone.
+        let new_mask = mask.tail(seq_len);
+        let logits = self.arch.head(&x, &new_mask, options.train);
+        Ok(Output { logits, hidden_states, attentions: tap.weights, z: tap.z })
+    }
+
+    fn sync_layers(&mut self) {
+        self.config.layers = self.arch.layers().iter().map(|layer| layer.spec()).collect();
+    }
+
+    fn check_layers(&self, layers: &[usize]) -> Result<(), Error> {
+        let count = self.config.layers.len();
+        match layers.iter().find(|&&layer| layer >= count) {
+            Some(&index) => {
+                Err(Error::Index { what: "layer", index: index as i64, count: count as i64 })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_input(&self, input: &ModelInput, options: &ForwardOptions<'_>) -> Result<(), Error> {
+        let refuse = |name, problem: String| Err(Error::Input { name, problem });
+        let ids = &input.input_ids;
+        let size = ids.size();
+        if size.len() != 2 || size.contains(&0) {
+            return refuse(
+                "input_ids",
+                format!("has shape {size:?}, expected [batch, seq_len], neither of them 0"),
+            );
+        }
+        if !matches!(ids.kind(), Kind::Int64 | Kind::Int) {
+            return refuse("input_ids", format!("is of kind {:?}, expected integers", ids.kind()));
+        }
+        let vocab_size = self.config.sizes.vocab_size;
+        if let Some(id) = outside(ids, vocab_size) {
+            return refuse(
+                "input_ids",
+                format!(
+                    "holds {id}, expected 0 to {} (`vocab_size` − 1)\nhint: the tokenizer must be the model's own",
+                    vocab_size - 1
+                ),
+            );
+        }
+        let others = [
+            ("attention_mask", &input.attention_mask),
+            ("position_ids", &input.position_ids),
+            ("token_type_ids", &input.token_type_ids),
+        ];
+        for (name, tensor) in
+            others.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_ref()?)))
+        {
+            if tensor.size() != size {
+                return refuse(
+                    name,
+                    format!("has shape {:?}, expected that of input_ids, {size:?}", tensor.size()),
+                );
+            }
+        }
+        if let Some(mask) = &input.attention_mask
+            && outside(mask, 2).is_some()
+        {
+            return refuse(
+                "attention_mask",
+                "holds other values than 0 and 1 (1 at real tokens)".into(),
+            );
+        }
+        if let Some(types) = &input.token_type_ids {
+            let n_types =
+                self.config.raw("type_vocab_size").and_then(serde_json::Value::as_i64).unwrap_or(2);
+            if self.config.base_model_type() != "bert" {
+                return refuse(
+                    "token_type_ids",
+                    format!("a {} has none", self.config.base_model_type()),
+                );
+            }
+            if let Some(id) = outside(types, n_types) {
+                return refuse(
+                    "token_type_ids",
+                    format!("holds {id}, expected 0 to {}", n_types - 1),
+                );
+            }
+        }
+        let n_layers = self.config.layers.len();
+        if !options.gates.is_empty() && options.gates.len() != n_layers {
+            return refuse(
+                "gates",
+                format!(
+                    "there are {}, expected one for each of {n_layers} layers",
+                    options.gates.len()
+                ),
+            );
+        }
+        if let Rows::Some(rows) = &options.attentions
+            && let Some(row) = rows.iter().find(|row| !(0..size[1]).contains(row))
+        {
+            return refuse(
+                "attention rows",
+                format!("{row} is out of range: there are {} queries", size[1]),
+            );
+        }
+        Ok(())
+    }
+
+    /// A table has only so many rows; rotations have no end.
+    fn check_positions(&self, positions: &Tensor) -> Result<(), Error> {
+        let Some(rows) = self.config.sizes.position_table else { return Ok(()) };
+        match outside(positions, rows) {
+            None => Ok(()),
+            Some(position) => Err(Error::Input {
+                name: "position_ids",
+                problem: format!(
+                    "position {position} is not in the model's table of {rows}\nhint: shorten the sequences to {rows} tokens"
+                ),
+            }),
+        }
+    }
+}
+
+impl DecodeState {
+    /// Adds the new tokens' mask and returns the whole.
+    fn extend(&mut self, new: Option<Tensor>, ids: &Tensor) -> Option<Tensor> {
+        let ones = |len: i64| Tensor::ones([ids.size()[0], len], (Kind::Int64, ids.device()));
+        let seq_len = ids.size()[1];
+        let keep = match (self.keep.take(), new) {
+            (None, None) => None,
+            (old, new) => {
+                let old = old.unwrap_or_else(|| ones(self.n_tokens));
+                let new = new.unwrap_or_else(|| ones(seq_len));
+                Some(Tensor::cat(&[old, new], 1))
+            }
+        };
+        self.n_tokens += seq_len;
+        self.keep = keep.as_ref().map(Tensor::shallow_clone);
+        keep
+    }
+}
+
+struct Options {
+    kind: Kind,
+    device: Device,
+    seed: u64,
+}
+
+impl From<&LoadOptions> for Options {
+    fn from(options: &LoadOptions) -> Self {
+        Self { kind: options.kind, device: options.device, seed: options.seed }
+    }
+}
+
+/// Sets the wanted head; true where it is made anew.
+fn apply_head(config: &mut Config, wanted: &WantedHead) -> Result<bool, Error> {
+    match wanted {
+        WantedHead::AsSaved => Ok(false),
+        WantedHead::LanguageModel if config.head == Head::LanguageModel => Ok(false),
+        WantedHead::LanguageModel => Err(Error::Head {
+            held: config.head.to_string(),
+            wanted: Head::LanguageModel.to_string(),
+        }),
+        WantedHead::NewClassifier(classes) => {
+            config.set_classes(classes);
+            Ok(true)
+        }
+    }
+}
+
+/// Positions of the new tokens: real tokens counted where there is a mask, places where there is none.
+fn positions(ids: &Tensor, keep: Option<&Tensor>, past: i64) -> Tensor {
+    let [b, seq_len] = ids.size()[..] else { unreachable!("ids have two axes") };
+    match keep {
+        Some(keep) => {
+            let counted = (keep.cumsum(1, Kind::Int64) - 1).clamp_min(0);
+            counted.narrow(1, past, seq_len)
+        }
+        None => Tensor::arange_start(past, past + seq_len, (Kind::Int64, ids.device()))
+            .expand([b, seq_len], false),
+    }
+}
+
+/// The first value that is not in `0..count`. Synchronizes with the device.
+fn outside(values: &Tensor, count: i64) -> Option<i64> {
+    let (low, high) = values.aminmax(None, false);
+    [low.int64_value(&[]), high.int64_value(&[])]
+        .into_iter()
+        .find(|value| !(0..count).contains(value))
+}

@@ -1,0 +1,91 @@
+//! Attention variants, one file each.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error,
+    attention::{Attention, Dims, Own, Projections},
+};
+
+pub mod gated;
+pub mod softmax;
+pub mod window;
+
+/// Lists the variants. To add one: write `<name>.rs` beside this file, then name it here and in the `mod` lines above
+/// (rustfmt does not follow a `mod` inside a macro call).
+macro_rules! variants {
+    ($($name:ident => $module:ident,)*) => {
+        /// Which attention to run, and its settings. In TOML, `kind` names it.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case")]
+        pub enum Variant {
+            $(#[doc = concat!("See [`", stringify!($module), "`].")] $name($module::Config),)*
+        }
+
+        impl Variant {
+            /// Every variant with its default settings.
+            pub fn all() -> Vec<Self> {
+                vec![$(Self::$name($module::Config::default()),)*]
+            }
+
+            /// The name used in configs, results and plots.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($module),)* }
+            }
+
+            /// Creates the variant for a layer of `dims`, its parameters from `own`, which may start from the
+            /// pretrained `projections`.
+            ///
+            /// # Errors
+            /// [`Error::Setting`] where the settings do not fit the layer.
+            pub fn build(
+                &self,
+                dims: &Dims,
+                projections: &Projections,
+                own: &mut Own<'_, '_>,
+            ) -> Result<Box<dyn Attention>, Error> {
+                match self { $(Self::$name(config) => config.build(dims, projections, own),)* }
+            }
+        }
+    };
+}
+
+variants! {
+    Softmax => softmax,
+    Window => window,
+    Gated => gated,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self::Softmax(softmax::Config::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_listed() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/variants");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+            .filter(|name| name != "mod")
+            .collect();
+        let mut listed: Vec<String> =
+            Variant::all().iter().map(|variant| variant.name().to_owned()).collect();
+        files.sort();
+        listed.sort();
+        assert_eq!(files, listed);
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        let error = serde_json::from_str::<Variant>(r#"{"kind": "window", "sise": 3}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("sise") && error.contains("size"), "{error}");
+    }
+}

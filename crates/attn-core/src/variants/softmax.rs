@@ -1,0 +1,129 @@
+//! Softmax attention: every query weighs all keys it may see.
+//!
+//! ```text
+//! z_i  = Σ_j softmax_j(s_ij) v_j
+//! s_ij = scale · q_i·k_j
+//! ```
+//!
+//! Vaswani et al. 2017, "Attention Is All You Need", <https://arxiv.org/abs/1706.03762>, section 3.2; with fewer
+//! key/value heads than query heads: Shazeer 2019, <https://arxiv.org/abs/1911.02150> (one), and Ainslie et al. 2023,
+//! <https://arxiv.org/abs/2305.13245> (groups). Runs LibTorch's fused kernel; the weights are made only on request.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{
+    Error,
+    attention::{Attention, AttnInput, Dims, Own, Projections},
+    mask::to_bias,
+};
+
+/// Settings of [`Softmax`]: none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {}
+
+impl Config {
+    pub(super) fn build(
+        &self,
+        dims: &Dims,
+        _: &Projections,
+        _: &mut Own<'_, '_>,
+    ) -> Result<Box<dyn Attention>, Error> {
+        Ok(Box::new(Softmax { dims: dims.clone() }))
+    }
+}
+
+/// Dense attention; multi-head, multi-query or grouped as the layer's heads are.
+#[derive(Debug)]
+pub struct Softmax {
+    pub(super) dims: Dims,
+}
+
+impl Attention for Softmax {
+    fn forward(&self, input: &AttnInput) -> Tensor {
+        let AttnInput { q, k, v, mask, dropout, .. } = *input; // hidden states, positions, source: unused here
+        let (q_len, k_len) = (q.size()[2], k.size()[2]);
+        // The kernel's own triangle counts from the first key, so it serves only queries that begin with the keys;
+        // a single query is the last one and sees every key.
+        let triangle = mask.causal() && q_len == k_len;
+        let is_plain = mask.is_plain() && (triangle || !mask.causal() || q_len == 1);
+        let bias = (!is_plain).then(|| mask.bias(q_len, k_len, (q.kind(), q.device())));
+
+        let grouped = self.dims.n_kv_heads != self.dims.n_heads && self.dims.is_evenly_grouped();
+        let [k, v] = if grouped {
+            [k, v].map(Tensor::shallow_clone)
+        } else {
+            [k, v].map(|x| self.dims.expand_kv(x))
+        };
+        let scale = self.dims.scale;
+        Tensor::scaled_dot_product_attention(
+            q,
+            &k,
+            &v,
+            bias,
+            dropout,
+            is_plain && triangle,
+            scale,
+            grouped,
+        )
+    }
+
+    fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
+        let (q_len, k_len) = (input.q.size()[2], input.k.size()[2]);
+        let q = input.q.index_select(2, &Tensor::from_slice(rows).to_device(input.q.device()));
+        let k = self.dims.expand_kv(input.k);
+        let allowed = input.mask.allowed_rows(rows, q_len, k_len, q.device());
+        let scores = q.matmul(&k.transpose(-2, -1)) * self.dims.scale + to_bias(&allowed, q.kind()); // [b, h, rows, k]
+        scores.softmax(-1, q.kind())
+    }
+
+    fn select_heads(&mut self, _: &[i64], dims: &Dims) -> Result<(), Error> {
+        self.dims = dims.clone();
+        Ok(())
+    }
+
+    fn regroup_kv(&mut self, _: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
+        self.dims = dims.clone();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        mask::Mask,
+        testing::{Probe, assert_close, naive_attention},
+    };
+
+    #[test]
+    fn matches_the_definition() {
+        for (n_heads, n_kv_heads) in [(2, 2), (4, 2), (3, 1)] {
+            for (q_len, k_len) in [(1, 1), (7, 7), (63, 63), (1, 7), (3, 7)] {
+                for causal in [false, true] {
+                    let probe = Probe::new(11, [2, q_len, k_len], n_heads, n_kv_heads, causal);
+                    let kind = Softmax { dims: probe.dims.clone() };
+                    let mask = Mask::new(causal);
+                    let (z, weights) = naive_attention(&probe, |i, j| {
+                        !causal || j <= i + (k_len - q_len) as usize
+                    });
+                    let name =
+                        format!("{n_heads}/{n_kv_heads} heads, {q_len}x{k_len}, causal {causal}");
+                    assert_close(&name, &kind.forward(&probe.input(&mask)), &z, 1e-12);
+                    let rows: Vec<i64> = (0..q_len).collect();
+                    assert_close(&name, &kind.weights(&probe.input(&mask), &rows), &weights, 1e-12);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn uneven_heads_read_their_own_keys() {
+        let mut probe = Probe::new(12, [1, 5, 5], 3, 2, true);
+        probe.dims.kv_of_head = vec![0, 1, 1]; // ⌊h·2/3⌋ would be 0, 0, 1
+        let (z, _) = naive_attention(&probe, |i, j| j <= i);
+        let kind = Softmax { dims: probe.dims.clone() };
+        assert_close("uneven", &kind.forward(&probe.input(&Mask::new(true))), &z, 1e-12);
+    }
+}

@@ -1,0 +1,223 @@
+//! The laws of `attn_core::laws` over every listed variant, and proof that they can be broken.
+
+use std::num::NonZeroU32;
+
+use attn_core::{
+    Error, Variant,
+    attention::{Attention, AttnInput, Dims, KvCache, State},
+    laws::{self, LayerProbe, ProbeSize, Verdict},
+    mask::Mask,
+    testing::{Probe, assert_close, relative_rms},
+    variants,
+};
+use tch::{Device, Kind, Tensor};
+
+#[test]
+fn every_variant_keeps_every_law() {
+    for variant in with_settings() {
+        let verdicts = laws::for_layer(&variant, ProbeSize::default()).unwrap();
+        assert_eq!(
+            verdicts.len(),
+            2 * laws::LAYER_LAWS.len() - 2,
+            "two laws are about causal layers alone"
+        );
+        let broken: Vec<String> =
+            verdicts.iter().filter(|v| !v.held()).map(Verdict::to_string).collect();
+        assert!(broken.is_empty(), "{variant:?}\n{}", broken.join("\n"));
+    }
+}
+
+#[test]
+fn every_variant_keeps_every_law_at_odd_sizes() {
+    for variant in with_settings() {
+        for (seq_len, n_heads, n_kv_heads) in [(9, 1, 1), (63, 3, 1), (33, 4, 4)] {
+            let size = ProbeSize { batch: 2, seq_len, n_heads, n_kv_heads, head_dim: 6 };
+            for verdict in laws::for_layer(&variant, size).unwrap() {
+                assert!(verdict.held(), "{variant:?} at {size:?}: {verdict}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lower_precision_agrees_with_f64() {
+    for variant in with_settings() {
+        for causal in [true, false] {
+            let probe = Probe::new(3, [2, 50, 50], 4, 2, causal);
+            let mask = Mask::new(causal);
+            let expected = built(&variant, &probe).forward(&probe.input(&mask));
+            for (kind, tolerance) in
+                [(Kind::Float, 1e-5), (Kind::Half, 5e-3), (Kind::BFloat16, 2e-2)]
+            {
+                let low = probe.to(kind, Device::Cpu);
+                let z = built(&variant, &low).forward(&low.input(&mask));
+                assert_eq!(z.kind(), kind, "{variant:?}");
+                assert_close(&format!("{variant:?} in {kind:?}"), &z, &expected, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn cuda_agrees_with_the_cpu_in_f64() {
+    let Ok(device) = attn_torch::device("cuda") else {
+        eprintln!("skipped: no CUDA device");
+        return;
+    };
+    for variant in with_settings() {
+        for causal in [true, false] {
+            let probe = Probe::new(3, [2, 50, 50], 4, 2, causal);
+            let expected = built(&variant, &probe).forward(&probe.input(&Mask::new(causal)));
+            for (kind, tolerance) in
+                [(Kind::Float, 1e-5), (Kind::Half, 5e-3), (Kind::BFloat16, 2e-2)]
+            {
+                let there = probe.to(kind, device);
+                let z = built(&variant, &there).forward(&there.input(&Mask::new(causal)));
+                assert_close(&format!("{variant:?} in {kind:?} on CUDA"), &z, &expected, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn settings_survive_json_and_defaults_fill_in() {
+    for variant in with_settings() {
+        let text = serde_json::to_string(&variant).unwrap();
+        assert_eq!(serde_json::from_str::<Variant>(&text).unwrap(), variant);
+        let named = format!(r#"{{"kind": "{}"}}"#, variant.name());
+        assert_eq!(serde_json::from_str::<Variant>(&named).unwrap().name(), variant.name());
+    }
+}
+
+#[test]
+fn a_window_as_long_as_the_text_is_softmax() {
+    let probe = Probe::new(5, [2, 40, 40], 4, 2, true);
+    let mask = Mask::new(true);
+    let window = Variant::Window(variants::window::Config { size: NonZeroU32::new(40).unwrap() });
+    let [window, softmax] = [window, Variant::default()]
+        .map(|variant| built(&variant, &probe).forward(&probe.input(&mask)));
+    assert_close("window of 40", &window, &softmax, 1e-12);
+}
+
+/// Attention that breaks one law on purpose.
+#[derive(Debug)]
+struct Broken {
+    softmax: Box<dyn Attention>,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum How {
+    SeesTheNextToken,
+    CountsPadding,
+    GivesNan,
+    MixesTheBatch,
+    ForgetsTheCache,
+    LiesAboutWeights,
+    DetachesTheKeys,
+}
+
+impl Attention for Broken {
+    fn forward(&self, input: &AttnInput) -> Tensor {
+        let z = self.softmax.forward(input);
+        match self.how {
+            How::SeesTheNextToken => {
+                z + input.v.mean_dim([1i64, 2].as_slice(), true, Kind::Double) * 1e-6
+            }
+            How::CountsPadding => {
+                self.softmax.forward(&AttnInput { mask: &Mask::new(input.mask.causal()), ..*input })
+            }
+            How::GivesNan if input.mask.keep().is_some() => z * f64::NAN,
+            How::MixesTheBatch => &z + z.mean_dim([0i64].as_slice(), true, Kind::Double) * 1e-6,
+            How::DetachesTheKeys => {
+                self.softmax.forward(&AttnInput { k: &input.k.detach(), ..*input })
+            }
+            _ => z,
+        }
+    }
+
+    fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
+        let weights = self.softmax.weights(input, rows);
+        if self.how == How::LiesAboutWeights { weights * (1.0 + 1e-6) } else { weights }
+    }
+
+    fn step(&self, input: &AttnInput, state: &mut dyn State) -> Tensor {
+        if self.how == How::ForgetsTheCache {
+            return self
+                .softmax
+                .forward(&AttnInput { mask: &input.mask.tail(input.k.size()[2]), ..*input });
+        }
+        self.softmax.step(input, state)
+    }
+
+    fn start(&self) -> Box<dyn State> {
+        Box::new(KvCache::new(None))
+    }
+
+    fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), Error> {
+        self.softmax.select_heads(heads, dims)
+    }
+
+    fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
+        self.softmax.regroup_kv(groups, dims)
+    }
+}
+
+#[test]
+fn each_law_catches_the_fault_it_is_about() {
+    let faults: [(How, laws::LayerLaw); 7] = [
+        (How::SeesTheNextToken, laws::ignores_the_future),
+        (How::CountsPadding, laws::padding_changes_nothing),
+        (How::GivesNan, laws::stays_finite),
+        (How::MixesTheBatch, laws::a_batch_equals_its_rows),
+        (How::ForgetsTheCache, laws::steps_equal_a_full_pass),
+        (How::LiesAboutWeights, laws::weights_are_coefficients),
+        (How::DetachesTheKeys, laws::gradients_are_right),
+    ];
+    assert_eq!(faults.len(), laws::LAYER_LAWS.len(), "every law has its fault");
+    for (how, law) in faults {
+        let size = ProbeSize { n_kv_heads: 4, ..ProbeSize::default() };
+        let probe = LayerProbe::new(size, true, 2);
+        let softmax = probe.build(&Variant::default()).unwrap();
+        assert!(
+            law(softmax.as_ref(), &probe).held(),
+            "softmax itself keeps the law that {how:?} breaks"
+        );
+        let verdict = law(&Broken { softmax, how }, &probe);
+        assert!(!verdict.held(), "{how:?} went unseen: {verdict}");
+    }
+}
+
+#[test]
+fn rolling_serves_left_padding_as_no_padding() {
+    let variant = Variant::Window(variants::window::Config { size: NonZeroU32::new(4).unwrap() });
+    let probe = Probe::new(6, [1, 12, 12], 2, 2, true);
+    let kind = built(&variant, &probe);
+    let keep = Tensor::from_slice(&[0i64, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]).view([1, 12]);
+    let rolled =
+        attn_core::attention::rolled(&probe.input(&Mask::with_keep(true, &keep)), kind.as_ref());
+    let cut = |x: &Tensor, dim| x.narrow(dim, 3, 9);
+    let bare = Probe {
+        dims: probe.dims.clone(),
+        hidden: cut(&probe.hidden, 1),
+        q: cut(&probe.q, 2),
+        k: cut(&probe.k, 2),
+        v: cut(&probe.v, 2),
+        positions: cut(&probe.positions, 1),
+    };
+    let expected = kind.forward(&bare.input(&Mask::new(true)));
+    assert!(relative_rms(&cut(&rolled, 2), &expected) < 1e-12);
+}
+
+/// Every variant with its defaults, and those with settings once more with others.
+fn with_settings() -> Vec<Variant> {
+    let mut variants = Variant::all();
+    variants.push(Variant::Window(variants::window::Config { size: NonZeroU32::new(5).unwrap() }));
+    variants.push(Variant::Gated(variants::gated::Config {}));
+    variants
+}
+
+/// The variant for the probe's layer, its own parameters drawn alike in every precision.
+fn built(variant: &Variant, probe: &Probe) -> Box<dyn Attention> {
+    probe.build(variant)
+}
