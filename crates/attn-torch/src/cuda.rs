@@ -136,14 +136,13 @@ fn auto() -> Device {
 ///
 /// [`Error::NoCuda`] where it can use none.
 pub fn cuda_device_count() -> Result<usize> {
+    // First, as without it a LibTorch with CUDA would be fetched in vain.
+    let driver = cuda_driver_version()?;
     load_cuda()?;
     let (_, n_devices) = runtime()?;
     match usize::try_from(n_devices) {
         Ok(0) | Err(_) => {
-            let reason = match cuda_driver_version() {
-                Ok(driver) => format!("LibTorch finds no GPU (the driver supports CUDA {driver})"),
-                Err(_) => "there is no NVIDIA driver".to_owned(),
-            };
+            let reason = format!("LibTorch finds no GPU (the driver supports CUDA {driver})");
             Err(Error::NoCuda { reason, hint: DRIVER })
         }
         Ok(n_devices) => Ok(n_devices),

@@ -1,6 +1,7 @@
 //! Whole lists of parameters updated in one call.
 
 use std::borrow::Borrow;
+use std::fmt;
 
 use tch::{Device, Kind, Tensor};
 
@@ -88,17 +89,18 @@ impl AdamW {
         self.check()?;
         let rows = rows(params, grads, state)?;
         // The fused operation takes one device and one kind at a time.
-        let mut groups: Vec<((Device, Kind), Vec<[Tensor; 5]>)> = Vec::new();
-        for (key, row) in rows {
-            match groups.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, group)) => group.push(row),
-                None => groups.push((key, vec![row])),
+        let key = |row: &Row| (row[0].device(), row[0].kind());
+        let mut groups: Vec<Vec<Row>> = Vec::new();
+        for row in rows {
+            match groups.iter_mut().find(|group| key(&group[0]) == key(&row)) {
+                Some(group) => group.push(row),
+                None => groups.push(vec![row]),
             }
         }
-        groups.iter().try_for_each(|(_, group)| self.step_group(group))
+        groups.iter().try_for_each(|group| self.step_group(group))
     }
 
-    fn step_group(&self, rows: &[[Tensor; 5]]) -> Result<()> {
+    fn step_group(&self, rows: &[Row]) -> Result<()> {
         let list =
             |column: usize| List::of(&rows.iter().map(|row| &row[column]).collect::<Vec<_>>());
         let (mut params, mut grads, mut m, mut v, mut steps) =
@@ -146,12 +148,11 @@ impl AdamW {
     }
 }
 
-/// Parameter, gradient, m, v and steps of each parameter, checked against each other.
-fn rows<P, G>(
-    params: &[P],
-    grads: &[G],
-    state: &AdamState,
-) -> Result<Vec<((Device, Kind), [Tensor; 5])>>
+/// Parameter, gradient, m, v and steps of one parameter.
+type Row = [Tensor; 5];
+
+/// The rows of all parameters, each checked to fit together.
+fn rows<P, G>(params: &[P], grads: &[G], state: &AdamState) -> Result<Vec<Row>>
 where
     P: Borrow<Tensor>,
     G: Borrow<Tensor>,
@@ -173,49 +174,69 @@ where
         if !param.is_contiguous() {
             return Err(Error::NotContiguous { index, size: param.size() });
         }
-        for (what, tensor) in
-            [("gradient", grad), ("first moment", &m[index]), ("second moment", &v[index])]
-        {
-            check_like(what, index, tensor, &describe(param)?)?;
-        }
-        let scalar = format!("{:?} of size [] on {:?}", Kind::Float, param.device());
-        check_like("step", index, &steps[index], &scalar)?;
-        for (what, tensor) in [("first moment", &m[index]), ("second moment", &v[index])] {
-            if !tensor.is_contiguous() {
-                let (expected, actual) =
-                    ("a contiguous one".to_owned(), "not contiguous".to_owned());
-                return Err(Error::Mismatch { what, index, expected, actual });
-            }
-        }
+        let like = Like::of(param)?;
+        let scalar = Like { kind: Kind::Float, size: Vec::new(), ..like };
+        like.check("gradient", index, grad, false)?;
+        like.check("first moment", index, &m[index], true)?;
+        like.check("second moment", index, &v[index], true)?;
+        scalar.check("step", index, &steps[index], true)?;
         // The CPU's kernel walks memory in order whatever the strides; gradients of transposed uses have others.
         let grad = grad.f_contiguous().map_err(Error::tch("ordering a gradient"))?;
-        let row = [
+        rows.push([
             param.shallow_clone(),
             grad,
             m[index].shallow_clone(),
             v[index].shallow_clone(),
             steps[index].shallow_clone(),
-        ];
-        rows.push(((param.device(), param.kind()), row));
+        ]);
     }
     Ok(rows)
 }
 
-fn check_like(what: &'static str, index: usize, tensor: &Tensor, expected: &str) -> Result<()> {
-    let actual = describe(tensor)?;
-    if actual == expected {
-        return Ok(());
-    }
-    Err(Error::Mismatch { what, index, expected: expected.to_owned(), actual })
+/// What the tensors that belong to a parameter have to share with it.
+#[derive(Debug, PartialEq)]
+struct Like {
+    kind: Kind,
+    size: Vec<i64>,
+    device: Device,
+    sparse: bool,
 }
 
-fn describe(tensor: &Tensor) -> Result<String> {
-    if !tensor.defined() {
-        return Ok("undefined".to_owned());
+impl Like {
+    fn of(tensor: &Tensor) -> Result<Self> {
+        let kind = tensor.f_kind().map_err(Error::tch("asking for a tensor's kind"))?;
+        Ok(Self { kind, size: tensor.size(), device: tensor.device(), sparse: tensor.is_sparse() })
     }
-    let kind = tensor.f_kind().map_err(Error::tch("asking for a tensor's kind"))?;
-    let sparse = if tensor.is_sparse() { "sparse " } else { "" };
-    Ok(format!("{sparse}{kind:?} of size {:?} on {:?}", tensor.size(), tensor.device()))
+
+    fn check(
+        &self,
+        what: &'static str,
+        index: usize,
+        tensor: &Tensor,
+        contiguous: bool,
+    ) -> Result<()> {
+        let refuse = |actual: String| {
+            Err(Error::Mismatch { what, index, expected: self.to_string(), actual })
+        };
+        if !tensor.defined() {
+            return refuse("undefined".to_owned());
+        }
+        let actual = Self::of(tensor)?;
+        if actual != *self {
+            return refuse(actual.to_string());
+        }
+        if contiguous && !tensor.is_contiguous() {
+            return refuse(format!("{actual}, but not contiguous"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Like {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sparse = if self.sparse { "sparse " } else { "" };
+        write!(f, "{sparse}{:?} of size {:?} on {:?}", self.kind, self.size, self.device)
+    }
 }
 
 /// Scales all gradients by one factor, so that the norm of all of them together is at most `max_norm`, and returns
@@ -479,6 +500,8 @@ mod tests {
             refusal(&params, &[good(), Tensor::new()]),
             "gradient 1 is undefined, Float of size [4] on Cpu expected"
         );
+        let sparse = numbers(&[4], 1., Kind::Float).to_sparse_sparse_dim(1);
+        assert!(refusal(&params, &[good(), sparse]).starts_with("gradient 1 is sparse Float"));
         let holes = [numbers(&[2, 3], 0., Kind::Float).tr()];
         assert!(
             refusal(&holes, &[numbers(&[3, 2], 0., Kind::Float)])

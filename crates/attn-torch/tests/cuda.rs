@@ -12,7 +12,8 @@ fn gpu() -> Option<Device> {
         Ok(_) => Some(Device::Cuda(0)),
         Err(error) => {
             // Not by `eprintln`, which the test harness hides.
-            let _ = writeln!(std::io::stderr(), "SKIPPED for want of a GPU: {error}");
+            let message = format!("\nSKIPPED for want of a GPU: {error}\n");
+            let _ = std::io::stderr().write_all(message.as_bytes());
             None
         }
     }
