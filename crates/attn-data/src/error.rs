@@ -36,6 +36,13 @@ pub enum Error {
         id: String,
     },
 
+    /// A file name that leads out of its folder.
+    #[error("`{name}` is not a file name within a repository")]
+    FileName {
+        /// What was given.
+        name: String,
+    },
+
     /// A path was given, and nothing is there.
     #[error(
         "there is no folder `{path}`\nhint: a repository id reads `owner/name`; a path begins with `/`, `./`, `../` or `~`"
@@ -193,6 +200,26 @@ pub enum Error {
     NoSource {
         /// The task names there are.
         known: Vec<String>,
+    },
+
+    /// A data path was given, and nothing is there.
+    #[error("there is no data file or folder `{path}`")]
+    NoSuchData {
+        /// The path as the user wrote it.
+        path: String,
+    },
+
+    /// Labels are names, and there is nowhere to learn them all.
+    #[error(
+        "column `{column}` of `{source_name}` holds class names, and there is no split `{split}` to collect them from\nhint: set `classes`"
+    )]
+    ClassesNeeded {
+        /// Folder, file or repository id.
+        source_name: String,
+        /// The label column.
+        column: String,
+        /// The split to train on.
+        split: String,
     },
 
     /// A data folder or repository without the split.
