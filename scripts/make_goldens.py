@@ -363,7 +363,7 @@ CASES = [
         "language model, untied, 8 query heads on 2 key/value heads",
         LLAMA,
         llama(vocab_size=40, num_attention_heads=8, head_dim=4, intermediate_size=24),
-        (*ALL_LM_PROBES, "far"),
+        ALL_LM_PROBES,
     ),
     Case(
         "llama_lm_tied",
@@ -373,7 +373,7 @@ CASES = [
         ("plain", "left"),
     ),
     Case("llama_multi_query", "one key/value head", LLAMA, llama(num_key_value_heads=1)),
-    Case("llama_head_dim", "head_dim 6 where hidden_size / n_heads is 4", LLAMA, llama(head_dim=6)),
+    Case("llama_head_dim", "head_dim 6 where hidden_size / n_heads is 4", LLAMA, llama(head_dim=6), ("left", "far")),
     Case("llama_biases", "attention_bias and mlp_bias", LLAMA, llama(attention_bias=True, mlp_bias=True)),
     Case(
         "llama_gelu",
@@ -402,7 +402,7 @@ CASES = [
         "Llama 3 rope scaling, also past the original context",
         LLAMA,
         llama(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16, **LLAMA3),
-        ("left", "long"),
+        ("left", "long", "far"),
     ),
     Case(
         "llama_llama3_v4",
