@@ -3,7 +3,7 @@
 //!
 //! Reading trusts nothing: a file is checked as a whole before a tensor of it is handed out, and what is wrong is
 //! refused by name. Weights are memory-mapped and copied piece by piece into the kind and onto the device they run
-//! in, so that loading takes the memory of the loaded weights and a few MiB.
+//! in, so that loading takes the memory of the loaded weights and at most 16 MiB.
 //!
 //! Writing is atomic: a reader, or the next run after a kill at any moment, finds the old folder or the new one.
 //!
@@ -30,9 +30,6 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Says which shard holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
-
-/// Bytes copied at a time between a file and a tensor: small enough to stay in the processor's cache.
-const PIECE: usize = 1 << 20;
 
 /// The element types that both safetensors and LibTorch know, but for `F8_*` and complex ones: 8-bit floats mean
 /// nothing without the scales that each quantizer stores in its own way.

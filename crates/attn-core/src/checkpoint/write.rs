@@ -13,12 +13,15 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    CONFIG_FILE, INDEX_FILE, PIECE, WEIGHTS_FILE,
+    CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE,
     atomic::{self, Staging},
     dtype_of,
     error::Error,
     header, is_plain,
 };
+
+/// Bytes copied from a tensor at a time.
+const PIECE: usize = 4 << 20;
 
 /// How [`write_folder`] lays the weights out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,0 +1,412 @@
+//! Whole models: swapped, cut, gated, decoded, saved and loaded again.
+
+use std::num::NonZeroU32;
+
+use attn_core::{
+    Config, Error, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Positions, Rows, Variant,
+    WantedHead,
+    checkpoint::{WriteOptions, read_json, write_folder},
+    laws,
+    testing::{assert_close, randn, random_ids, relative_rms},
+    variants,
+};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+const BASES: [&str; 4] = ["gpt2", "llama", "distilbert", "bert"];
+
+fn config(base: &str) -> Config {
+    let value = match base {
+        "gpt2" => json!({
+            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50, "n_positions": 48,
+            "n_embd": 24, "n_layer": 2, "n_head": 4, "activation_function": "gelu_new", "our_note": "kept",
+        }),
+        "llama" => json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 24,
+            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 8, "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": false,
+        }),
+        "distilbert" => json!({
+            "model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"], "vocab_size": 50, "dim": 24,
+            "hidden_dim": 40, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 48,
+        }),
+        "bert" => json!({
+            "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 50, "hidden_size": 24,
+            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48,
+        }),
+        other => unreachable!("{other}"),
+    };
+    let Value::Object(map) = value else { unreachable!("written as an object above") };
+    Config::from_json(map).unwrap()
+}
+
+/// A random model in `f64` whose parameters are far from their start: zero biases hide mistakes.
+fn model(base: &str) -> Model {
+    let mut model = Model::init(
+        config(base),
+        &LoadOptions { kind: Kind::Double, seed: 3, ..LoadOptions::default() },
+    )
+    .unwrap();
+    shake(&mut model);
+    model
+}
+
+fn shake(model: &mut Model) {
+    for (i, (_, tensor)) in model.parameters().iter().enumerate() {
+        let noise = randn(1000 + i as u64, &tensor.size()) * 0.2;
+        tch::no_grad(|| tensor.shallow_clone().copy_(&(tensor + noise)));
+    }
+}
+
+fn logits(model: &Model, input: &ModelInput) -> Tensor {
+    model.forward(input, &ForwardOptions::default()).unwrap().logits
+}
+
+fn window(size: u32) -> Variant {
+    Variant::Window(variants::window::Config { size: NonZeroU32::new(size).unwrap() })
+}
+
+#[test]
+fn models_keep_the_laws_plain_and_swapped() {
+    for base in BASES {
+        for variant in [Variant::default(), window(4), Variant::Gated(Default::default())] {
+            let mut model = model(base);
+            model.swap(&[0, 1], &variant, 1).unwrap();
+            shake(&mut model);
+            let ids = random_ids(5, [3, 21], 50);
+            let mut verdicts = laws::for_model(&model, &ids).unwrap();
+            if model.config().is_causal() {
+                verdicts.push(laws::model_decoding(&model, &ids).unwrap());
+            }
+            assert_eq!(verdicts.len(), if model.config().is_causal() { 4 } else { 2 });
+            for verdict in verdicts {
+                assert!(verdict.held(), "{base} with {variant:?}: {verdict}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_encoder_posing_as_a_decoder_breaks_causality() {
+    let model = model("distilbert");
+    let verdict = laws::model_causality(&model, &random_ids(5, [2, 12], 50)).unwrap();
+    assert!(!verdict.held(), "{verdict}");
+}
+
+#[test]
+fn swapping_softmax_for_softmax_changes_no_bit() {
+    for base in BASES {
+        let mut model = model(base);
+        let input = ModelInput::new(random_ids(6, [2, 9], 50));
+        let before = logits(&model, &input);
+        model.swap(&[0, 1], &Variant::default(), 1).unwrap();
+        assert!(logits(&model, &input).equal(&before), "{base}");
+    }
+}
+
+#[test]
+fn a_swapped_folder_says_what_it_is_and_loads_again() {
+    for base in BASES {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("m");
+        let mut model = model(base);
+        model.swap(&[1], &Variant::Gated(Default::default()), 1).unwrap();
+        model.swap(&[0], &window(5), 1).unwrap();
+        model.select_heads(1, &[0, 2, 3]).unwrap();
+        shake(&mut model);
+        model.save(&folder, &WriteOptions::default()).unwrap();
+
+        let json = read_json(&folder, "config.json").unwrap();
+        assert_eq!(json["model_type"], json!(format!("attn_{base}")));
+        assert_eq!(json["attn"]["format_version"], 1);
+        assert_eq!(json["attn"]["base_model_type"], base);
+        assert_eq!(json["attn"]["layers"][0]["kind"], "window");
+        assert_eq!(json["attn"]["layers"][0]["settings"], json!({"size": 5}));
+        assert_eq!(json["attn"]["layers"][1]["kept_heads"], json!([0, 2, 3]));
+
+        let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+        let (again, report) = Model::load(&folder, &options).unwrap();
+        assert!(report.fresh.is_empty() && report.dropped.is_empty());
+        assert_eq!(again.config().layers, model.config().layers);
+        let input = ModelInput::new(random_ids(7, [2, 13], 50));
+        assert!(logits(&again, &input).equal(&logits(&model, &input)), "{base}");
+    }
+}
+
+#[test]
+fn a_plain_folder_keeps_its_type_and_unknown_fields() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = model("gpt2");
+    model.swap(&[0], &window(5), 1).unwrap();
+    model.swap(&[0], &Variant::default(), 1).unwrap();
+    model.save(&dir.path().join("m"), &WriteOptions::default()).unwrap();
+    let json = read_json(&dir.path().join("m"), "config.json").unwrap();
+    assert_eq!((&json["model_type"], &json["our_note"]), (&json!("gpt2"), &json!("kept")));
+    assert!(!json.contains_key("attn"));
+}
+
+#[test]
+fn wrong_folders_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("m");
+    let mut model = model("llama");
+    model.swap(&[1], &Variant::Gated(Default::default()), 1).unwrap();
+    model.save(&folder, &WriteOptions::default()).unwrap();
+    let tensors = model.parameters();
+    let config = read_json(&folder, "config.json").unwrap();
+    let refused = |tensors: &[(String, Tensor)],
+                   change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let mut config = config.clone();
+        change(&mut config);
+        write_folder(&folder, tensors, &config, &[], &WriteOptions::default()).unwrap();
+        Model::load(&folder, &LoadOptions::default()).unwrap_err().to_string()
+    };
+    let same = |_: &mut serde_json::Map<String, Value>| ();
+
+    let without_gate: Vec<_> = tensors
+        .iter()
+        .filter(|(name, _)| !name.ends_with("gate.bias"))
+        .map(|(n, t)| (n.clone(), t.shallow_clone()))
+        .collect();
+    let error = refused(&without_gate, &same);
+    assert!(
+        error.contains("missing") && error.contains("layers.1.self_attn.kind.gate.bias"),
+        "{error}"
+    );
+
+    let mut one_more: Vec<_> =
+        tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+    one_more.push(("stray.weight".into(), Tensor::zeros([2], (Kind::Float, Device::Cpu))));
+    one_more.retain(|(name, _)| name != "model.norm.weight");
+    let error = refused(&one_more, &same);
+    assert!(
+        error.contains("stray.weight") && error.contains("model.norm.weight"),
+        "both lists: {error}"
+    );
+
+    let error = refused(&tensors, &|c| c["attn"]["format_version"] = json!(2));
+    assert!(error.contains("attn.format_version") && error.contains('2'), "{error}");
+    let error = refused(&tensors, &|c| c["attn"]["layers"][1]["kind"] = json!("nonsense"));
+    assert!(error.contains("attn.layers[1].kind") && error.contains("nonsense"), "{error}");
+    let error = refused(&tensors, &|c| c["model_type"] = json!("llama"));
+    assert!(error.contains("attn_llama"), "{error}");
+    let error = refused(&tensors, &|c| c["attn"]["layers"][0]["kv_of_head"] = json!([0, 0, 0, 0]));
+    assert!(error.contains("kv_of_head"), "{error}");
+    let error = refused(&tensors, &|c| c["hidden_size"] = json!("wide"));
+    assert!(error.contains("hidden_size") && error.contains("wide"), "{error}");
+    let error = refused(&tensors, &|c| {
+        c.insert("rope_scaling".into(), json!({"rope_type": "yarn", "factor": 2.0}));
+    });
+    assert!(error.contains("rope_scaling.rope_type") && error.contains("yarn"), "{error}");
+    let error = refused(&tensors, &|c| c["vocab_size"] = json!(51));
+    assert!(error.contains("[50, 24]") && error.contains("[51, 24]"), "{error}");
+}
+
+#[test]
+fn a_new_classifier_is_asked_for_and_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    for base in BASES {
+        let folder = dir.path().join(base);
+        model(base).save(&folder, &WriteOptions::default()).unwrap();
+        let classes: Vec<String> = ["bad", "good", "so so"].map(String::from).to_vec();
+        let head = WantedHead::NewClassifier(classes.clone());
+        let options = LoadOptions { head, kind: Kind::Double, ..LoadOptions::default() };
+        let (mut new, report) = Model::load(&folder, &options).unwrap();
+        assert!(!report.fresh.is_empty(), "{base}: {report:?}");
+        assert_eq!(new.config().classes(), classes);
+        let input = ModelInput::new(random_ids(8, [2, 9], 50));
+        assert_eq!(logits(&new, &input).size(), [2, 3]);
+
+        if new.config().is_causal() {
+            new.config_mut().set_pad_token_id(49);
+        }
+        new.save(&folder, &WriteOptions::default()).unwrap();
+        let (again, report) =
+            Model::load(&folder, &LoadOptions { kind: Kind::Double, ..LoadOptions::default() })
+                .unwrap();
+        assert_eq!((again.config().classes(), report.fresh.len()), (classes, 0));
+        assert!(logits(&again, &input).equal(&logits(&new, &input)), "{base}");
+        let error = Model::load(
+            &folder,
+            &LoadOptions { head: WantedHead::LanguageModel, ..LoadOptions::default() },
+        )
+        .unwrap_err();
+        assert!(matches!(error, Error::Head { .. }), "{error}");
+    }
+}
+
+#[test]
+fn removed_heads_equal_closed_gates() {
+    for base in BASES {
+        let whole = model(base);
+        let input = ModelInput::new(random_ids(9, [2, 11], 50));
+        let options = (Kind::Double, Device::Cpu);
+        let mut gate = vec![1.0; 4];
+        (gate[1], gate[3]) = (0.0, 0.0);
+        let gates = [
+            Some(Gate::per_head(&Tensor::from_slice(&gate))),
+            Some(Gate::per_head(&Tensor::ones([4], options))),
+        ];
+        let masked = whole
+            .forward(&input, &ForwardOptions { gates: &gates, ..ForwardOptions::default() })
+            .unwrap()
+            .logits;
+
+        let mut cut = model(base);
+        cut.select_heads(0, &[0, 2]).unwrap();
+        assert_close(base, &logits(&cut, &input), &masked, 1e-12);
+        assert!(relative_rms(&masked, &logits(&whole, &input)) > 1e-3, "the heads matter");
+
+        cut.select_heads(0, &[]).unwrap();
+        assert!(
+            logits(&cut, &input).isfinite().all().int64_value(&[]) == 1,
+            "{base}: a layer without heads"
+        );
+        let error = cut.select_heads(1, &[4]).unwrap_err();
+        assert!(matches!(error, Error::Index { what: "head", index: 4, count: 4 }), "{error}");
+    }
+}
+
+#[test]
+fn tapped_weights_and_z_are_what_ran() {
+    for base in BASES {
+        for variant in [Variant::default(), window(4), Variant::Gated(Default::default())] {
+            let mut model = model(base);
+            model.swap(&[0, 1], &variant, 1).unwrap();
+            shake(&mut model);
+            let keep = Tensor::from_slice(&[0i64, 0, 1, 1, 1, 1, 1, 1, 1]).repeat([2, 1]);
+            let input = ModelInput::masked(random_ids(10, [2, 9], 50), keep);
+            let all =
+                ForwardOptions { attentions: Rows::All, z: true, ..ForwardOptions::default() };
+            let all = model.forward(&input, &all).unwrap();
+            let some =
+                ForwardOptions { attentions: Rows::Some(vec![8, 3]), ..ForwardOptions::default() };
+            let some = model.forward(&input, &some).unwrap();
+            assert_eq!(all.attentions[1].size(), [2, 4, 9, 9]);
+            assert_eq!(all.z[1].size()[..3], [2, 4, 9]);
+            let picked = all.attentions[1].index_select(2, &Tensor::from_slice(&[8i64, 3]));
+            assert_close(base, &some.attentions[1], &picked, 1e-12);
+            let on_padding = all.attentions[1].narrow(2, 2, 7).narrow(3, 0, 2);
+            assert_eq!(on_padding.abs().max().double_value(&[]), 0.0, "{base} with {variant:?}");
+        }
+    }
+}
+
+#[test]
+fn gates_by_example_and_position_reach_their_own_values_alone() {
+    let model = model("gpt2");
+    let input = ModelInput::new(random_ids(11, [2, 7], 50));
+    let g = Tensor::ones([2, 4, 7, 1], (Kind::Double, Device::Cpu));
+    let _ = g.get(1).get(2).get(5).fill_(0.0); // example 1, head 2, position 5
+    let gates = [Some(Gate { g, r: None }), None];
+    let gated = model
+        .forward(&input, &ForwardOptions { gates: &gates, ..ForwardOptions::default() })
+        .unwrap()
+        .logits;
+    let plain = logits(&model, &input);
+    let moved = |example: i64, pos: i64| {
+        relative_rms(&gated.get(example).get(pos), &plain.get(example).get(pos))
+    };
+    assert!((0..7).all(|pos| moved(0, pos) == 0.0) && (0..5).all(|pos| moved(1, pos) == 0.0));
+    assert!(moved(1, 5) > 1e-6 && moved(1, 6) > 1e-6);
+}
+
+#[test]
+fn counted_positions_make_padding_vanish_and_arange_does_not() {
+    for base in BASES {
+        let model = model(base);
+        let ids = random_ids(12, [1, 8], 50);
+        let padded = Tensor::cat(&[random_ids(13, [1, 3], 50), ids.shallow_clone()], 1);
+        let keep = Tensor::from_slice(&[0i64, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]).view([1, 11]);
+        let plain = logits(&model, &ModelInput::new(ids));
+        let input = ModelInput::masked(padded, keep);
+        assert_close(base, &logits(&model, &input).narrow(1, 3, 8), &plain, 1e-12);
+        let bare = ForwardOptions { positions: Positions::Arange, ..ForwardOptions::default() };
+        let bare = model.forward(&input, &bare).unwrap().logits.narrow(1, 3, 8);
+        let differs = relative_rms(&bare, &plain) > 1e-3;
+        assert_eq!(
+            differs,
+            base != "llama",
+            "{base}: rotations see distances alone, tables see places"
+        );
+    }
+}
+
+#[test]
+fn holes_are_served_or_refused_by_name() {
+    let keep = Tensor::from_slice(&[1i64, 1, 0, 1, 1, 1]).view([1, 6]);
+    let input = || ModelInput::masked(random_ids(14, [1, 6], 50), keep.shallow_clone());
+    let mut model = model("gpt2");
+    assert!(logits(&model, &input()).isfinite().all().int64_value(&[]) == 1);
+    model.swap(&[1], &window(3), 1).unwrap();
+    let error = model.forward(&input(), &ForwardOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("window") && error.contains("holes"), "{error}");
+}
+
+#[test]
+fn decoding_in_pieces_and_under_left_padding_equals_a_full_pass() {
+    for base in ["gpt2", "llama"] {
+        let model = model(base);
+        let ids = random_ids(15, [2, 14], 50);
+        let keep = Tensor::ones([2, 14], (Kind::Int64, Device::Cpu));
+        let _ = keep.get(1).narrow(0, 0, 4).fill_(0);
+        let full = logits(&model, &ModelInput::masked(ids.shallow_clone(), keep.shallow_clone()));
+        let mut state = model.start();
+        for (start, len) in [(0, 6), (6, 3), (9, 1), (10, 4)] {
+            let cut = |x: &Tensor| x.narrow(1, start, len);
+            let input = ModelInput::masked(cut(&ids), cut(&keep));
+            let step = model.step(&input, &mut state, &ForwardOptions::default()).unwrap().logits;
+            for (row, first) in [(0, 0), (1, 4 - start)] {
+                let first = first.clamp(0, len);
+                let real = |x: &Tensor| x.get(row).narrow(0, first, len - first);
+                if first < len {
+                    assert_close(base, &real(&step), &real(&cut(&full)), 1e-12);
+                }
+            }
+        }
+        assert_eq!(state.n_tokens(), 14);
+        assert!(state.bytes() > 0);
+    }
+}
+
+#[test]
+fn bad_input_is_refused_by_name() {
+    let model = model("distilbert");
+    let refused = |input: ModelInput| {
+        model.forward(&input, &ForwardOptions::default()).unwrap_err().to_string()
+    };
+    let ids = random_ids(16, [2, 5], 50);
+    assert!(refused(ModelInput::new(&ids + 50)).contains("`input_ids`: holds"));
+    assert!(refused(ModelInput::new(random_ids(16, [1, 49], 50))).contains("table of 48"));
+    assert!(
+        refused(ModelInput::masked(
+            ids.shallow_clone(),
+            Tensor::ones([2, 4], (Kind::Int64, Device::Cpu))
+        ))
+        .contains("attention_mask")
+    );
+    assert!(
+        refused(ModelInput::masked(ids.shallow_clone(), ids.shallow_clone() + 2))
+            .contains("0 and 1")
+    );
+    let gates = [None];
+    let error = model.forward(
+        &ModelInput::new(ids),
+        &ForwardOptions { gates: &gates, ..ForwardOptions::default() },
+    );
+    assert!(error.unwrap_err().to_string().contains("2 layers"));
+}
+
+#[test]
+fn converting_to_f64_reaches_every_parameter() {
+    let options = LoadOptions { seed: 3, ..LoadOptions::default() };
+    for base in BASES {
+        let mut model = Model::init(config(base), &options).unwrap();
+        model.swap(&[0], &Variant::Gated(Default::default()), 1).unwrap();
+        let input = ModelInput::new(random_ids(17, [2, 9], 50));
+        let single = logits(&model, &input);
+        model.to_kind(Kind::Double);
+        assert!(model.parameters().iter().all(|(_, tensor)| tensor.kind() == Kind::Double));
+        assert_close(base, &single, &logits(&model, &input), 1e-5);
+    }
+}
