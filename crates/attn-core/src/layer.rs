@@ -270,6 +270,9 @@ impl AttnLayer {
             let zeros = Tensor::zeros([b, q_len, 0], (hidden.kind(), hidden.device()));
             return Ok(self.out.forward(&zeros));
         }
+        if let Some(source) = &pass.source {
+            self.check_source(source, pass.rotary.is_some(), pass.state.is_some(), b)?;
+        }
         let mask = pass.source.as_ref().map_or(pass.mask, |source| source.mask);
         self.check_mask(mask, pass.state.is_some())?;
 
@@ -333,6 +336,44 @@ impl AttnLayer {
             Masks::Contiguous => attention::rolled_weights(input, self.kind.as_ref(), rows),
             Masks::Any => self.kind.weights(input, rows),
         }
+    }
+
+    fn check_source(
+        &self,
+        source: &Source<'_>,
+        rotated: bool,
+        decoding: bool,
+        batch: i64,
+    ) -> Result<(), Error> {
+        let refuse = |reason: &str| {
+            Err(Error::Refused {
+                kind: self.variant.name(),
+                what: "attend to another sequence",
+                reason: reason.to_owned(),
+            })
+        };
+        if rotated {
+            return refuse("rotations place queries and keys in one sequence");
+        }
+        if decoding {
+            return refuse("a decoding state holds the keys of one sequence");
+        }
+        if source.mask.causal() {
+            return refuse(
+                "the source's mask is causal, while the two sequences have no common order",
+            );
+        }
+        let expected =
+            [batch, source.hidden.size().get(1).copied().unwrap_or(0), self.dims.hidden_size];
+        if source.hidden.size() != expected {
+            let problem = format!(
+                "has shape {:?}, expected [{batch}, k_len, {}]",
+                source.hidden.size(),
+                self.dims.hidden_size
+            );
+            return Err(Error::Input { name: "source", problem });
+        }
+        Ok(())
     }
 
     fn check_mask(&self, mask: &Mask, decoding: bool) -> Result<(), Error> {

@@ -194,14 +194,30 @@ impl Model {
     }
 
     /// Writes the model as a folder that [`Self::load`] reads and, where plain transformers computes the same logits,
-    /// transformers too. Files of an existing folder that are not the model's own (a tokenizer) stay.
+    /// transformers too. Files of an existing folder that are not the model's own (a tokenizer) stay. A decoder classifier
+    /// without a `pad_token_id` gets its `eos_token_id` for one, with a notice.
     ///
     /// # Errors
     /// If it cannot be written; what was there before is then still there.
     pub fn save(&self, dir: &Path, options: &WriteOptions) -> Result<(), Error> {
         let tensors = self.parameters();
-        let config = self.config.to_json(self.kind);
-        Ok(checkpoint::write_folder(dir, &tensors, &config, &[], options)?)
+        let mut config = self.config.clone();
+        let is_classifier = matches!(config.head, Head::Classifier { .. });
+        if config.is_causal() && is_classifier && config.pad_token_id().is_none() {
+            // transformers' decoder classifiers find the last real token of a row by it.
+            match config.raw("eos_token_id").and_then(serde_json::Value::as_i64) {
+                Some(eos) => {
+                    tracing::info!(
+                        "config.json names no pad_token_id: eos_token_id, {eos}, is written for it"
+                    );
+                    config.set_pad_token_id(eos);
+                }
+                None => tracing::warn!(
+                    "config.json names neither pad_token_id nor eos_token_id: transformers will classify one row at a time"
+                ),
+            }
+        }
+        Ok(checkpoint::write_folder(dir, &tensors, &config.to_json(self.kind), &[], options)?)
     }
 
     /// The configuration, with the attention of each layer as it is now.

@@ -7,7 +7,9 @@ use attn_core::{
     WantedHead,
     checkpoint::{WriteOptions, read_json, write_folder},
     laws,
-    testing::{assert_close, randn, random_ids, relative_rms},
+    layer::{LayerPass, Source, Tap},
+    mask::Mask,
+    testing::{Probe, assert_close, naive_attention, randn, random_ids, relative_rms},
     variants,
 };
 use serde_json::{Value, json};
@@ -218,6 +220,11 @@ fn a_new_classifier_is_asked_for_and_reported() {
         assert_eq!(logits(&new, &input).size(), [2, 3]);
 
         if new.config().is_causal() {
+            new.save(&folder, &WriteOptions::default()).unwrap();
+            assert!(
+                !read_json(&folder, "config.json").unwrap().contains_key("pad_token_id"),
+                "no end token to pad with"
+            );
             new.config_mut().set_pad_token_id(49);
         }
         new.save(&folder, &WriteOptions::default()).unwrap();
@@ -366,6 +373,52 @@ fn decoding_in_pieces_and_under_left_padding_equals_a_full_pass() {
         }
         assert_eq!(state.n_tokens(), 14);
         assert!(state.bytes() > 0);
+    }
+}
+
+#[test]
+fn a_layer_attends_to_another_sequence_under_its_own_mask() {
+    let model = model("bert");
+    let layer = model.layers()[0];
+    let dims = layer.dims().clone();
+    let (hidden, other) = (randn(21, &[2, 5, 24]), randn(22, &[2, 7, 24]));
+    let keep = Tensor::from_slice(&[1i64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]).view([2, 7]);
+    let (own_mask, source_mask) = (Mask::new(false), Mask::with_keep(false, &keep));
+    let mut tap = Tap { keep_z: true, ..Tap::default() };
+    let mut pass = LayerPass {
+        mask: &own_mask,
+        positions: &Tensor::arange(5, (Kind::Int64, Device::Cpu)).repeat([2, 1]),
+        rotary: None,
+        gate: None,
+        train: false,
+        stream: Default::default(),
+        source: Some(Source { hidden: &other, mask: &source_mask }),
+        state: None,
+        tap: &mut tap,
+    };
+    let _ = layer.forward(&hidden, &mut pass).unwrap();
+
+    let projections = layer.projections();
+    let heads = |x: &Tensor, (weight, bias): &(Tensor, Option<Tensor>)| {
+        x.linear(weight, bias.as_ref())
+            .view([2, -1, dims.n_heads, dims.head_dim])
+            .transpose(1, 2)
+            .contiguous()
+    };
+    let q = heads(&hidden, &projections.q);
+    let (k, v) = (heads(&other, &projections.k), heads(&other, &projections.v));
+    for (example, n_real) in [(0, 7), (1, 4)] {
+        let real = |x: &Tensor| x.narrow(0, example, 1).narrow(2, 0, n_real).contiguous();
+        let probe = Probe {
+            dims: dims.clone(),
+            hidden: hidden.narrow(0, example, 1),
+            q: q.narrow(0, example, 1).contiguous(),
+            k: real(&k),
+            v: real(&v),
+            positions: Tensor::zeros([1, 5], (Kind::Int64, Device::Cpu)),
+        };
+        let (expected, _) = naive_attention(&probe, |_, _| true);
+        assert_close("z", &tap.z[0].narrow(0, example, 1), &expected, 1e-12);
     }
 }
 
