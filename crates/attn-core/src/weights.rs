@@ -34,6 +34,7 @@ pub struct Weights<'a> {
     fresh_prefixes: Vec<String>,
     used: BTreeSet<String>,
     fresh: Vec<String>,
+    buffers: Vec<String>,
     mismatch: TensorMismatch,
 }
 
@@ -56,6 +57,7 @@ impl<'a> Weights<'a> {
             fresh_prefixes: Vec::new(),
             used: BTreeSet::new(),
             fresh: Vec::new(),
+            buffers: Vec::new(),
             mismatch: TensorMismatch::default(),
         }
     }
@@ -111,13 +113,23 @@ impl<'a> Weights<'a> {
                 let copy = file.checkpoint.tensor(&stored, Some(self.kind), self.device)?;
                 if copy.size() != tied.size() || !copy.equal(tied) {
                     self.mismatch.wrong.push(format!(
-                        "{stored}: differs from the input embedding, while the config ties them (`tie_word_embeddings`)"
+                        "{stored}: differs from the parameter that the config ties it to (`tie_word_embeddings`)"
                     ));
                 }
                 self.used.insert(stored);
             }
         }
         Ok(tied.shallow_clone())
+    }
+
+    /// Notes a tensor that files hold beside a parameter and that nothing is computed from.
+    pub fn unread(&mut self, name: &str) {
+        let Some(file) = &self.file else { return };
+        let stored = file.stored_name(name);
+        if file.checkpoint.contains(&stored) && !self.used.contains(&stored) {
+            self.used.insert(stored.clone());
+            self.buffers.push(stored);
+        }
     }
 
     /// Checks that every tensor of the file was used and every parameter filled.
@@ -129,7 +141,8 @@ impl<'a> Weights<'a> {
         skippable: &dyn Fn(&str) -> bool,
         other_heads: &[&str],
     ) -> Result<LoadReport, Error> {
-        let mut report = LoadReport { fresh: self.fresh, ..LoadReport::default() };
+        let mut report =
+            LoadReport { fresh: self.fresh, buffers: self.buffers, ..LoadReport::default() };
         if let Some(file) = &self.file {
             for name in file.checkpoint.names().filter(|&name| !self.used.contains(name)) {
                 if skippable(name) {
@@ -158,7 +171,18 @@ impl<'a> Weights<'a> {
 }
 
 impl File<'_> {
+    /// What the file calls the parameter `name`; `name` itself where it has none of the names it could have.
     fn stored_name(&self, name: &str) -> String {
+        let stored = self.with_prefix(name);
+        // The words of TensorFlow, which Google's BERTs keep for the parameters of their layer norms.
+        let words = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
+        let old =
+            words.iter().find_map(|(new, old)| Some(format!("{}{old}", stored.strip_suffix(new)?)));
+        old.filter(|old| !self.checkpoint.contains(&stored) && self.checkpoint.contains(old))
+            .unwrap_or(stored)
+    }
+
+    fn with_prefix(&self, name: &str) -> String {
         match (name.strip_prefix(self.prefix), self.has_prefix) {
             (Some(bare), false) => bare.to_owned(),
             (None, true) => {
@@ -178,7 +202,7 @@ pub struct LoadReport {
     pub fresh: Vec<String>,
     /// Tensors of a head that was replaced by request.
     pub dropped: Vec<String>,
-    /// Tensors that are no parameters: masks and tables that old versions of transformers saved.
+    /// Tensors that nothing is computed from: masks and tables that old versions of transformers saved, and copies.
     pub buffers: Vec<String>,
 }
 

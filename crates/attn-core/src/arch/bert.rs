@@ -184,18 +184,26 @@ impl Config {
                 out: linear("classifier".into(), n_classes)?,
                 dropout: self.classifier_dropout.unwrap_or(drop),
             },
-            Head::LanguageModel => BertHead::Vocabulary {
-                transform: linear("cls.predictions.transform.dense".into(), hidden)?,
-                act,
-                norm: LayerNorm::new(weights, "cls.predictions.transform.LayerNorm", hidden, eps)?,
-                projector: VocabProjector::new(
-                    weights,
-                    ["cls.predictions.decoder.weight", "cls.predictions.bias"],
-                    self.tie_word_embeddings,
-                    &tokens,
-                    std,
-                )?,
-            },
+            Head::LanguageModel => {
+                // transformers keeps the bias under two names, one parameter unless the model is untied. It computes
+                // with the decoder's.
+                let [tied_bias, bias] = ["cls.predictions.bias", "cls.predictions.decoder.bias"];
+                let transform = linear("cls.predictions.transform.dense".into(), hidden)?;
+                let norm =
+                    LayerNorm::new(weights, "cls.predictions.transform.LayerNorm", hidden, eps)?;
+                let names = [
+                    "cls.predictions.decoder.weight",
+                    if self.tie_word_embeddings { tied_bias } else { bias },
+                ];
+                let tied = self.tie_word_embeddings;
+                let projector = VocabProjector::new(weights, names, tied, &tokens, std)?;
+                if tied {
+                    let _shared = weights.tied(bias, projector.bias())?;
+                } else {
+                    weights.unread(tied_bias);
+                }
+                BertHead::Vocabulary { transform, act, norm, projector }
+            }
         };
         Ok(Box::new(Bert { tokens, positions, types, norm, dropout: drop, blocks, head }))
     }

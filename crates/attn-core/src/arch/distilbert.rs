@@ -204,6 +204,11 @@ impl VocabProjector {
         x.linear(&self.weight, Some(&self.bias))
     }
 
+    /// `[vocab_size]`.
+    pub(super) fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
     pub(super) fn visit(&self, f: &mut Visitor<'_>) {
         if !self.tied {
             f(self.names[0], &self.weight);
