@@ -32,7 +32,12 @@ fn every_golden_is_met() {
 
 #[test]
 fn every_golden_is_met_after_conversion_to_f64() {
-    assert_all(&cases(), TOLERANCE, |case| {
+    let mut cases = cases();
+    for case in &mut cases {
+        // Thousands of positions away, transformers' own angles in f32 are off by more than the tolerance.
+        case.positions.remove("far");
+    }
+    assert_all(&cases, TOLERANCE, |case| {
         let mut model = case.load(Kind::Float, Device::Cpu)?;
         model.to_kind(Kind::Double);
         Ok(model)
@@ -55,7 +60,7 @@ fn every_golden_is_met_on_cuda() {
         Ok(device) => device,
         Err(error) => return common::skipped("every_golden_is_met_on_cuda", &error.to_string()),
     };
-    attn_torch::set_tf32(false);
+    attn_torch::set_tf32(false).unwrap();
     assert_all(&cases(), TOLERANCE, |case| case.load(Kind::Float, cuda));
 }
 
