@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Checks form, lints and documentation; a warning fails. `scripts/test.sh` runs the tests.
+#
+# Usage: scripts/check.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup_env.sh
+
+for tool in fmt clippy; do
+  if ! cargo "$tool" --version >/dev/null 2>&1; then
+    printf 'error: `cargo %s` is not installed\nhint: run `rustup component add rustfmt clippy`\n' "$tool" >&2
+    exit 1
+  fi
+done
+
+cargo fmt --all --check
+cargo clippy --workspace --all-targets -- -D warnings
+# Only rustdoc's flags: other compiler flags would have every dependency built again.
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+echo "check: form, lints and documentation are in order"
