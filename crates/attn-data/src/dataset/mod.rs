@@ -307,42 +307,47 @@ fn to_example(spec: &DatasetSpec, classes: Option<&[String]>, located: RowAt) ->
         Some(column) => Some(row.pair.ok_or_else(|| null(column))?),
         None => None,
     };
-    let label = to_class(&row.label, classes).map_err(|label| {
-        let expected = match classes {
-            Some(classes) => {
-                format!("the classes {} (or their numbers from 0, or -1 for none)", list(classes))
-            }
-            None => "a whole number from 0, or -1 for none".into(),
-        };
-        Error::Label { path: path.clone(), row: number, label, expected }
+    let label = to_class(&row.label, classes).ok_or_else(|| Error::Label {
+        path: path.clone(),
+        row: number,
+        label: row.label.to_string(),
+        expected: expected_label(classes),
     })?;
     Ok(Example { text, pair, label })
 }
 
-/// The class of a label, or the label as text where it is none.
-fn to_class(label: &RawLabel, classes: Option<&[String]>) -> Result<Option<i64>, String> {
-    let numbered = |number: i64| match number {
-        -1 => Ok(None),
-        0.. if classes.is_none_or(|classes| (number as u64) < classes.len() as u64) => {
-            Ok(Some(number))
+fn expected_label(classes: Option<&[String]>) -> String {
+    match classes {
+        Some(classes) => format!("{} (or their numbers from 0, or -1 for none)", list(classes)),
+        None => "the whole numbers from 0, or -1 for none".into(),
+    }
+}
+
+/// The class of a label, or of no label; nothing where the label is neither.
+fn to_class(label: &RawLabel, classes: Option<&[String]>) -> Option<Option<i64>> {
+    if let (RawLabel::Text(text), Some(classes)) = (label, classes)
+        && let Some(class) = classes.iter().position(|name| name == text)
+    {
+        return Some(Some(class as i64));
+    }
+    match whole_number(label)? {
+        -1 => Some(None),
+        class @ 0.. if classes.is_none_or(|classes| (class as u64) < classes.len() as u64) => {
+            Some(Some(class))
         }
-        _ => Err(number.to_string()),
-    };
+        _ => None,
+    }
+}
+
+/// The number a label is, -1 where there is no label.
+fn whole_number(label: &RawLabel) -> Option<i64> {
     match label {
-        RawLabel::None => Ok(None),
-        RawLabel::Int(number) => numbered(*number),
-        RawLabel::Float(number) => match whole(*number) {
-            Some(number) => numbered(number),
-            None => Err(number.to_string()),
-        },
+        RawLabel::None => Some(-1),
+        RawLabel::Int(number) => Some(*number),
+        RawLabel::Float(number) => whole(*number),
         RawLabel::Text(text) => {
-            if let Some(class) =
-                classes.and_then(|classes| classes.iter().position(|name| name == text))
-            {
-                return Ok(Some(class as i64));
-            }
-            let number = text.trim().parse().ok().or_else(|| whole(text.trim().parse().ok()?));
-            number.map_or_else(|| Err(text.clone()), numbered)
+            let text = text.trim();
+            text.parse().ok().or_else(|| whole(text.parse().ok()?))
         }
     }
 }
@@ -372,21 +377,36 @@ fn scan_classes(spec: &DatasetSpec, label: &str, files: Vec<PathBuf>) -> Result<
         ..Columns::default()
     };
     let mut names = BTreeSet::new();
+    let (mut n_examples, mut largest) = (0, -1);
     let mut all_numbers = true;
-    let mut largest = -1;
+    let mut outside = None;
     for row in RawRows::new(&spec.source, &spec.train_split, files, columns) {
-        let row = row?;
-        let number = to_class(&row.row.label, None).ok();
-        all_numbers &= number.is_some();
-        largest = largest.max(number.flatten().unwrap_or(-1));
-        if let RawLabel::Text(name) = row.row.label {
-            names.insert(name);
+        let RowAt { path, number, row } = row?;
+        n_examples += 1;
+        match (whole_number(&row.label), row.label) {
+            (_, RawLabel::None) => {}
+            (Some(class @ -1..), label) => {
+                largest = largest.max(class);
+                names.insert(label.to_string());
+            }
+            (None, RawLabel::Text(name)) => {
+                all_numbers = false;
+                names.insert(name);
+            }
+            // A number that is no class, unless it turns out that the column holds names.
+            (_, label) => {
+                names.insert(label.to_string());
+                outside.get_or_insert((path, number, label.to_string()));
+            }
         }
     }
-    match (all_numbers, largest) {
-        (true, -1) => Err(Error::NoLabels { n_examples: 0 }),
-        (true, largest) => Ok((0..=largest).map(|class| class.to_string()).collect()),
+    match (all_numbers, outside) {
         (false, _) => Ok(names.into_iter().collect()),
+        (true, Some((path, row, label))) => {
+            Err(Error::Label { path, row, label, expected: expected_label(None) })
+        }
+        (true, None) if largest < 0 => Err(Error::NoLabels { n_examples }),
+        (true, None) => Ok((0..=largest).map(|class| class.to_string()).collect()),
     }
 }
 

@@ -59,6 +59,17 @@ pub(super) enum RawLabel {
     Text(String),
 }
 
+impl std::fmt::Display for RawLabel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("null"),
+            Self::Int(number) => number.fmt(f),
+            Self::Float(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
 /// The rows of one file.
 pub(super) type FileRows = Box<dyn Iterator<Item = Result<RawRow>> + Send>;
 
