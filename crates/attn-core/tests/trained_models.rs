@@ -9,10 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attn_core::{
-    Config, ForwardOptions, LoadOptions, Model, ModelInput, checkpoint::read_json,
-    testing::random_ids,
-};
+use attn_core::{Config, ForwardOptions, LoadOptions, Model, ModelInput, checkpoint::read_json};
 use parquet::{
     file::reader::{FileReader, SerializedFileReader},
     record::RowAccessor,
