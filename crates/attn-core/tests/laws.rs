@@ -12,6 +12,8 @@ use attn_core::{
 };
 use tch::{Device, Kind, Tensor};
 
+mod common;
+
 #[test]
 fn every_variant_keeps_every_law() {
     for variant in with_settings() {
@@ -60,9 +62,11 @@ fn lower_precision_agrees_with_f64() {
 
 #[test]
 fn cuda_agrees_with_the_cpu_in_f64() {
-    let Ok(device) = attn_torch::device("cuda") else {
-        eprintln!("skipped: no CUDA device");
-        return;
+    let device = match attn_torch::device("cuda") {
+        Ok(device) => device,
+        Err(error) => {
+            return common::skipped("cuda_agrees_with_the_cpu_in_f64", &error.to_string());
+        }
     };
     for variant in with_settings() {
         for causal in [true, false] {
