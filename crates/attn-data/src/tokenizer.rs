@@ -326,8 +326,10 @@ impl TextTokenizer {
         let direction =
             if self.truncate_left { TruncationDirection::Left } else { TruncationDirection::Right };
         let mut cutter = self.inner.clone();
-        let params = TruncationParams { max_length, direction, ..TruncationParams::default() };
+        let params = TruncationParams { direction, ..TruncationParams::default() };
         cutter.with_truncation(Some(params)).expect("a stride of 0 fits every length");
+        // Set afterwards: the check subtracts the special tokens even where none will be added.
+        cutter.get_truncation_mut().expect("set above").max_length = max_length;
         cutter
     }
 }
