@@ -275,7 +275,8 @@ pub fn padding_changes_nothing(kind: &dyn Attention, probe: &LayerProbe) -> Verd
     let [b, n, _] = probe.hidden.size()[..] else { unreachable!("hidden states have three axes") };
     let plain = probe.z(kind, &Mask::new(probe.dims.causal));
     let mut worst = Worst::new();
-    let sides: [(&str, fn(i64) -> [i64; 2]); 3] = [
+    type Pads = fn(i64) -> [i64; 2]; // of a row: how many before, how many behind
+    let sides: [(&str, Pads); 3] = [
         ("left", |row| [2 * row + 1, 0]),
         ("right", |row| [0, 2 * row + 1]),
         ("both sides", |row| [row + 1, row]),

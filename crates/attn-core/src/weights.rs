@@ -202,7 +202,8 @@ pub struct LoadReport {
     pub fresh: Vec<String>,
     /// Tensors of a head that was replaced by request.
     pub dropped: Vec<String>,
-    /// Tensors that nothing is computed from: masks and tables that old versions of transformers saved, and copies.
+    /// Tensors that nothing is computed from: masks and tables that old versions of transformers saved, copies, and what
+    /// BERT's pretraining left beside its masked-LM head.
     pub buffers: Vec<String>,
 }
 

@@ -850,6 +850,44 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+fn a_lack_of_permission_names_the_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("model");
+    write_folder(&dir, &constant(1.), &Map::new(), &[], &WriteOptions::default()).unwrap();
+    let set_mode =
+        |mode| fs::set_permissions(root.path(), fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o555);
+    if fs::write(root.path().join("probe"), "").is_ok() {
+        set_mode(0o755);
+        eprintln!("SKIPPED: this user may write anywhere");
+        return;
+    }
+
+    let errors = [
+        write_folder(&dir, &constant(2.), &Map::new(), &[], &WriteOptions::default()),
+        write_folder(
+            &root.path().join("new"),
+            &constant(2.),
+            &Map::new(),
+            &[],
+            &WriteOptions::default(),
+        ),
+        write_tensors(&root.path().join("x.safetensors"), &constant(2.), &BTreeMap::new()),
+    ];
+
+    set_mode(0o755);
+    let real = root.path().canonicalize().unwrap();
+    for error in errors {
+        let error = error.unwrap_err();
+        let Error::Io { path, source, .. } = &error else { panic!("{error}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+        assert!([root.path(), &real].contains(&path.as_path()), "{error}");
+    }
+    assert_same(&read_tensors(&dir.join("model.safetensors")).unwrap(), &constant(1.));
+}
+
+#[test]
 fn the_working_folder_is_not_replaced() {
     let error =
         write_folder(Path::new("."), &[], &Map::new(), &[], &WriteOptions::default()).unwrap_err();
@@ -923,6 +961,28 @@ fn a_kill_leaves_the_old_folder_or_the_new_one() {
         let n_weights = names(&dir).iter().filter(|name| name.ends_with(".safetensors")).count();
         assert_eq!(n_weights, if version as i64 % 2 == 0 { 3 } else { 1 });
     }
+}
+
+#[test]
+fn a_folder_being_replaced_is_there_at_every_moment() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("model");
+    let write = |version: i32| {
+        let config = object(json!({ "version": version }));
+        write_folder(&dir, &constant(f64::from(version)), &config, &[], &WriteOptions::default())
+            .unwrap();
+    };
+    write(0);
+    let (mut n_looks, mut n_gone) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (1..40).for_each(write));
+        while !writer.is_finished() {
+            n_looks += 1;
+            n_gone += u32::from(!dir.is_dir());
+        }
+    });
+    assert!(n_looks > 1000, "looked {n_looks} times only");
+    assert_eq!(n_gone, 0, "of {n_looks} looks");
 }
 
 #[test]

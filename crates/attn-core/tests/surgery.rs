@@ -243,6 +243,23 @@ fn a_new_classifier_is_asked_for_and_reported() {
 }
 
 #[test]
+fn what_pretraining_left_beside_a_masked_lm_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("m");
+    let model = model("bert");
+    let mut tensors = model.parameters();
+    for (name, size) in
+        [("bert.pooler.dense.weight", vec![24, 24]), ("cls.seq_relationship.bias", vec![2])]
+    {
+        tensors.push((name.into(), Tensor::zeros(&size, (Kind::Double, Device::Cpu))));
+    }
+    let config = model.config().to_json(Kind::Double);
+    write_folder(&folder, &tensors, &config, &[], &WriteOptions::default()).unwrap();
+    let (_, report) = Model::load(&folder, &LoadOptions::default()).unwrap();
+    assert_eq!(report.buffers, ["bert.pooler.dense.weight", "cls.seq_relationship.bias"]);
+}
+
+#[test]
 fn removed_heads_equal_closed_gates() {
     for base in BASES {
         let whole = model(base);

@@ -38,9 +38,12 @@ pub(super) fn class_name(head: Head) -> &'static str {
     }
 }
 
-/// The list of positions, which early checkpoints hold.
+/// What published checkpoints hold beside the model: the list of positions and, next to the masked-LM head, the pooler
+/// and the next-sentence head of the same pretraining.
 pub(super) fn is_buffer(name: &str) -> bool {
     name.ends_with("embeddings.position_ids")
+        || name.starts_with("cls.seq_relationship.")
+        || name.starts_with("bert.pooler.")
 }
 
 /// The fields of `config.json`.

@@ -71,13 +71,13 @@ macro_rules! architectures {
         /// The architecture's own fields of `config.json`.
         #[derive(Debug, Clone)]
         pub(crate) enum ArchConfig {
-            $($name($module::Config),)*
+            $($name(Box<$module::Config>),)*
         }
 
         impl ArchConfig {
             pub(crate) fn parse(model_type: &str, raw: &Map<String, Value>) -> Result<Self, Error> {
                 $(if model_type == $module::MODEL_TYPE {
-                    return $module::Config::parse(raw).map(Self::$name);
+                    return Ok(Self::$name(Box::new($module::Config::parse(raw)?)));
                 })*
                 Err(Error::ModelType {
                     found: model_type.to_owned(),

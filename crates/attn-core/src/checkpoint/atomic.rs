@@ -4,13 +4,13 @@ use std::{
     ffi::OsStr,
     fs::{self, DirBuilder, File, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rustix::{
-    fs::{CWD, FallocateFlags, RenameFlags},
+    fs::{AtFlags, CWD, FallocateFlags, RenameFlags, StatxAttributes, StatxFlags},
     io::Errno,
 };
 use tempfile::{Builder, NamedTempFile, TempDir};
@@ -83,6 +83,10 @@ impl Staging {
         // The process would be left in the folder that is removed.
         if replaces && std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
             return Err(Error::WorkingFolder { dir: dir.into() });
+        }
+        // Now, rather than when all is written.
+        if replaces && is_mount_point(&target) {
+            return Err(Error::MountPoint { dir: dir.into() });
         }
         if target.file_name().is_none() {
             return Err(Error::io("replace", dir)(ErrorKind::InvalidInput.into()));
@@ -163,6 +167,11 @@ pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
+fn is_mount_point(folder: &Path) -> bool {
+    rustix::fs::statx(CWD, folder, AtFlags::empty(), StatxFlags::BASIC_STATS)
+        .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// Swaps two folders in one step.
 fn exchange(new: &Path, target: &Path) -> Result<(), Error> {
     match rustix::fs::renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
@@ -189,14 +198,13 @@ fn exchange_by_renames(new: &Path, target: &Path) -> Result<(), Error> {
 
 /// Links, or else copies, what is in `old` and not in `new`.
 fn take_over(old: &Path, new: &Path, stale: &dyn Fn(&OsStr) -> bool) -> Result<(), Error> {
-    let device = fs::metadata(old).map_err(Error::io("read", old))?.dev();
     for entry in fs::read_dir(old).map_err(Error::io("read", old))? {
         let entry = entry.map_err(Error::io("read", old))?;
         let (from, to) = (entry.path(), new.join(entry.file_name()));
         let metadata = entry.metadata().map_err(Error::io("read", &from))?;
         if metadata.is_dir() {
             // What is mounted here cannot move along, and must not be emptied with the old folder.
-            if metadata.dev() != device {
+            if is_mount_point(&from) {
                 return Err(Error::MountPoint { dir: from });
             }
             match DirBuilder::new().mode(0o700).create(&to) {
