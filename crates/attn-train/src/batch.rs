@@ -1,0 +1,166 @@
+//! What a step is computed from, and where it comes from.
+
+use attn_core::ModelInput;
+use attn_data::batch::{BatchPlan, Encoded, IGNORED, Masked, Masking, Side, collate, mask_tokens};
+use tch::Tensor;
+
+use crate::error::BoxError;
+
+/// Examples that go through the model together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Ids, mask, the class of each row, and which examples they are.
+    pub rows: attn_data::batch::Batch,
+    /// What each position is to predict, [`IGNORED`] where nothing, `[rows, cols]`: for masked language modelling.
+    pub token_labels: Option<Vec<i64>>,
+}
+
+impl From<attn_data::batch::Batch> for Batch {
+    fn from(rows: attn_data::batch::Batch) -> Self {
+        Self { rows, token_labels: None }
+    }
+}
+
+impl Batch {
+    /// A batch with tokens hidden.
+    pub fn masked(mut rows: attn_data::batch::Batch, masked: Masked) -> Self {
+        rows.ids = masked.ids;
+        Self { rows, token_labels: Some(masked.labels) }
+    }
+
+    /// Ids and mask for the model, on the CPU; no mask where nothing is padded.
+    pub fn input(&self) -> ModelInput {
+        let shape = [self.rows.rows as i64, self.rows.cols as i64];
+        let ids = Tensor::from_slice(&self.rows.ids).view(shape);
+        if self.rows.mask.iter().all(|&keep| keep == 1) {
+            return ModelInput::new(ids);
+        }
+        ModelInput::masked(ids, Tensor::from_slice(&self.rows.mask).view(shape))
+    }
+
+    /// For each position the id of the next one, [`IGNORED`] where either is padding, `[rows, cols]`: the last column
+    /// predicts nothing, and under left padding nor does the position before the first token.
+    pub fn next_tokens(&self) -> Vec<i64> {
+        let attn_data::batch::Batch { ids, mask, cols, .. } = &self.rows;
+        let is_token = |cell: usize| mask[cell] == 1;
+        (0..ids.len())
+            .map(|cell| {
+                let is_last = (cell + 1) % cols == 0;
+                if !is_last && is_token(cell) && is_token(cell + 1) {
+                    ids[cell + 1]
+                } else {
+                    IGNORED
+                }
+            })
+            .collect()
+    }
+}
+
+/// Where batches come from. Both functions depend on their arguments alone, so that a resumed run sees what an
+/// unbroken one would.
+pub trait Batches: Sync {
+    /// The batches of one epoch (from 0), each a list of rows that [`Self::batch`] understands.
+    fn plan(&self, epoch: u64) -> Vec<Vec<usize>>;
+
+    /// One batch of the plan. Called on another thread than the one that trains.
+    ///
+    /// # Errors
+    ///
+    /// Any; the run ends with it.
+    fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch, BoxError>;
+}
+
+/// Tokenized examples in memory: bucketed by length, padded on the right, and masked if asked to.
+#[derive(Debug, Clone)]
+pub struct Examples {
+    examples: Vec<Encoded>,
+    lengths: Vec<usize>,
+    plan: BatchPlan,
+    pad_id: u32,
+    seed: u64,
+    masking: Option<Masking>,
+}
+
+impl Examples {
+    /// Batches of `examples` by `plan` (see [`TrainConfig::plan`](crate::TrainConfig::plan)), shuffled by `seed` and
+    /// the epoch. `pad_id` fills short rows; where the tokenizer has no padding token any id will do, as it is masked.
+    pub fn new(examples: Vec<Encoded>, plan: BatchPlan, pad_id: u32, seed: u64) -> Self {
+        let lengths = examples.iter().map(|example| example.ids.len()).collect();
+        Self { examples, lengths, plan, pad_id, seed, masking: None }
+    }
+
+    /// Hides tokens, other ones each epoch.
+    pub fn with_masking(self, masking: Masking) -> Self {
+        Self { masking: Some(masking), ..self }
+    }
+
+    /// The examples.
+    pub fn examples(&self) -> &[Encoded] {
+        &self.examples
+    }
+}
+
+impl Batches for Examples {
+    fn plan(&self, epoch: u64) -> Vec<Vec<usize>> {
+        self.plan.bucketed(&self.lengths, self.seed, epoch)
+    }
+
+    fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch, BoxError> {
+        let chosen: Vec<&Encoded> = rows.iter().map(|&row| &self.examples[row]).collect();
+        let rows = collate(&chosen, self.pad_id, Side::Right);
+        match &self.masking {
+            None => Ok(rows.into()),
+            Some(masking) => {
+                let masked = mask_tokens(&rows, masking, self.seed, epoch)?;
+                Ok(Batch::masked(rows, masked))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(ids: &[u32], index: usize) -> Encoded {
+        Encoded { ids: ids.to_vec(), label: None, index }
+    }
+
+    #[test]
+    fn a_position_predicts_the_next_token_and_never_padding() {
+        let (a, b) = (encoded(&[5, 6, 7], 0), encoded(&[8, 9], 1));
+        let on = |side| Batch::from(collate(&[&a, &b], 3, side)).next_tokens();
+
+        assert_eq!(on(Side::Right), [6, 7, IGNORED, 9, IGNORED, IGNORED]);
+        assert_eq!(on(Side::Left), [6, 7, IGNORED, IGNORED, 9, IGNORED]);
+    }
+
+    #[test]
+    fn a_mask_is_sent_only_where_something_is_padded() {
+        let even = Batch::from(collate(&[&encoded(&[1, 2], 0)], 0, Side::Right)).input();
+        assert!(even.attention_mask.is_none());
+
+        let rows = [encoded(&[1, 2], 0), encoded(&[3], 1)];
+        let uneven = Batch::from(collate(&[&rows[0], &rows[1]], 0, Side::Right)).input();
+        assert_eq!(
+            Vec::<i64>::try_from(uneven.attention_mask.unwrap().view([-1])).unwrap(),
+            [1, 1, 1, 0]
+        );
+        assert_eq!(uneven.input_ids.size(), [2, 2]);
+    }
+
+    #[test]
+    fn batches_repeat_by_epoch_and_seed() {
+        let examples: Vec<Encoded> = (0..40).map(|i| encoded(&vec![7; 3 + i % 5], i)).collect();
+        let masking = Masking { mask_id: 4, vocab_size: 50, special: vec![4], rate: 0.5 };
+        let data = Examples::new(examples, BatchPlan::new(8).unwrap(), 0, 3).with_masking(masking);
+
+        let (first, second) = (data.plan(0), data.plan(1));
+
+        assert_ne!(first, second);
+        assert_eq!(first, data.plan(0));
+        let rows = &first[2];
+        assert_eq!(data.batch(0, rows).unwrap(), data.batch(0, rows).unwrap());
+        assert_ne!(data.batch(0, rows).unwrap(), data.batch(1, rows).unwrap());
+    }
+}

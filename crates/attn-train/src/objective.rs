@@ -1,0 +1,163 @@
+//! What a run minimizes.
+
+use attn_core::{ForwardOptions, Model, attention::Stream, config::Head};
+use attn_data::batch::IGNORED;
+use tch::{Kind, Reduction, Tensor};
+
+use crate::{
+    batch::Batch,
+    error::{Error, Result},
+};
+
+/// What a run minimizes: a mean over the targets of a batch.
+pub trait Objective {
+    /// The name in messages and checkpoints.
+    fn name(&self) -> &'static str;
+
+    /// Whether `model` ends in what the loss needs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Head`] where it does not.
+    fn check(&self, model: &Model) -> Result<()>;
+
+    /// How many targets [`Self::loss`] is the mean over. Batches that make one step together are weighted by it.
+    fn n_targets(&self, batch: &Batch) -> usize;
+
+    /// The mean loss over the targets, one number of at least `f32` on the model's device, dropout on. `stream` is for
+    /// attention kinds that draw.
+    ///
+    /// # Errors
+    ///
+    /// Where the model cannot run on the batch, or the batch lacks labels.
+    fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor>;
+}
+
+/// Cross-entropy of the right class, mean over the labelled rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Classification;
+
+impl Objective for Classification {
+    fn name(&self) -> &'static str {
+        "classification"
+    }
+
+    fn check(&self, model: &Model) -> Result<()> {
+        let fits = matches!(model.config().head, Head::Classifier { .. });
+        check_head(self.name(), fits, "a classifier", model)
+    }
+
+    fn n_targets(&self, batch: &Batch) -> usize {
+        count(&batch.rows.labels)
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
+        let logits = logits(model, batch, stream)?; // [b, classes]
+        let n_classes = logits.size()[1];
+        let labelled = batch.rows.labels.iter().zip(&batch.rows.indices);
+        for (&label, &example) in labelled.filter(|(label, _)| **label != IGNORED) {
+            // LibTorch would read past the end of the row's logits, on CUDA without saying so at once.
+            if !(0..n_classes).contains(&label) {
+                return Err(Error::Label { example, label, n_classes });
+            }
+        }
+        Ok(cross_entropy(&logits, &batch.rows.labels))
+    }
+}
+
+/// Cross-entropy of the next token, mean over those that are no padding: the logits at position t are held against the
+/// token at t + 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CausalLm;
+
+impl Objective for CausalLm {
+    fn name(&self) -> &'static str {
+        "causal language modelling"
+    }
+
+    fn check(&self, model: &Model) -> Result<()> {
+        let fits = model.config().head == Head::LanguageModel && model.config().is_causal();
+        check_head(self.name(), fits, "a decoder with a language-model head", model)
+    }
+
+    fn n_targets(&self, batch: &Batch) -> usize {
+        count(&batch.next_tokens())
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
+        Ok(cross_entropy(&logits(model, batch, stream)?, &batch.next_tokens()))
+    }
+}
+
+/// Cross-entropy of the hidden tokens, mean over those with a label.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MaskedLm;
+
+impl Objective for MaskedLm {
+    fn name(&self) -> &'static str {
+        "masked language modelling"
+    }
+
+    fn check(&self, model: &Model) -> Result<()> {
+        let fits = model.config().head == Head::LanguageModel && !model.config().is_causal();
+        check_head(self.name(), fits, "an encoder with a language-model head", model)
+    }
+
+    fn n_targets(&self, batch: &Batch) -> usize {
+        batch.token_labels.as_deref().map_or(0, count)
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
+        let Some(labels) = &batch.token_labels else {
+            return Err(Error::NoTokenLabels { objective: self.name() });
+        };
+        Ok(cross_entropy(&logits(model, batch, stream)?, labels))
+    }
+}
+
+fn logits(model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
+    let options = ForwardOptions { train: true, stream, ..ForwardOptions::default() };
+    Ok(model.forward(&batch.input(), &options)?.logits)
+}
+
+/// `[.., n]` logits against one label each, mean over the labels that are not [`IGNORED`].
+///
+/// Positions without a label are skipped rather than cut out: cutting would copy the logits, which are the largest
+/// tensor of a language model.
+fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Tensor {
+    let n = logits.size().last().copied().expect("logits have an axis");
+    let labels = Tensor::from_slice(labels).to_device(logits.device());
+    wide(logits).view([-1, n]).cross_entropy_loss::<Tensor>(
+        &labels,
+        None,
+        Reduction::Mean,
+        IGNORED,
+        0.0,
+    )
+}
+
+/// Sums over a vocabulary run in at least `f32`.
+fn wide(x: &Tensor) -> Tensor {
+    match x.kind() {
+        Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
+        _ => x.shallow_clone(),
+    }
+}
+
+fn count(labels: &[i64]) -> usize {
+    labels.iter().filter(|&&label| label != IGNORED).count()
+}
+
+fn check_head(
+    objective: &'static str,
+    fits: bool,
+    expected: &'static str,
+    model: &Model,
+) -> Result<()> {
+    if fits {
+        return Ok(());
+    }
+    let side = if model.config().is_causal() { "a decoder" } else { "an encoder" };
+    let found = format!("{} ({side}, {})", model.config().head, model.config().base_model_type());
+    Err(Error::Head { objective, expected, found })
+}
