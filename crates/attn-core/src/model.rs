@@ -100,12 +100,17 @@ pub struct ForwardOptions<'a> {
     pub z: bool,
     /// Random numbers for kinds that draw.
     pub stream: Stream,
+    /// Where logits over the vocabulary are wanted, `[n]` places in the flattened batch (row · seq_len + position):
+    /// the logits are then `[n, vocab_size]`. Absent: everywhere. A masked language model is trained at 15 % of its
+    /// positions, and the vocabulary is the widest matrix there is.
+    pub logits_at: Option<&'a Tensor>,
 }
 
 /// What a model returns.
 #[derive(Debug)]
 pub struct Output {
-    /// `[batch, seq_len, vocab_size]` or `[batch, n_classes]`; without a head the last hidden state.
+    /// `[batch, seq_len, vocab_size]`, or `[n, vocab_size]` where asked for at n places, or `[batch, n_classes]`; without a
+    /// head the last hidden state.
     pub logits: Tensor,
     /// `[batch, seq_len, hidden_size]`: what enters the first block, then what leaves each; the last one after the
     /// final norm, as transformers' `output_hidden_states` gives them. Empty unless asked for.
@@ -395,7 +400,13 @@ impl Model {
         }
         // While decoding the mask covers the past; the head sees the new tokens alone.
         let new_mask = mask.tail(seq_len);
-        let logits = self.arch.head(&x, &new_mask, options.train);
+        let logits = match options.logits_at {
+            Some(at) => {
+                let places = x.flatten(0, 1).index_select(0, &to_device(at));
+                self.arch.head(&places, &Mask::new(self.config.is_causal()), options.train)
+            }
+            None => self.arch.head(&x, &new_mask, options.train),
+        };
         Ok(Output { logits, hidden_states, attentions: tap.weights, z: tap.z })
     }
 
@@ -484,6 +495,29 @@ impl Model {
                     options.gates.len()
                 ),
             );
+        }
+        if let Some(at) = options.logits_at {
+            if self.config.head != Head::LanguageModel {
+                return refuse(
+                    "logits_at",
+                    format!(
+                        "the model ends in {}, which has no logits by position",
+                        self.config.head
+                    ),
+                );
+            }
+            if at.dim() != 1 || at.numel() == 0 {
+                return refuse(
+                    "logits_at",
+                    format!("has shape {:?}, expected [n], n at least 1", at.size()),
+                );
+            }
+            if let Some(place) = outside(at, size[0] * size[1]) {
+                return refuse(
+                    "logits_at",
+                    format!("holds {place}, expected places below batch · seq_len"),
+                );
+            }
         }
         if let Rows::Some(rows) = &options.attentions
             && let Some(row) = rows.iter().find(|row| !(0..size[1]).contains(row))

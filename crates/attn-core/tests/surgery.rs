@@ -357,6 +357,22 @@ fn counted_positions_make_padding_vanish_and_arange_does_not() {
 }
 
 #[test]
+fn logits_at_some_places_are_those_of_all() {
+    for base in BASES {
+        let model = model(base);
+        let input = ModelInput::new(random_ids(18, [2, 7], 50));
+        let at = Tensor::from_slice(&[12i64, 0, 7]);
+        let options = ForwardOptions { logits_at: Some(&at), ..ForwardOptions::default() };
+        let some = model.forward(&input, &options).unwrap().logits;
+        let all = logits(&model, &input).flatten(0, 1);
+        assert_close(base, &some, &all.index_select(0, &at), 1e-12);
+        let beyond = Tensor::from_slice(&[14i64]);
+        let options = ForwardOptions { logits_at: Some(&beyond), ..ForwardOptions::default() };
+        assert!(model.forward(&input, &options).unwrap_err().to_string().contains("14"));
+    }
+}
+
+#[test]
 fn holes_are_served_or_refused_by_name() {
     let keep = Tensor::from_slice(&[1i64, 1, 0, 1, 1, 1]).view([1, 6]);
     let input = || ModelInput::masked(random_ids(14, [1, 6], 50), keep.shallow_clone());
