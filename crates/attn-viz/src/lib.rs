@@ -1,1 +1,37 @@
-//! Pictures from plain numbers and labels. Does not link LibTorch.
+//! Pictures from plain numbers and labels: `f64`s and strings in, an image or a PNG file out.
+//!
+//! A kind of picture is one file and one struct with public fields that implements [`Picture`]. What the kinds share
+//! (colours, fonts, axes, ticks, anti-aliasing) lies in the private modules beside them. Fonts are built in, so a
+//! picture comes out the same on every machine, byte for byte. This crate does not link LibTorch.
+//!
+//! ```
+//! use attn_viz::{LineChart, Picture, Series};
+//!
+//! let chart = LineChart {
+//!     title: "Fine-tuning on the sample task".into(),
+//!     x_label: "step".into(),
+//!     y_label: "loss (nats)".into(),
+//!     series: vec![Series::new("train", [(0., 0.69), (50., 0.41), (100., 0.22)])],
+//!     ..LineChart::default()
+//! };
+//! let image = chart.render()?;
+//! assert_eq!(image.dimensions(), (1200, 720));
+//! # Ok::<(), attn_viz::Error>(())
+//! ```
+
+mod bar;
+mod canvas;
+mod error;
+mod frame;
+mod line;
+mod picture;
+mod scale;
+mod theme;
+
+pub use bar::{Bar, BarChart};
+pub use error::Error;
+pub use frame::Baseline;
+pub use image::RgbImage;
+pub use line::{LineChart, Series, Stroke};
+pub use picture::{Picture, Size};
+pub use theme::{Color, Theme};

@@ -1,0 +1,93 @@
+use std::io;
+use std::path::PathBuf;
+
+/// Why a picture could not be drawn or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A picture without anything to show.
+    #[error("{place} is empty, expected at least one {expected}")]
+    Empty {
+        /// The chart, and the series within it if it is the series that is empty.
+        place: String,
+        /// What is missing: a series, a point, a bar.
+        expected: &'static str,
+    },
+
+    /// A number that has no place on an axis.
+    #[error("{place} is {value}, expected a finite number")]
+    NotFinite {
+        /// The chart, and where in it the number stands.
+        place: String,
+        /// NaN or an infinity.
+        value: f64,
+    },
+
+    /// A band whose bounds do not belong to the points one by one.
+    #[error(
+        "{place} has {n_points} points but a band of {n_bounds} bounds, expected one for each point"
+    )]
+    BandLength {
+        /// The chart and the series.
+        place: String,
+        /// Points of the series.
+        n_points: usize,
+        /// Pairs of a lower and an upper bound.
+        n_bounds: usize,
+    },
+
+    /// An interval or a range that is empty or upside down.
+    #[error("{place} goes from {low} to {high}, expected the first to be lower")]
+    Range {
+        /// The chart, and whose range it is.
+        place: String,
+        /// The lower bound as given.
+        low: f64,
+        /// The upper bound as given.
+        high: f64,
+    },
+
+    /// A picture too small to hold its own labels, or too large to hold in memory.
+    #[error(
+        "a picture of {width} x {height} pixels was asked for\n\
+         hint: between 320 x 240 and 8000 x 8000 pixels can be drawn"
+    )]
+    Size {
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+    },
+
+    /// The drawing library refused an operation.
+    #[error("cannot draw: {message}")]
+    Draw {
+        /// Its own words.
+        message: String,
+    },
+
+    /// The picture could not be encoded as PNG.
+    #[error("cannot encode `{}` as PNG", path.display())]
+    Encode {
+        /// Where it should have gone.
+        path: PathBuf,
+        /// The encoder's reason.
+        #[source]
+        source: image::ImageError,
+    },
+
+    /// The file could not be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The picture's path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Passes finite numbers on; `place` names the others.
+pub(crate) fn finite(value: f64, place: impl FnOnce() -> String) -> Result<f64, Error> {
+    if value.is_finite() { Ok(value) } else { Err(Error::NotFinite { place: place(), value }) }
+}
