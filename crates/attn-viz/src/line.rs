@@ -106,9 +106,12 @@ impl Picture for LineChart {
     }
 }
 
+/// Lowest and highest value of an axis.
+type Bounds = (f64, f64);
+
 impl LineChart {
     /// Checks every number and finds the ranges of both axes.
-    fn extent(&self) -> Result<((f64, f64), (f64, f64)), Error> {
+    fn extent(&self) -> Result<(Bounds, Bounds), Error> {
         let chart = format!("chart `{}`", self.title);
         if self.series.is_empty() {
             return Err(Error::Empty { place: chart, expected: "series" });

@@ -32,7 +32,7 @@ impl Scale {
     pub(crate) fn label(&self, value: f64) -> String {
         let largest = self.low.abs().max(self.high.abs());
         let (unit, suffix) = match largest {
-            x if x >= 1e12 || x < 1e-3 => {
+            x if !(1e-3..1e12).contains(&x) => {
                 let power = x.log10().floor();
                 (10_f64.powf(power), format!("e{power}"))
             }
