@@ -63,7 +63,7 @@ pub struct EncodeOptions {
     pub max_len: Option<usize>,
     /// Adds what the tokenizer puts around a text: `[CLS] … [SEP]`, `<s> …`, or nothing.
     pub add_special_tokens: bool,
-    /// Cuts longer texts, of a pair the longer one first; otherwise they are an error.
+    /// Cuts longer texts, of a pair the longer one first as the `tokenizers` crate does; otherwise they are an error.
     pub truncate: bool,
 }
 

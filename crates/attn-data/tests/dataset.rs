@@ -261,6 +261,19 @@ fn names_get_the_numbers_that_the_train_split_gives_them() {
 }
 
 #[test]
+fn a_first_row_without_a_label_does_not_hide_that_labels_are_names() {
+    let folder = folder();
+    write(&folder, "train.csv", "text,label\na,\nb,ham\nc,spam\n");
+    write(&folder, "test.csv", "text,label\nd,\n");
+
+    assert_eq!(
+        rows(&spec(folder.path()), "train").unwrap(),
+        [example("a", None), example("b", 0), example("c", 1)]
+    );
+    assert_eq!(rows(&spec(folder.path()), "test").unwrap(), [example("d", None)]);
+}
+
+#[test]
 fn names_without_a_train_split_ask_for_the_classes() {
     let folder = folder();
     write(&folder, "test.csv", "text,label\na,spam\n");

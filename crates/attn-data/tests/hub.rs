@@ -314,6 +314,31 @@ fn a_download_that_nobody_checked_is_checked_before_use() {
 }
 
 #[test]
+fn content_that_another_revision_left_unchecked_is_checked() {
+    let (server, cache) = start();
+    server.put_at("o/m", "v2", "copy.safetensors", [7; 5000], true);
+    let hub = server.hub(cache.path());
+    let path = hub.file(MODEL, "o/m", "model.safetensors", None).unwrap();
+    fs::write(fs::canonicalize(&path).unwrap(), [9; 5000]).unwrap();
+    let marks = cache.path().join(".locks/models--o--m");
+    fs::write(marks.join(format!("{COMMIT}--model.safetensors.unchecked")), b"").unwrap();
+
+    // The same content under another name: nothing is fetched, the blob is there.
+    let error = hub.file(MODEL, "o/m", "copy.safetensors", Some("v2")).unwrap_err();
+
+    assert!(matches!(error, Error::HashMismatch { .. }), "{error:?}");
+}
+
+#[test]
+fn a_hub_serves_several_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<Hub>();
+    shared::<attn_data::tokenizer::TextTokenizer>();
+    sent::<attn_data::dataset::Rows>();
+}
+
+#[test]
 fn a_model_folder_has_the_config_the_tokenizer_and_every_shard() {
     let (server, cache) = start();
     let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;

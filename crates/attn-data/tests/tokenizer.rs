@@ -31,6 +31,9 @@ fn inputs(texts: &[String]) -> Vec<Input<'_>> {
     texts.iter().map(|text| Input::from(text.as_str())).collect()
 }
 
+/// Names and contents.
+type Files = &'static [(&'static str, &'static str)];
+
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
@@ -254,7 +257,7 @@ fn what_a_file_stores_about_padding_and_cutting_is_left_out() {
 #[test]
 fn special_tokens_are_found_where_each_library_version_wrote_them() {
     let tokenizer = word_level().to_string();
-    let cases: [(&[(&str, &str)], Option<u32>, Option<u32>); 6] = [
+    let cases: [(Files, Option<u32>, Option<u32>); 6] = [
         (&[], Some(0), None), // `<pad>` is a usual name, `<end>` is not
         (
             &[("tokenizer_config.json", r#"{"eos_token": "<end>", "pad_token": null}"#)],
@@ -331,7 +334,7 @@ fn an_older_folder_with_a_word_list_makes_bert_and_with_merges_gpt2() {
 
 #[test]
 fn folders_without_a_usable_tokenizer_say_why() {
-    let cases: [(&[(&str, &str)], &str); 4] = [
+    let cases: [(Files, &str); 4] = [
         (&[], "no `tokenizer.json`"),
         (&[("tokenizer.model", "\u{1}")], "`tokenizer.model` (SentencePiece) alone cannot be read"),
         (

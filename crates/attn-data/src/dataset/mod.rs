@@ -161,11 +161,21 @@ pub fn open(spec: &DatasetSpec, split: &str, hub: &Hub) -> Result<Rows> {
     let mut raw = RawRows::new(&spec.source, split, files, columns);
     let first = raw.first()?;
 
-    let classes = match (&spec.label, &spec.classes, &first.row.label) {
-        (None, ..) => None,
-        (_, Some(classes), _) => Some(classes.clone()),
-        (Some(_), None, RawLabel::Text(_)) => Some(names_in_train_split(&spec, hub)?),
-        (Some(label), None, _) => read::classes_in_metadata(&raw.files[0], label),
+    let classes = match (&spec.label, &spec.classes) {
+        (None, _) => None,
+        (_, Some(classes)) => Some(classes.clone()),
+        (Some(label), None) => {
+            match (read::classes_in_metadata(&raw.files[0], label), &first.row.label) {
+                (Some(classes), _) => Some(classes),
+                (None, RawLabel::Text(_)) => Some(names_in_train_split(&spec, hub)?),
+                // Without a label in the first row, the column may hold names all the same.
+                (None, RawLabel::None) => match names_in_train_split(&spec, hub) {
+                    Err(Error::NoLabels { .. } | Error::ClassesNeeded { .. }) => None,
+                    classes => Some(classes?),
+                },
+                (None, _) => None,
+            }
+        }
     };
     let first = Some(to_example(&spec, classes.as_deref(), first)?);
     Ok(Rows { spec, classes, raw, first, n_read: 0 })

@@ -193,6 +193,14 @@ impl Repository {
         !self.mark(commit, file).exists()
     }
 
+    /// Whether a download other than this one waits for its check: its content may be the one this file shares.
+    pub(super) fn others_unchecked(&self, commit: &str, file: &str) -> bool {
+        let own = self.mark(commit, file);
+        let mut entries =
+            fs::read_dir(&self.marks).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.any(|path| path.extension().is_some_and(|end| end == "unchecked") && path != own)
+    }
+
     pub(super) fn mark_unchecked(&self, commit: &str, file: &str) -> Result<()> {
         let path = self.mark(commit, file);
         let write = || {

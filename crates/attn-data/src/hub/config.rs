@@ -70,16 +70,9 @@ impl HubConfig {
 impl Default for HubConfig {
     /// The public Hub, no token, and the cache where it stands when no variable is set.
     fn default() -> Self {
-        Self::from_vars(|name| {
-            env::var(name).ok().filter(|_| ["HOME", "USERPROFILE"].contains(&name))
-        })
-        .without_token()
-    }
-}
-
-impl HubConfig {
-    fn without_token(self) -> Self {
-        Self { token: None, ..self }
+        let home =
+            |name: &str| env::var(name).ok().filter(|_| ["HOME", "USERPROFILE"].contains(&name));
+        Self { token: None, ..Self::from_vars(home) }
     }
 }
 

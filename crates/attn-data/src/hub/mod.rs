@@ -44,6 +44,12 @@ const ATTEMPTS: usize = 3;
 /// How long to wait for another process that fetches the same file.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
+/// How long a connection may take to come about, and to say nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+const USER_AGENT: &str = concat!("attn-data/", env!("CARGO_PKG_VERSION"));
+
 const SINGLE_WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -308,7 +314,8 @@ impl Hub {
                     }
                 }
                 Err(HFError::Request { source, .. })
-                    if attempt < ATTEMPTS && (source.is_body() || source.is_decode()) =>
+                    if attempt < ATTEMPTS
+                        && (source.is_body() || source.is_decode() || source.is_timeout()) =>
                 {
                     tracing::warn!(
                         "`{file}` of {} broke off; attempt {} of {ATTEMPTS}",
@@ -324,10 +331,13 @@ impl Hub {
             }
         };
         let path = at.repository.cached(commit, file).ok_or_else(|| self.not_cached(at, file))?;
-        // A blob that was there before has been checked, or was put there by a program that is trusted to.
+        // Content that was there before has been checked, or was put there by a program that is trusted to.
         let is_new = at.repository.blob(commit, file).is_none_or(|blob| !before.contains(&blob));
+        let is_doubtful = at.repository.others_unchecked(commit, file);
         if is_new {
             self.check_size(at, commit, file, reporter.announced())?;
+        }
+        if is_new || is_doubtful {
             self.check(at, commit, file)?;
         }
         at.repository.unmark(commit, file);
@@ -464,13 +474,22 @@ impl Hub {
         // Without a token the client looks for one in the environment, which is not what these settings say. A line
         // break cannot be sent in a header: with it the client finds a token and sends none.
         let token = self.config.token.clone().unwrap_or_else(|| "\n".into());
-        let client = HFClient::builder()
-            .endpoint(&repo.endpoint)
-            .cache_dir(&self.config.cache)
-            .token(token)
-            .user_agent(concat!("attn-data/", env!("CARGO_PKG_VERSION")))
-            .retry_max_attempts(3)
-            .build_sync();
+        // The client waits for ever where packets vanish. Its first question for a branch goes through this one.
+        let http = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .build();
+        let client = http.map_err(HFError::from).and_then(|http| {
+            HFClient::builder()
+                .client(http)
+                .user_agent(USER_AGENT)
+                .endpoint(&repo.endpoint)
+                .cache_dir(&self.config.cache)
+                .token(token)
+                .retry_max_attempts(2)
+                .build_sync()
+        });
         let client = client.map_err(|source| Error::Hub {
             repo: Box::new(repo.clone()),
             file: "anything".into(),
