@@ -8,7 +8,7 @@ scripts/setup_env.sh
 
 for tool in fmt clippy; do
   if ! cargo "$tool" --version >/dev/null 2>&1; then
-    printf 'error: `cargo %s` is not installed\nhint: run `rustup component add rustfmt clippy`\n' "$tool" >&2
+    printf 'error: "cargo %s" is not installed\nhint: run "rustup component add rustfmt clippy"\n' "$tool" >&2
     exit 1
   fi
 done
