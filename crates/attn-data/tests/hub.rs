@@ -94,6 +94,17 @@ fn a_pinned_commit_in_the_cache_needs_no_request_and_a_branch_one() {
 }
 
 #[test]
+fn a_branch_is_remembered_where_only_its_commit_was_fetched() {
+    let (server, cache) = start();
+    server.hub(cache.path()).file(MODEL, "o/m", "config.json", Some(COMMIT)).unwrap();
+    server.hub(cache.path()).file(MODEL, "o/m", "config.json", None).unwrap();
+
+    let offline = Hub::new(HubConfig { offline: true, ..server.config(cache.path()) });
+
+    assert!(offline.file(MODEL, "o/m", "config.json", Some("main")).unwrap().is_file());
+}
+
+#[test]
 fn a_token_is_sent_with_every_request_and_none_without_one() {
     let (server, cache) = start();
     let token = Some("hf_secret".to_string());

@@ -269,14 +269,20 @@ impl Hub {
 
     fn file_at(&self, at: &At, commit: &str, file: &str) -> Result<PathBuf> {
         if let Some(path) = at.repository.cached(commit, file) {
-            if at.repository.is_checked(commit, file) {
-                return Ok(path);
+            if !at.repository.is_checked(commit, file) {
+                tracing::info!(
+                    "checking `{file}` of {}: an earlier run was stopped before it could",
+                    at.repo
+                );
+                self.check(at, commit, file)?;
             }
-            tracing::info!(
-                "checking `{file}` of {}: an earlier run was stopped before it could",
-                at.repo
-            );
-            self.check(at, commit, file)?;
+            // Fetched under another name of this commit: offline, the branch must lead here too.
+            if !self.config.offline
+                && !cache::is_commit(&at.revision)
+                && let Err(error) = at.repository.write_ref(&at.revision, commit)
+            {
+                tracing::debug!("{error}; the cache may be read-only");
+            }
             return Ok(path);
         }
         if self.config.offline {
