@@ -52,7 +52,8 @@ impl Objective for Classification {
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
-        let logits = logits(model, batch, stream)?; // [b, classes]
+        let options = ForwardOptions { train: true, stream, ..ForwardOptions::default() };
+        let logits = model.forward(&batch.input(), &options)?.logits; // [b, classes]
         let n_classes = logits.size()[1];
         let labelled = batch.rows.labels.iter().zip(&batch.rows.indices);
         for (&label, &example) in labelled.filter(|(label, _)| **label != IGNORED) {
@@ -85,7 +86,7 @@ impl Objective for CausalLm {
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
-        Ok(cross_entropy(&logits(model, batch, stream)?, &batch.next_tokens()))
+        token_loss(model, batch, &batch.next_tokens(), stream)
     }
 }
 
@@ -111,29 +112,31 @@ impl Objective for MaskedLm {
         let Some(labels) = &batch.token_labels else {
             return Err(Error::NoTokenLabels { objective: self.name() });
         };
-        Ok(cross_entropy(&logits(model, batch, stream)?, labels))
+        token_loss(model, batch, labels, stream)
     }
 }
 
-fn logits(model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
-    let options = ForwardOptions { train: true, stream, ..ForwardOptions::default() };
-    Ok(model.forward(&batch.input(), &options)?.logits)
+/// Cross-entropy over the vocabulary at the positions that have a label; `labels` is `[rows · cols]`. The others'
+/// logits are never computed: they are the largest tensor of a language model.
+fn token_loss(model: &Model, batch: &Batch, labels: &[i64], stream: Stream) -> Result<Tensor> {
+    let labelled = (0_i64..).zip(labels).filter(|(_, label)| **label != IGNORED);
+    let (places, labels): (Vec<i64>, Vec<i64>) = labelled.unzip();
+    let places = Tensor::from_slice(&places);
+    let options = ForwardOptions {
+        train: true,
+        stream,
+        logits_at: Some(&places),
+        ..ForwardOptions::default()
+    };
+    let logits = model.forward(&batch.input(), &options)?.logits; // [places, vocab]
+    Ok(cross_entropy(&logits, &labels))
 }
 
-/// `[.., n]` logits against one label each, mean over the labels that are not [`IGNORED`].
-///
-/// Positions without a label are skipped rather than cut out: cutting would copy the logits, which are the largest
-/// tensor of a language model.
+/// `[b, n]` logits against one label each, mean over the labels that are not [`IGNORED`].
 fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Tensor {
-    let n = logits.size().last().copied().expect("logits have an axis");
     let labels = Tensor::from_slice(labels).to_device(logits.device());
-    wide(logits).view([-1, n]).cross_entropy_loss::<Tensor>(
-        &labels,
-        None,
-        Reduction::Mean,
-        IGNORED,
-        0.0,
-    )
+    let mean = Reduction::Mean;
+    wide(logits).cross_entropy_loss::<Tensor>(&labels, None, mean, IGNORED, 0.0)
 }
 
 /// Sums over a vocabulary run in at least `f32`.

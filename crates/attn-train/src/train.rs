@@ -463,8 +463,7 @@ impl<'a, 'm> Session<'a, 'm> {
         let loss = loss / n_targets;
         self.state.train_loss = Some(loss);
         let grad_norm = grad_norm / n_steps as f64;
-        let lines =
-            [("train_loss", loss, "nats/target"), ("grad_norm", grad_norm, "1"), ("lr", lr, "1")];
+        let lines = [("train_loss", loss, "nats"), ("grad_norm", grad_norm, "1"), ("lr", lr, "1")];
         match &mut self.metrics {
             Some(metrics) => metrics.append(self.state.step, lines),
             None => Ok(()),
