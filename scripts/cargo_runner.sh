@@ -6,6 +6,4 @@ if [ ! -d "$lib" ]; then
   printf 'error: there is no LibTorch at %s\nhint: run scripts/setup_env.sh\n' "$lib" >&2
   exit 1
 fi
-export LD_LIBRARY_PATH="$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export DYLD_LIBRARY_PATH="$lib${DYLD_LIBRARY_PATH:+:$DYLD_LIBRARY_PATH}" # the same on macOS
-exec "$@"
+LD_LIBRARY_PATH="$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" exec "$@"

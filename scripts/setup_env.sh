@@ -36,7 +36,7 @@ version_of() {
 problem_of() {
   local name version
   if [ ! -d "$1" ]; then echo "there is no such folder"; return; fi
-  for name in "lib/libtorch_cpu.$dylib" "lib/libc10.$dylib" "lib/libtorch.$dylib" include/ATen/ATen.h; do
+  for name in lib/libtorch_cpu.so lib/libc10.so lib/libtorch.so include/ATen/ATen.h; do
     if [ ! -e "$1/$name" ]; then echo "it has no $name"; return; fi
   done
   version=$(version_of "$1")
@@ -52,11 +52,11 @@ has_gpu() { [ -e /proc/driver/nvidia/version ] || { command -v nvidia-smi >/dev/
 installed() { compgen -G ".venv/lib/python3.*/site-packages/torch-$wanted*.dist-info/INSTALLER" >/dev/null; }
 
 # Whether all that a library links to is there.
-links() { ! command -v ldd >/dev/null || ! ldd "$1" 2>/dev/null | grep -q 'not found'; }
+links() { ! ldd "$1" 2>/dev/null | grep -q 'not found'; }
 
 # Whether a LibTorch folder can be built against and serves what was asked for.
 serves() {
-  [ -z "$(problem_of "$1")" ] && links "$1/lib/libtorch_cpu.$dylib" && { [ "$mode" != cuda ] || has_cuda "$1"; }
+  [ -z "$(problem_of "$1")" ] && links "$1/lib/libtorch_cpu.so" && { [ "$mode" != cuda ] || has_cuda "$1"; }
 }
 
 # Whether .libtorch does, and was not left half-way.
@@ -66,18 +66,13 @@ ready() {
 
 check_machine() {
   case "$(uname -s)-$(uname -m)" in
-    Linux-x86_64) dylib=so cpu_mb=544 cuda_mb=2600 ;;
-    Linux-aarch64) dylib=so cpu_mb=435 cuda_mb=2600 ;; # PyPI has it; nobody has tried it here
-    Darwin-arm64) dylib=dylib cpu_mb=81 cuda_mb=0 ;;   # likewise
-    *) fail "$(uname -s) on $(uname -m) is not supported: PyPI has no LibTorch $wanted for it" \
-      "use Linux on x86-64 or arm64, or macOS on Apple silicon; on Windows, WSL" ;;
+    Linux-x86_64) cpu_mb=544 cuda_mb=2600 ;;
+    Linux-aarch64) cpu_mb=435 cuda_mb=2600 ;; # PyPI has it; nobody has tried it
+    *) fail "$(uname -s) on $(uname -m) is not supported" \
+      "use Linux on x86-64 (or arm64, untried): a container or a virtual machine elsewhere, WSL on Windows" ;;
   esac
-  if [ "$(uname -s)" = Linux ] && ! getconf GNU_LIBC_VERSION >/dev/null 2>&1; then
-    fail "this Linux has no glibc, which LibTorch is built for" "use a distribution with glibc 2.28 or newer, such as Debian"
-  fi
-  if [ "$mode" = cuda ] && [ "$cuda_mb" = 0 ]; then
-    fail "there is no CUDA for $(uname -s)" "run \`scripts/setup_env.sh cpu\`"
-  fi
+  getconf GNU_LIBC_VERSION >/dev/null 2>&1 || fail "this Linux has no glibc, which LibTorch is built for" \
+    "use a distribution with glibc 2.28 or newer, such as Debian"
 }
 
 check_tools() {
@@ -90,7 +85,7 @@ check_tools() {
   at_least "${rust%%-*}" "$wanted_rust" || fail "Rust is $rust, $wanted_rust or newer is needed" \
     "run \`rustup update stable\`, or install it from https://rustup.rs"
   command -v "${cxx%% *}" >/dev/null || fail "there is no C++ compiler (\`$cxx\` is not on PATH)" \
-    "install one: \`apt install g++\`, \`dnf install gcc-c++\` or \`xcode-select --install\`; or name yours in CXX"
+    "install one: \`apt install g++\` or \`dnf install gcc-c++\`; or name yours in CXX"
   # Word splitting on purpose: CXX may hold `ccache g++`.
   # shellcheck disable=SC2086
   echo '#include <optional>' | $cxx -std=c++17 -fsyntax-only -x c++ - 2>/dev/null ||
@@ -98,12 +93,12 @@ check_tools() {
   command -v cc >/dev/null || fail "there is no linker driver (\`cc\` is not on PATH)" "install gcc or clang"
 }
 
-# check_disk FOLDER MB: fails if the file system of FOLDER has less than MB free.
+# check_disk FOLDER MB WHAT: fails if the file system of FOLDER has less than MB free.
 check_disk() {
   local free_mb
   free_mb=$(df -Pm "$1" 2>/dev/null | awk 'NR == 2 { print $4 }')
   if [ -n "$free_mb" ] && [ "$free_mb" -lt "$2" ]; then
-    fail "the disk is too small: installing LibTorch takes $2 MB at $(cd "$1" && pwd -P), $free_mb MB are free" \
+    fail "the disk is too small: $3 takes $2 MB at $(cd "$1" && pwd -P), $free_mb MB are free" \
       "free some space; TMPDIR names the folder for temporary files"
   fi
 }
@@ -161,40 +156,36 @@ explain() {
 
 # Fills ./.venv and links .libtorch to it.
 install() {
-  # The bash of macOS takes an empty array for an unset one, hence the `+` below.
   local packages flags=() reinstall=() mb=$cpu_mb disk_mb=1300 tmp=${TMPDIR:-/tmp}
   packages=("torch==$wanted")
   if [ "$mode" = cuda ]; then
     mb=$cuda_mb disk_mb=4600
     if installed; then mb=$((cuda_mb - cpu_mb)) disk_mb=3300; fi
-  elif [ "$dylib" = so ]; then
-    # Linux's wheel is built with CUDA and links these two even on the CPU; the other 2 GB it can do without.
-    flags=(--no-deps) packages+=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
   else
-    flags=(--no-deps) disk_mb=400
+    # The wheel is built with CUDA and links these two even on the CPU; the other 2 GB it can do without.
+    flags=(--no-deps) packages+=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
   fi
   if [ "$(df -P . | awk 'NR == 2 { print $6 }')" = "$(df -P "$tmp" | awk 'NR == 2 { print $6 }')" ]; then
-    check_disk . $((disk_mb + mb))
+    check_disk . $((disk_mb + mb)) "installing LibTorch"
   else
-    check_disk . "$disk_mb"
-    check_disk "$tmp" "$mb"
+    check_disk . "$disk_mb" "LibTorch"
+    check_disk "$tmp" "$mb" "the download"
   fi
   if [ -d .venv ] && ! installed; then say "an earlier set-up of .venv was not finished: repairing it"; fi
 
-  mkdir -p "$(dirname "$log")"
   : >"$log"
   say "downloading LibTorch $wanted ($mode) from the Python package index: $mb MB, then $disk_mb MB on disk in .venv"
   if command -v uv >/dev/null; then
     installer=uv
     usable_venv || logged uv venv --quiet --clear --python '>=3.10,<3.15' .venv || failed_install
     installed || reinstall=(--reinstall-package torch)
-    logged uv pip install --quiet --python .venv/bin/python ${flags[@]+"${flags[@]}"} ${reinstall[@]+"${reinstall[@]}"} "${packages[@]}" || failed_install
+    logged uv pip install --quiet --python .venv/bin/python "${flags[@]}" "${reinstall[@]}" "${packages[@]}" || failed_install
   else
     installer=pip
     usable_venv && .venv/bin/python -m pip --version >/dev/null 2>&1 || logged "$python" -m venv --clear .venv || failed_install
     # pip would leave what an interrupted unpacking wrote, as no list of those files exists.
     installed || rm -rf .venv/lib/python3.*/site-packages/torch .venv/lib/python3.*/site-packages/torch-*.dist-info
-    logged .venv/bin/python -m pip install --disable-pip-version-check ${flags[@]+"${flags[@]}"} "${packages[@]}" || failed_install
+    logged .venv/bin/python -m pip install --disable-pip-version-check "${flags[@]}" "${packages[@]}" || failed_install
   fi
   link_venv
   serves .libtorch || fail "the LibTorch just installed cannot be used: $(problem_of .libtorch)" \
@@ -226,6 +217,8 @@ adopt() {
     "point it at LibTorch $wanted, or unset it to have that installed here"
   [ "$mode" != cuda ] || has_cuda "$LIBTORCH" || fail "LIBTORCH=$LIBTORCH has no working CUDA" \
     "point it at LibTorch $wanted with CUDA, or unset it to have that installed here"
+  links "$LIBTORCH/lib/libtorch_cpu.so" || fail "LIBTORCH=$LIBTORCH cannot be used: libraries that it needs are missing" \
+    "\`ldd $LIBTORCH/lib/libtorch_cpu.so\` names them; or unset LIBTORCH to have one installed here"
   if [ -d .libtorch ] && [ ! -L .libtorch ]; then
     fail "LIBTORCH is set, and .libtorch is a folder of its own" "unset LIBTORCH, or move .libtorch away"
   fi
@@ -252,6 +245,10 @@ elif ! ready; then
     fail ".libtorch cannot be used: $(problem_of .libtorch)" "move it away to have LibTorch $wanted installed in .venv"
   fi
   if [ "$mode" = auto ]; then if has_gpu; then mode=cuda; else mode=cpu; fi; fi
+  mkdir -p target
+  # Of two set-ups at once, the second waits, and finds the work done.
+  exec 9>target/.setup_env.lock
+  if command -v flock >/dev/null; then flock 9; fi
   if installed; then link_venv; fi
   if ! ready; then
     check_python

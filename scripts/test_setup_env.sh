@@ -35,7 +35,7 @@ fake() {
 # libtorch FOLDER VERSION: what looks like a LibTorch.
 libtorch() {
   local file
-  for file in lib/libtorch_cpu lib/libc10 lib/libtorch; do mkdir -p "$1/lib" && : >"$1/$file.so" && : >"$1/$file.dylib"; done
+  for file in lib/libtorch_cpu lib/libc10 lib/libtorch; do mkdir -p "$1/lib" && : >"$1/$file.so"; done
   mkdir -p "$1/include/ATen" "$1/include/torch/headeronly"
   : >"$1/include/ATen/ATen.h"
   awk -v version="$2" 'BEGIN { split(version, n, "."); split("MAJOR MINOR PATCH", part, " ")
@@ -111,6 +111,8 @@ machine; setup LIBTORCH="$work/old"; expect "LIBTORCH of another version" 1 'it 
 machine; setup LIBTORCH="$work/none"; expect "LIBTORCH that does not exist" 1 'there is no such folder'
 machine; setup LIBTORCH="$work/empty"; expect "LIBTORCH that is something else" 1 'it has no lib/libtorch_cpu'
 machine; setup LIBTORCH="$work/own" -- cuda; expect "LIBTORCH without CUDA where CUDA is asked for" 1 'has no working CUDA'
+machine; fake ldd 'echo "libmissing.so => not found"'; setup LIBTORCH="$work/own"
+expect "LIBTORCH that lacks a library" 1 'libraries that it needs are missing'
 machine; setup LIBTORCH="$work/own"; expect "LIBTORCH of the right version" 0 "ready: $work/own"
 setup; expect "and without the variable afterwards" 0 "ready: $work/own"
 
