@@ -183,13 +183,17 @@ fn accumulated_batches_give_the_gradient_of_one_large_batch() {
     };
     let whole = batch(Side::Right);
     let parts = split(&whole, 1);
-    let cases: [(&dyn Objective, &str, &str, Batch, Vec<Batch>); 4] = [
-        (&CausalLm, "gpt2", "lm", whole.clone(), parts.clone()),
-        (&CausalLm, "llama", "lm", whole.clone(), parts.clone()),
-        (&MaskedLm, "distilbert", "lm", masked(&whole), parts.iter().map(masked).collect()),
-        (&Classification, "distilbert", "classifier", whole.clone(), parts.clone()),
+    let cases: [(&dyn Objective, &str, &str); 4] = [
+        (&CausalLm, "gpt2", "lm"),
+        (&CausalLm, "llama", "lm"),
+        (&MaskedLm, "distilbert", "lm"),
+        (&Classification, "distilbert", "classifier"),
     ];
-    for (objective, base, head, whole, parts) in cases {
+    for (objective, base, head) in cases {
+        let (whole, parts) = match objective.name() == MaskedLm.name() {
+            true => (masked(&whole), parts.iter().map(masked).collect()),
+            false => (whole.clone(), parts.clone()),
+        };
         let counts: Vec<usize> = parts.iter().map(|part| objective.n_targets(part)).collect();
         assert_ne!(counts[0], counts[1], "equal counts would not tell a mean of means");
         for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::Double, 1e-13)] {
@@ -321,7 +325,10 @@ fn steps_equal_adamw_worked_out_by_hand() {
     let expected: BTreeMap<String, Tensor> =
         params.iter().map(|(name, tensor, _)| (name.clone(), tensor.detach())).collect();
     for (name, actual) in weights(&trained) {
-        let error = relative_rms(&actual, &expected[&name]);
+        let rms = |x: Tensor| x.square().mean(Kind::Double).sqrt().double_value(&[]);
+        // Keys' biases start at 0 and cancel in the softmax: they are moved by rounding alone, so the rate is the scale.
+        let scale = rms(expected[&name].shallow_clone()).max(config.lr);
+        let error = rms(actual - &expected[&name]) / scale;
         // Six steps feed rounding back through the gradient.
         assert!(error <= 1e-10, "{name}: {error:e}");
     }

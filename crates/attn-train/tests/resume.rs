@@ -453,7 +453,8 @@ fn a_torn_checkpoint_is_passed_over() {
         let len = fs::metadata(&path).unwrap().len();
         fs::File::options().write(true).open(path).unwrap().set_len(len / 2).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Path)); 6] = [
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let damages: [(&str, Damage<'_>); 6] = [
         ("weights cut", &|dir| truncate(dir.join("model.safetensors"))),
         ("state cut", &|dir| truncate(dir.join("train_state.safetensors"))),
         ("json cut", &|dir| truncate(dir.join("train_state.json"))),
@@ -551,16 +552,17 @@ fn settings_that_matter_cannot_change_on_the_way() {
     let options = Options { stop_at: Some(5), ..Options::default() };
     original.run(&mut original.model(1), dir.path(), options).unwrap();
 
-    let changes: [(&str, &dyn Fn(&mut TrainConfig)); 9] = [
-        ("lr", &|c| c.lr = 1e-3),
-        ("schedule", &|c| c.schedule = Schedule::Linear),
-        ("epochs", &|c| c.epochs = 4),
-        ("max_steps", &|c| c.max_steps = Some(12)),
-        ("batch_size", &|c| c.batch_size = 5),
-        ("freeze", &|c| c.freeze = Vec::new()),
-        ("betas", &|c| c.betas = [0.9, 0.99]),
-        ("seed", &|c| c.seed = 12),
-        ("select", &|c| c.select = Some("sum".into())),
+    type Change = fn(&mut TrainConfig);
+    let changes: [(&str, Change); 9] = [
+        ("lr", |c| c.lr = 1e-3),
+        ("schedule", |c| c.schedule = Schedule::Linear),
+        ("epochs", |c| c.epochs = 4),
+        ("max_steps", |c| c.max_steps = Some(12)),
+        ("batch_size", |c| c.batch_size = 5),
+        ("freeze", |c| c.freeze = Vec::new()),
+        ("betas", |c| c.betas = [0.9, 0.99]),
+        ("seed", |c| c.seed = 12),
+        ("select", |c| c.select = Some("sum".into())),
     ];
     for (name, change) in changes {
         let mut case = case("classifier");

@@ -47,6 +47,8 @@ pub(crate) fn config(base: &str, head: &str, dropout: f64) -> Config {
 }
 
 pub(crate) fn model(base: &str, head: &str, dropout: f64, kind: Kind, seed: u64) -> Model {
+    // Models this small are slower on several threads, far slower where other tests use the processor too.
+    tch::set_num_threads(1);
     let options = LoadOptions { kind, seed, ..LoadOptions::default() };
     Model::init(config(base, head, dropout), &options).unwrap()
 }
