@@ -1,0 +1,85 @@
+//! What can go wrong in this crate.
+
+use attn_core::config::Head;
+
+/// What the functions of this crate return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in `attn-eval`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model refused a batch.
+    #[error(transparent)]
+    Model(#[from] attn_core::Error),
+
+    /// A batch could not be planned or masked.
+    #[error(transparent)]
+    Data(#[from] attn_data::Error),
+
+    /// A model that ends in another head than the measure needs.
+    #[error("the model ends in {found}, and {measure} needs {expected}\nhint: {hint}")]
+    Head {
+        /// What was to be measured.
+        measure: &'static str,
+        /// The head that is there.
+        found: Head,
+        /// The head that is needed.
+        expected: &'static str,
+        /// A way out.
+        hint: &'static str,
+    },
+
+    /// An encoder asked for the next token, or a decoder for a masked one.
+    #[error("a {model_type} does not predict {what}\nhint: {hint}")]
+    Direction {
+        /// The architecture.
+        model_type: &'static str,
+        /// What was asked of it.
+        what: &'static str,
+        /// A way out.
+        hint: &'static str,
+    },
+
+    /// No row was given, or no token that could be predicted.
+    #[error("there is nothing to score: {0}")]
+    Nothing(&'static str),
+
+    /// A row without a token.
+    #[error(
+        "row {index} has no tokens\nhint: leave the row out, or use a tokenizer that puts special tokens around a text"
+    )]
+    EmptyRow {
+        /// Number of the row in its split, from 0.
+        index: usize,
+    },
+
+    /// A label that the classifier has no class for.
+    #[error("row {index} has label {label}, and the model has classes 0 to {}", n_classes - 1)]
+    Label {
+        /// Number of the row in its split, from 0.
+        index: usize,
+        /// The label.
+        label: i64,
+        /// Classes of the model.
+        n_classes: i64,
+    },
+
+    /// A logit that is infinite or not a number.
+    #[error(
+        "row {index} gets logits that are not finite\nhint: the weights may be damaged, or too large for half precision: evaluate in f32"
+    )]
+    NotFinite {
+        /// Number of the row in its split, from 0.
+        index: usize,
+    },
+
+    /// The caller asked to stop.
+    #[error("stopped after {n_done} of {n_rows} rows")]
+    Stopped {
+        /// Rows that were scored.
+        n_done: usize,
+        /// Rows that were asked for.
+        n_rows: usize,
+    },
+}

@@ -1,0 +1,285 @@
+//! Scores of small random models against their definitions, one row and one token at a time in `f64`.
+
+use std::ops::ControlFlow;
+
+use attn_core::{
+    Config, ForwardOptions, LoadOptions, Model, ModelInput, WantedHead, testing::random_ids,
+};
+use attn_data::batch::{BatchPlan, Encoded, IGNORED, Masking, Side, collate, mask_tokens};
+use attn_eval::{Batching, Convention, Error, classify, masked_token, next_token, stats::Interval};
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+const VOCAB: i64 = 40;
+
+fn config(base: &str, head: &str) -> Config {
+    let value = match base {
+        "gpt2" => json!({
+            "model_type": "gpt2", "architectures": [format!("GPT2{head}")], "vocab_size": VOCAB, "n_positions": 32,
+            "n_embd": 24, "n_layer": 2, "n_head": 4,
+        }),
+        _ => json!({
+            "model_type": "distilbert", "architectures": [format!("DistilBert{head}")], "vocab_size": VOCAB,
+            "dim": 24, "hidden_dim": 40, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 32,
+        }),
+    };
+    let map: Map<String, Value> = serde_json::from_value(value).unwrap();
+    Config::from_json(map).unwrap()
+}
+
+/// Large weights: the start's are so small that every prediction is nearly uniform.
+fn shaken(model: Model) -> Model {
+    for (i, (_, tensor)) in model.parameters().iter().enumerate() {
+        let noise = attn_core::testing::randn(i as u64, &tensor.size()) * 0.3;
+        tch::no_grad(|| tensor.shallow_clone().copy_(&(tensor + noise)));
+    }
+    model
+}
+
+fn language_model(base: &str, kind: Kind) -> Model {
+    let head = if base == "gpt2" { "LMHeadModel" } else { "ForMaskedLM" };
+    let options = LoadOptions { kind, seed: 1, ..LoadOptions::default() };
+    shaken(Model::init(config(base, head), &options).unwrap())
+}
+
+fn classifier(base: &str, n_classes: usize) -> Model {
+    let classes = (0..n_classes).map(|class| format!("class {class}")).collect();
+    let head = WantedHead::NewClassifier(classes);
+    let options = LoadOptions { kind: Kind::Double, seed: 2, head, ..LoadOptions::default() };
+    shaken(Model::init(config(base, "Model"), &options).unwrap())
+}
+
+/// Rows of 1 to 17 tokens, labelled but for every fifth.
+fn rows(n: usize, n_classes: usize) -> Vec<Encoded> {
+    (0..n)
+        .map(|i| {
+            let n_tokens = 1 + (i * 7) % 17;
+            let ids = random_ids(i as u64, [1, n_tokens as i64], VOCAB).view([-1]);
+            let ids: Vec<i64> = Vec::try_from(ids).unwrap();
+            let label = (i % 5 != 4).then_some((i % n_classes) as i64);
+            Encoded { ids: ids.iter().map(|&id| id as u32).collect(), label, index: 100 + i }
+        })
+        .collect()
+}
+
+fn logits(model: &Model, ids: &[i64]) -> Tensor {
+    let input = ModelInput::new(Tensor::from_slice(ids).view([1, -1]));
+    model.forward(&input, &ForwardOptions::default()).unwrap().logits.to_kind(Kind::Double).get(0)
+}
+
+/// −ln softmax(logits)[class] as it is defined.
+fn naive_loss(logits: &Tensor, class: i64) -> f64 {
+    let values: Vec<f64> = Vec::try_from(logits.contiguous()).unwrap();
+    values.iter().map(|value| value.exp()).sum::<f64>().ln() - values[class as usize]
+}
+
+fn ids(row: &Encoded) -> Vec<i64> {
+    row.ids.iter().map(|&id| id.into()).collect()
+}
+
+fn go_on(_: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn batchings() -> [Batching; 4] {
+    let plain = Batching::default();
+    [
+        Batching { batch_size: 1, ..plain },
+        Batching { batch_size: 3, pad_id: 5, ..plain },
+        Batching { max_tokens: Some(20), ..plain },
+        Batching { batch_size: 64, max_tokens: None, pad_id: 39 },
+    ]
+}
+
+#[test]
+fn a_classification_matches_its_definition_whatever_the_batch() {
+    for base in ["gpt2", "distilbert"] {
+        let model = classifier(base, 3);
+        let rows = rows(33, 3);
+        for batching in batchings() {
+            let result = classify(&model, &rows, &batching, &mut go_on).unwrap();
+
+            let (mut n_correct, mut n_labelled, mut loss) = (0, 0, 0.0);
+            let mut confusion = vec![vec![0; 3]; 3];
+            for (row, prediction) in rows.iter().zip(&result.predictions) {
+                let logits = logits(&model, &ids(row));
+                let predicted = logits.argmax(-1, false).int64_value(&[]);
+                assert_eq!(
+                    (prediction.index, prediction.label, prediction.predicted),
+                    (row.index, row.label, predicted)
+                );
+                for class in 0..3 {
+                    let p = (-naive_loss(&logits, class)).exp();
+                    assert!((prediction.probabilities[class as usize] - p).abs() < 1e-9);
+                }
+                if let Some(label) = row.label {
+                    n_correct += usize::from(predicted == label);
+                    n_labelled += 1;
+                    loss += naive_loss(&logits, label);
+                    confusion[label as usize][predicted as usize] += 1;
+                }
+            }
+
+            let accuracy = result.accuracy.unwrap();
+            assert_eq!((accuracy.n_correct, accuracy.n_labelled), (n_correct, n_labelled));
+            assert!(0 < n_correct && n_correct < n_labelled, "a test of nothing: {n_correct}");
+            assert_eq!(accuracy.accuracy, n_correct as f64 / n_labelled as f64);
+            let Interval { low, high } = accuracy.interval_95;
+            assert!(0.0 < low && low < accuracy.accuracy && accuracy.accuracy < high && high < 1.0);
+            assert!((accuracy.loss - loss / n_labelled as f64).abs() < 1e-9);
+            for (class, expected) in result.classes.iter().zip(confusion) {
+                assert_eq!(class.n_rows, expected.iter().sum::<usize>());
+                assert_eq!(class.predicted_as, expected);
+            }
+            assert_eq!(result.classes.iter().map(|class| class.n_predicted).sum::<usize>(), 33);
+            let always = result.accuracy_of_always(1).unwrap();
+            assert_eq!(always, result.classes[1].n_rows as f64 / n_labelled as f64);
+        }
+    }
+}
+
+#[test]
+fn rows_without_labels_get_predictions_and_no_accuracy() {
+    let model = classifier("distilbert", 2);
+    let rows: Vec<Encoded> =
+        rows(6, 2).into_iter().map(|row| Encoded { label: None, ..row }).collect();
+
+    let result = classify(&model, &rows, &Batching::default(), &mut go_on).unwrap();
+
+    assert_eq!((result.accuracy, result.predictions.len()), (None, 6));
+    assert_eq!(result.accuracy_of_always(0), None);
+}
+
+#[test]
+fn next_tokens_match_their_definition_whatever_the_batch() {
+    let model = language_model("gpt2", Kind::Double);
+    let rows = rows(19, 2);
+    let (mut loss, mut n_correct, mut n_tokens, mut n_rows) = (0.0, 0, 0, 0);
+    for row in &rows {
+        let ids = ids(row);
+        for at in 1..ids.len() {
+            let logits = logits(&model, &ids[..at]).get(-1);
+            loss += naive_loss(&logits, ids[at]);
+            n_correct += usize::from(logits.argmax(-1, false).int64_value(&[]) == ids[at]);
+            n_tokens += 1;
+        }
+        n_rows += usize::from(ids.len() > 1);
+    }
+    let expected = loss / n_tokens as f64;
+    for batching in batchings() {
+        let score = next_token(&model, &rows, &batching, &mut go_on).unwrap();
+
+        assert_eq!(score.convention, Convention::NextTokenWithinRow);
+        assert_eq!((score.n_tokens, score.n_rows), (n_tokens, n_rows));
+        assert!((score.loss_nats_per_token - expected).abs() < 1e-9 * expected);
+        assert!((score.perplexity - expected.exp()).abs() < 1e-8 * expected.exp());
+        assert_eq!(score.top1_accuracy, n_correct as f64 / n_tokens as f64);
+    }
+
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
+        let model = language_model("gpt2", kind);
+        let score = next_token(&model, &rows, &Batching::default(), &mut go_on).unwrap();
+        assert!((score.loss_nats_per_token / expected - 1.0).abs() < tolerance, "{kind:?}");
+    }
+}
+
+#[test]
+fn masked_tokens_match_their_definition_whatever_the_batch() {
+    let model = language_model("distilbert", Kind::Double);
+    let rows = rows(19, 2);
+    let masking =
+        Masking { mask_id: 4, vocab_size: VOCAB as usize, special: vec![0, 1, 2, 3, 4], rate: 0.3 };
+    let (mut loss, mut n_tokens) = (0.0, 0);
+    for row in &rows {
+        let masked = mask_tokens(&collate(&[row], 0, Side::Right), &masking, 9, 0).unwrap();
+        let logits = logits(&model, &masked.ids);
+        for (pos, &label) in (0..).zip(&masked.labels) {
+            if label != IGNORED {
+                loss += naive_loss(&logits.get(pos), label);
+                n_tokens += 1;
+            }
+        }
+    }
+    let expected = loss / f64::from(n_tokens);
+    for batching in batchings() {
+        let batching = Batching { pad_id: 0, ..batching };
+        let score = masked_token(&model, &rows, &masking, 9, &batching, &mut go_on).unwrap();
+
+        assert_eq!(score.convention, Convention::MaskedTokens);
+        assert_eq!(score.n_tokens, n_tokens as usize);
+        assert!((score.loss_nats_per_token - expected).abs() < 1e-9 * expected);
+    }
+    let other = masked_token(&model, &rows, &masking, 10, &Batching::default(), &mut go_on);
+    assert_ne!(other.unwrap().loss_nats_per_token, expected);
+}
+
+#[test]
+fn scoring_drops_nothing_and_records_nothing() {
+    let model = classifier("distilbert", 2);
+    model.parameters().iter().for_each(|(_, tensor)| {
+        let _ = tensor.set_requires_grad(true);
+    });
+    let rows = rows(8, 2);
+    let run = || classify(&model, &rows, &Batching::default(), &mut go_on).unwrap();
+
+    let (first, second) = (run(), run());
+
+    assert_eq!(first, second, "dropout would make them differ");
+    assert!(model.parameters().iter().all(|(_, tensor)| !tensor.grad().defined()));
+    let again = model.parameters()[0].1.square().sum(Kind::Double);
+    assert!(again.requires_grad(), "recording is on again afterwards");
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused_by_name() {
+    let batching = Batching::default();
+    let (gpt2, bert) =
+        (language_model("gpt2", Kind::Float), language_model("distilbert", Kind::Float));
+    let model = classifier("gpt2", 2);
+    let masking = Masking { mask_id: 4, vocab_size: 40, special: vec![4], rate: 0.3 };
+    let some = rows(4, 2);
+    let text = |error: Error| error.to_string();
+
+    let no_classes = text(classify(&gpt2, &some, &batching, &mut go_on).unwrap_err());
+    assert!(no_classes.contains("a language-model head") && no_classes.contains("fine-tune"));
+    let no_text = text(next_token(&model, &some, &batching, &mut go_on).unwrap_err());
+    assert!(no_text.contains("a classifier of 2 classes"), "{no_text}");
+    let encoder = text(next_token(&bert, &some, &batching, &mut go_on).unwrap_err());
+    assert!(encoder.contains("distilbert") && encoder.contains("masked tokens"), "{encoder}");
+    let decoder = text(masked_token(&gpt2, &some, &masking, 0, &batching, &mut go_on).unwrap_err());
+    assert!(decoder.contains("gpt2") && decoder.contains("next token"), "{decoder}");
+
+    let far = [Encoded { label: Some(2), ..some[0].clone() }];
+    let far = text(classify(&model, &far, &batching, &mut go_on).unwrap_err());
+    assert!(far.contains("row 100 has label 2") && far.contains("0 to 1"), "{far}");
+    let empty = [Encoded { ids: vec![], ..some[1].clone() }];
+    let empty = text(classify(&model, &empty, &batching, &mut go_on).unwrap_err());
+    assert!(empty.contains("row 101 has no tokens"), "{empty}");
+    assert!(matches!(classify(&model, &[], &batching, &mut go_on), Err(Error::Nothing(_))));
+    let single = [Encoded { ids: vec![3], ..some[0].clone() }];
+    assert!(matches!(next_token(&gpt2, &single, &batching, &mut go_on), Err(Error::Nothing(_))));
+
+    let (_, weight) = &model.parameters()[0];
+    let _ = tch::no_grad(|| weight.shallow_clone().fill_(f64::NAN));
+    let broken = text(classify(&model, &some, &batching, &mut go_on).unwrap_err());
+    assert!(broken.contains("not finite"), "{broken}");
+}
+
+#[test]
+fn the_caller_is_told_of_progress_and_can_stop() {
+    let model = classifier("gpt2", 2);
+    let rows = rows(10, 2);
+    let batching = Batching { batch_size: 4, max_tokens: None, pad_id: 0 };
+    assert_eq!(BatchPlan::new(4).unwrap().by_length(&[1; 10]).len(), 3);
+
+    let mut seen = Vec::new();
+    classify(&model, &rows, &batching, &mut |n| {
+        seen.push(n);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(seen, [4, 8, 10]);
+
+    let stopped = classify(&model, &rows, &batching, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Stopped { n_done: 4, n_rows: 10 })));
+}
