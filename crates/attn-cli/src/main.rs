@@ -1,1 +1,80 @@
-fn main() {}
+//! The `attn` command: arguments, config files, printing.
+//!
+//! Data goes to stdout, everything else to stderr. The exit code is 0, 1 for a failure, 2 for wrong usage, and 130
+//! where the user interrupted.
+
+mod args;
+mod complain;
+mod config;
+mod data;
+mod doctor;
+mod eval;
+mod finetune;
+mod forward;
+mod list;
+mod logging;
+mod monitor;
+mod plots;
+mod pretrain;
+mod run_dir;
+mod settings;
+mod start;
+mod texts;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use args::{Args, Command};
+use clap::{CommandFactory, Parser};
+
+/// What a command ends with, short of an error.
+enum Outcome {
+    Done,
+    /// Something is off, and has been said.
+    Failed,
+    /// The user stopped it; it can go on later.
+    Interrupted,
+}
+
+fn main() -> ExitCode {
+    attn_torch::tune_allocator();
+    let args = Args::parse();
+    logging::init(args.verbose, args.quiet);
+    match run(args.command) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::FAILURE,
+        Ok(Outcome::Interrupted) => ExitCode::from(monitor::INTERRUPTED),
+        // The reader has seen enough: `attn list | head -1`.
+        Err(error) if complain::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain::print(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Outcome> {
+    let mut out = io::stdout().lock();
+    let mut outcome = Outcome::Done;
+    match command {
+        Command::Finetune(args) => outcome = finetune::run(&args, &mut out)?,
+        Command::Pretrain(args) => outcome = pretrain::run(&args, &mut out)?,
+        Command::Eval(args) => eval::run(&args, &mut out)?,
+        Command::Forward(args) => forward::run(&args)?,
+        Command::Doctor => {
+            if !doctor::run(&mut out)? {
+                outcome = Outcome::Failed;
+            }
+        }
+        Command::List => list::run(&mut out)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "attn", &mut script);
+            out.write_all(&script)?;
+        }
+    }
+    out.flush()?;
+    Ok(outcome)
+}

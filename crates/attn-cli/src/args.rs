@@ -1,0 +1,316 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use tch::Kind;
+
+const EXAMPLES: &str = "\
+Examples:
+  attn finetune                                   a first run: two minutes, no network
+  attn finetune configs/finetune/sst2.toml        the same on a real data set
+  attn finetune --set train.lr=1e-4 --seed 2      one setting changed
+  attn eval --model runs/2026-01-31-default/model --task sst2 --out eval.json
+  attn doctor                                     what to fix where something fails
+
+A model is a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a Hub
+id such as `distilbert/distilbert-base-uncased`. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+HF_TOKEN and HF_ENDPOINT mean what they mean to the Hub's own tools.";
+
+/// Attention surgery on pretrained transformers: load one, change its attention, fine-tune it, measure it.
+#[derive(Debug, Parser)]
+#[command(name = "attn", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Say more on stderr; twice for everything. RUST_LOG=attn_core=debug chooses in detail
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Everywhere")]
+    pub(crate) verbose: u8,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Everywhere")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fine-tune a pretrained model on labelled text, and report before and after
+    #[command(after_long_help = FINETUNE_HELP)]
+    Finetune(RunArgs),
+
+    /// Train a causal or masked language model from random weights
+    #[command(after_long_help = PRETRAIN_HELP)]
+    Pretrain(RunArgs),
+
+    /// Score a model on a task: accuracy of a classifier, perplexity of a language model
+    #[command(after_long_help = EVAL_HELP)]
+    Eval(EvalArgs),
+
+    /// Run a model once on given token ids and write logits, attentions and hidden states
+    #[command(after_long_help = FORWARD_FORMATS)]
+    Forward(ForwardArgs),
+
+    /// Check LibTorch, devices and folders, and say what to fix
+    Doctor,
+
+    /// List the attention kinds with their settings, and the data sets known by name
+    List,
+
+    /// Print a completion script: `attn completions bash > ~/.local/share/bash-completion/completions/attn`
+    Completions {
+        /// The shell it is for
+        shell: clap_complete::Shell,
+    },
+}
+
+const FORWARD_FORMATS: &str = "\
+Formats:
+  IDS.json   {\"input_ids\": [[5, 6, 7], [8, 9, 0]],
+              \"attention_mask\": [[1, 1, 1], [1, 1, 0]],
+              \"position_ids\": [[0, 1, 2], [0, 1, 1]]}
+             The last two are optional. All rows have one length: pad shorter ones, and
+             set their attention_mask to 0 there.
+  MASK.json  {\"mask\": [[1, 0, 1, 1], [1, 1, 1, 1]]}
+             Layers x heads; 1 keeps a head, 0 removes it.
+  OUT        `logits`, `attentions.{layer}` [batch, n_heads, queries, keys],
+             `hidden_states.{i}` [batch, seq_len, hidden_size] for i from 0 (what enters the
+             first block) to n_layers; all in f32.
+
+Example:
+  echo '{\"input_ids\": [[101, 7592, 2088, 102]]}' > ids.json
+  attn forward --model results/models/tiny-mlm --input-ids ids.json --out out.safetensors";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ForwardArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: String,
+
+    /// Token ids, as JSON (see Formats in --help)
+    #[arg(long, value_name = "IDS.json")]
+    pub(crate) input_ids: PathBuf,
+
+    /// Where to write the tensors, as safetensors
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub(crate) out: PathBuf,
+
+    /// Write the attention weights of every layer, before any head mask
+    #[arg(long)]
+    pub(crate) attentions: bool,
+
+    /// Write the hidden states: what enters the first block, then what leaves each
+    #[arg(long)]
+    pub(crate) hidden_states: bool,
+
+    /// Heads to remove, as JSON (see Formats in --help)
+    #[arg(long, value_name = "MASK.json")]
+    pub(crate) head_mask: Option<PathBuf>,
+
+    /// Positions where IDS.json gives none
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) positions: Positions,
+
+    /// What to compute in, whatever the weights are stored in
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// Make the weights anew from the folder's config.json alone
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) init: Option<Init>,
+
+    /// Seed of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "init")]
+    pub(crate) seed: u64,
+}
+
+const FINETUNE_HELP: &str = "\
+CONFIG is a TOML file; those in configs/finetune/ say what they show and what they cost.
+Its tables:
+  model, head      the pretrained model, and whether it gets a new classifier
+  [data]           source (a name of `attn list`, a file, a folder, a Hub id), columns, splits
+  [examples]       max_len, limit, few_shot, hold_out
+  [attention]      kind and its settings; [surgery] layers says where
+  [train]          lr, epochs, batch_size, schedule, freeze, seed, ...
+
+The run's folder holds config.toml (complete: feeding it back repeats the run),
+metrics.jsonl, summary.json, predictions.jsonl, env.json, plots/, model/ and checkpoints/.
+Ctrl-C saves a checkpoint and exits with code 130; --resume goes on.
+
+Examples:
+  attn finetune
+  attn finetune configs/finetune/sst2.toml --out runs/sst2
+  attn finetune --out runs/sst2 --resume
+  attn finetune --set attention.kind=window --set 'surgery.layers=[0, 1]'
+  attn finetune --set data.source=reviews.csv --set data.text=review --set data.label=stars \\
+                --set examples.report_hold_out=0.2";
+
+const PRETRAIN_HELP: &str = "\
+CONFIG is a TOML file; those in configs/pretrain/ say what they show and what they cost.
+Its tables:
+  objective        causal (decoders) or masked (encoders)
+  [init]           the fields of the model's config.json
+  [tokenizer]      style and vocab_size to train one, or from = \"folder or Hub id\"
+  [data]           source and columns of the text
+  [examples]       max_len, limit, hold_out
+  [train]          lr, epochs, batch_size, schedule, seed, ...
+
+Example:
+  attn pretrain configs/pretrain/tiny-mlm.toml --out runs/tiny-mlm";
+
+const EVAL_HELP: &str = "\
+OUT.json holds the accuracy with its 95 % interval, counts per class and every prediction;
+of a language model the loss in nats per token and the perplexity, with what was counted.
+Data that `attn list` does not name is described as in the [data] table of a config.
+
+Examples:
+  attn eval --model runs/sst2/model --task sst2 --out eval.json
+  attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json
+  attn eval --model runs/mine/model --task reviews.csv --split test \\
+            --set data.text=review --set data.label=stars --out eval.json";
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RunArgs {
+    /// The run's settings, as TOML; without one, finetune runs a small example
+    pub(crate) config: Option<PathBuf>,
+
+    /// Change one setting, after the file: --set train.lr=1e-4. May be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// The run's folder, new or empty; runs/<date>-<name> where not given
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// The run's seed: short for --set train.seed=N
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// Go on with the run in --out from its last checkpoint, with the settings it began with
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct EvalArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// A data set: a name of `attn list`, a file, a folder or a Hub id
+    #[arg(long, value_name = "TASK")]
+    pub(crate) task: String,
+
+    /// The split to score; the task's validation split where not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+
+    /// Score the first N rows alone
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+
+    /// Where to write the result
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Columns and splits of data that is no known task: --set data.label=stars. May be repeated
+    #[arg(long, value_name = "data.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// Most tokens of a text; the length of the blocks that text is cut into for next-token scores
+    #[arg(long, value_name = "N")]
+    pub(crate) max_len: Option<usize>,
+
+    /// Score the next tokens of each text by itself, instead of texts joined and cut into blocks
+    #[arg(long)]
+    pub(crate) by_text: bool,
+
+    /// Rows that share a forward pass: changes speed and memory alone
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) batch_size: usize,
+
+    /// What to compute in, whatever the weights are stored in
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// Make the weights anew from the config alone: what the score is to be compared with
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) init: Option<Init>,
+
+    /// Seed of the weights that --init makes, and of the tokens hidden from a masked language model
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Positions where none are given.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Positions {
+    /// Count real tokens: padding then changes nothing
+    #[default]
+    Count,
+    /// 0, 1, 2, ... padding or not, as transformers' bare forward
+    Arange,
+}
+
+impl From<Positions> for attn_core::Positions {
+    fn from(positions: Positions) -> Self {
+        match positions {
+            Positions::Count => Self::Count,
+            Positions::Arange => Self::Arange,
+        }
+    }
+}
+
+/// Where weights come from, if not from the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Init {
+    /// Normally distributed, as the architecture starts its training
+    Random,
+}
+
+/// What to compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// 32 bits: the fast one on most CPUs
+    #[default]
+    F32,
+    /// 16 bits with a narrow range
+    F16,
+    /// 16 bits with the range of f32
+    Bf16,
+    /// 64 bits: to tell rounding from mistakes
+    F64,
+}
+
+impl From<Dtype> for Kind {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::Float,
+            Dtype::F16 => Self::Half,
+            Dtype::Bf16 => Self::BFloat16,
+            Dtype::F64 => Self::Double,
+        }
+    }
+}
+
+/// The name of a kind as `--dtype` has it.
+pub(crate) fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Half => "f16",
+        Kind::BFloat16 => "bf16",
+        Kind::Double => "f64",
+        _ => "f32",
+    }
+}

@@ -1,0 +1,154 @@
+//! The rows of a fine-tuning run: which are trained on, which choose the model, which are reported.
+
+use anyhow::{Context, Result, ensure};
+use attn_data::{
+    batch::Encoded,
+    dataset::{self, Example},
+    hub::Hub,
+    select::{few_shot, hold_out},
+};
+
+use crate::{
+    monitor::grouped,
+    settings::{Finetune, is_nothing},
+    texts::{Folder, encode, max_len, read_split},
+};
+
+/// Keeps the rows that are reported on apart from those that choose the model, drawn by the same seed.
+const REPORT_STREAM: u64 = 0x7265_706f_7274;
+
+/// Tokenized rows of a run. [`Encoded::index`] is the row in its split.
+pub(crate) struct Data {
+    pub(crate) classes: Vec<String>,
+    pub(crate) train: Vec<Encoded>,
+    /// Chooses the model; empty where the last one is taken.
+    pub(crate) selection: Vec<Encoded>,
+    /// Looked at once before and once after.
+    pub(crate) report: Vec<Encoded>,
+    /// What the reported rows are called.
+    pub(crate) report_split: String,
+    /// The most frequent class of the rows trained on.
+    pub(crate) majority: usize,
+    pub(crate) max_len: usize,
+}
+
+impl Data {
+    pub(crate) fn read(config: &Finetune, folder: &Folder, hub: &Hub) -> Result<Self> {
+        let spec = &config.data;
+        let max_len = max_len(
+            config.examples.max_len,
+            &folder.config,
+            &folder.tokenizer,
+            "`examples.max_len`",
+        )?;
+        let classes = dataset::classes(spec, hub)
+            .with_context(|| format!("cannot find the classes of `{}`", spec.source))?;
+        ensure!(
+            classes.len() > 1,
+            "`{}` has {} class(es), expected at least 2",
+            spec.source,
+            classes.len()
+        );
+
+        let train_split = &spec.train_split;
+        let rows = read_split(spec, train_split, config.examples.limit, hub)?;
+        let mut rest: Vec<usize> =
+            (0..rows.len()).filter(|&row| rows[row].label.is_some()).collect();
+        if rest.len() < rows.len() {
+            tracing::warn!(
+                "{} of {} rows of split `{train_split}` have no label and are left out",
+                grouped(rows.len() - rest.len()),
+                grouped(rows.len())
+            );
+        }
+        let labels = |of: &[usize]| -> Vec<i64> {
+            of.iter().map(|&row| rows[row].label.unwrap_or(-1)).collect()
+        };
+        let seed = config.train.seed;
+        let mut report_from_train = None;
+        if let Some(part) = config.examples.report_hold_out {
+            let (kept, held) = hold_out(&labels(&rest), part, seed ^ REPORT_STREAM)
+                .context("cannot use `examples.report_hold_out`")?;
+            report_from_train = Some(pick(&rest, &held));
+            rest = pick(&rest, &kept);
+        }
+        let mut selection = Vec::new();
+        let train = if let Some(k) = config.examples.few_shot {
+            let chosen =
+                few_shot(&labels(&rest), k, seed).context("cannot use `examples.few_shot`")?;
+            pick(&rest, &chosen)
+        } else if let Some(part) = config.examples.hold_out.filter(|&part| !is_nothing(part)) {
+            let (kept, held) =
+                hold_out(&labels(&rest), part, seed).context("cannot use `examples.hold_out`")?;
+            selection = pick(&rest, &held);
+            pick(&rest, &kept)
+        } else {
+            rest
+        };
+        ensure!(
+            !train.is_empty(),
+            "split `{train_split}` of `{}` has no labelled row",
+            spec.source
+        );
+
+        let tokenizer = &folder.tokenizer;
+        let encode_some = |numbers: &[usize], split: &str| {
+            let numbered: Vec<(usize, &Example)> =
+                numbers.iter().map(|&row| (row, &rows[row])).collect();
+            encode(tokenizer, &numbered, max_len, split)
+        };
+        let (report, report_split) = match report_from_train {
+            Some(numbers) => {
+                (encode_some(&numbers, train_split)?, format!("held out of {train_split}"))
+            }
+            None => {
+                (Self::read_report(config, folder, max_len, hub)?, spec.validation_split.clone())
+            }
+        };
+        let majority = majority(&labels(&train), classes.len());
+        Ok(Self {
+            train: encode_some(&train, train_split)?,
+            selection: encode_some(&selection, train_split)?,
+            report,
+            report_split,
+            majority,
+            classes,
+            max_len,
+        })
+    }
+
+    fn read_report(
+        config: &Finetune,
+        folder: &Folder,
+        max_len: usize,
+        hub: &Hub,
+    ) -> Result<Vec<Encoded>> {
+        let (spec, split) = (&config.data, &config.data.validation_split);
+        let rows = read_split(spec, split, config.examples.report_limit, hub).map_err(|error| {
+            match error.downcast_ref::<attn_data::Error>() {
+                Some(attn_data::Error::SplitNotFound { .. }) => error.context(
+                    "there is nothing to report on\nhint: set `data.validation_split`, or cut a part off the train \
+                     split: examples.report_hold_out = 0.1"
+                ),
+                _ => error,
+            }
+        })?;
+        ensure!(
+            rows.iter().all(|row| row.label.is_some()),
+            "some rows of split `{split}` have no label, so no accuracy can be reported on it\nhint: set \
+             `data.validation_split` to a labelled split"
+        );
+        let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
+        encode(&folder.tokenizer, &numbered, max_len, split)
+    }
+}
+
+fn pick(rows: &[usize], chosen: &[usize]) -> Vec<usize> {
+    chosen.iter().map(|&at| rows[at]).collect()
+}
+
+/// The most frequent class, the first of several.
+fn majority(labels: &[i64], n_classes: usize) -> usize {
+    let count = |class: usize| labels.iter().filter(|&&label| label == class as i64).count();
+    (0..n_classes).rev().max_by_key(|&class| count(class)).unwrap_or(0)
+}

@@ -1,0 +1,267 @@
+//! `attn eval`: a model on the rows of a task.
+
+use std::{io::Write, sync::atomic::AtomicBool};
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::{Config, LoadOptions, Model, checkpoint::read_json, config::Head};
+use attn_data::{
+    batch::Encoded,
+    dataset::{DatasetSpec, Example},
+    hub::{Hub, progress_bar},
+};
+use attn_eval::{
+    Accuracy, Batching, ClassScore, Classification, LanguageScore, Prediction, classify,
+    masked_token, next_token,
+};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    args::{EvalArgs, Init, dtype_name},
+    config::Written,
+    monitor::{count_rows, grouped},
+    pretrain::convention,
+    run_dir::{check_writable, device_name, write_json},
+    texts::{Folder, blocks, encode, masking, max_len, read_split},
+};
+
+/// The share of tokens that is hidden from a masked language model.
+const MASK_RATE: f64 = 0.15;
+
+/// OUT.json.
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    /// Whether the weights were made at random from the config, for comparison.
+    random_weights: bool,
+    model_type: &'static str,
+    /// Attention kind of each layer.
+    attention: Vec<&'a str>,
+    task: &'a str,
+    data: &'a DatasetSpec,
+    split: &'a str,
+    limit: Option<usize>,
+    max_len: usize,
+    n_rows: usize,
+    device: String,
+    dtype: &'static str,
+    libtorch: String,
+    attn: &'static str,
+    #[serde(flatten)]
+    score: Score,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Score {
+    Classes {
+        accuracy: Option<Accuracy>,
+        classes: Vec<ClassScore>,
+        predictions: Vec<Prediction>,
+    },
+    Language {
+        language: LanguageScore,
+        /// How texts were made into rows.
+        rows: &'static str,
+        /// Seed of the tokens that were hidden.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mask_seed: Option<u64>,
+    },
+}
+
+/// What `--set` can reach.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    data: DatasetSpec,
+}
+
+pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
+    check_writable(&args.out)?;
+    ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
+    let data = dataset(args)?;
+    let device = attn_torch::device(&args.device)?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
+    let split = args.split.as_deref().unwrap_or(&data.validation_split);
+    let rows = read_split(&data, split, args.limit, &hub)?;
+    let max_len = max_len(args.max_len, &folder.config, &folder.tokenizer, "`--max-len`")?;
+    let options =
+        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
+    let model = load(args, &folder, &options)?;
+
+    let (score, n_rows) = if data.label.is_some() {
+        check_classes(&data, &model)?;
+        let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
+        let rows = encode(&folder.tokenizer, &numbered, max_len, split)?;
+        let mut progress = count_rows(rows.len(), &NEVER);
+        let scores = classify(&model, &rows, &batching(args, &folder), &mut progress)
+            .with_context(|| format!("cannot score `{}`", args.model))?;
+        drop(progress);
+        print_classes(&scores, out)?;
+        let Classification { accuracy, classes, predictions } = scores;
+        (Score::Classes { accuracy, classes, predictions }, rows.len())
+    } else {
+        score_language(args, &folder, &model, &rows, max_len, split, out)?
+    };
+    let report = Report {
+        model: &args.model,
+        random_weights: args.init == Some(Init::Random),
+        model_type: model.config().base_model_type(),
+        attention: model.layers().iter().map(|layer| layer.variant().name()).collect(),
+        task: &args.task,
+        data: &data,
+        split,
+        limit: args.limit,
+        max_len,
+        n_rows,
+        device: device_name(model.device()),
+        dtype: dtype_name(model.kind()),
+        libtorch: attn_torch::libtorch_version()?,
+        attn: env!("CARGO_PKG_VERSION"),
+        score,
+    };
+    write_json(&args.out, &report)?;
+    tracing::info!("wrote `{}`", args.out.display());
+    Ok(())
+}
+
+/// Nothing stops an evaluation but Ctrl-C, which ends the process.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// The data that `--task` and `--set` name.
+fn dataset(args: &EvalArgs) -> Result<DatasetSpec> {
+    let mut table = Table::new();
+    let source = Table::from_iter([("source".to_owned(), Value::String(args.task.clone()))]);
+    table.insert("data".to_owned(), Value::Table(source));
+    let Settings { data } = Written::of(table, &args.set)?.parse()?;
+    Ok(data.resolved())
+}
+
+fn load(args: &EvalArgs, folder: &Folder, options: &LoadOptions) -> Result<Model> {
+    let load = || -> Result<Model> {
+        match args.init {
+            Some(Init::Random) => {
+                let config = Config::from_json(read_json(&folder.path, "config.json")?)?;
+                Ok(Model::init(config, options)?)
+            }
+            None => Ok(Model::load(&folder.path, options)?.0),
+        }
+    };
+    load().with_context(|| format!("cannot load the model `{}`", args.model))
+}
+
+fn batching(args: &EvalArgs, folder: &Folder) -> Batching {
+    let pad_id = folder.tokenizer.fill_id();
+    Batching { batch_size: args.batch_size, pad_id, ..Batching::default() }
+}
+
+/// Refuses a model whose classes stand in another order than the data's: every number would be wrong.
+fn check_classes(data: &DatasetSpec, model: &Model) -> Result<()> {
+    let (Some(of_data), Head::Classifier { .. }) = (&data.classes, model.config().head) else {
+        return Ok(());
+    };
+    let of_model = model.config().classes();
+    let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect::<Vec<_>>();
+    let (a, b) = (lower(of_data), lower(&of_model));
+    if a == b {
+        return Ok(());
+    }
+    let sorted = |names: &[String]| {
+        let mut names = names.to_vec();
+        names.sort();
+        names
+    };
+    if sorted(&a) == sorted(&b) {
+        bail!(
+            "the model's classes are {of_model:?}, and the data's {of_data:?}: the same in another order\nhint: name \
+             the data's classes in the order of their numbers: --set 'data.classes=[...]'"
+        );
+    }
+    tracing::warn!(
+        "the model's classes are {of_model:?}, the data's {of_data:?}; they are compared by number"
+    );
+    Ok(())
+}
+
+fn score_language(
+    args: &EvalArgs,
+    folder: &Folder,
+    model: &Model,
+    texts: &[Example],
+    max_len: usize,
+    split: &str,
+    out: &mut dyn Write,
+) -> Result<(Score, usize)> {
+    let tokenizer = &folder.tokenizer;
+    let by_text = |texts: &[Example]| -> Result<Vec<Encoded>> {
+        let numbered: Vec<(usize, &Example)> =
+            texts.iter().enumerate().filter(|(_, row)| !row.text.trim().is_empty()).collect();
+        encode(tokenizer, &numbered, max_len, split)
+    };
+    let is_causal = model.config().is_causal();
+    let packs = is_causal && !args.by_text;
+    let rows = if packs { blocks(tokenizer, texts, max_len)? } else { by_text(texts)? };
+    let batching = batching(args, folder);
+    let mut progress = count_rows(rows.len(), &NEVER);
+    let scored = match (is_causal, model.config().head) {
+        // A classifier gets its own message.
+        (false, Head::LanguageModel) => {
+            let masking = masking(tokenizer, model.config().sizes.vocab_size, MASK_RATE)?;
+            masked_token(model, &rows, &masking, args.seed, &batching, &mut progress)
+        }
+        _ => next_token(model, &rows, &batching, &mut progress),
+    };
+    drop(progress);
+    let language = scored.with_context(|| format!("cannot score `{}`", args.model))?;
+    writeln!(out, "loss        {:.4} nats per token", language.loss_nats_per_token)?;
+    writeln!(out, "perplexity  {:.3}", language.perplexity)?;
+    writeln!(out, "top 1       {:.1} %", 100.0 * language.top1_accuracy)?;
+    writeln!(
+        out,
+        "counted     {} tokens of {} rows: {}",
+        grouped(language.n_tokens),
+        grouped(language.n_rows),
+        convention(&language)
+    )?;
+    let rows_are = if packs {
+        "texts joined and cut into blocks of max_len"
+    } else {
+        "one text each, cut to max_len"
+    };
+    let mask_seed = (!is_causal).then_some(args.seed);
+    Ok((Score::Language { language, rows: rows_are, mask_seed }, rows.len()))
+}
+
+fn print_classes(scores: &Classification, out: &mut dyn Write) -> Result<()> {
+    let width =
+        scores.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(8);
+    match &scores.accuracy {
+        Some(score) => {
+            let [low, high] =
+                [score.interval_95.low, score.interval_95.high].map(|bound| 100.0 * bound);
+            writeln!(
+                out,
+                "accuracy  {:.2} % (95 % interval {low:.2} to {high:.2} %), {} of {} rows",
+                100.0 * score.accuracy,
+                grouped(score.n_correct),
+                grouped(score.n_labelled)
+            )?;
+            writeln!(out, "loss      {:.4} nats per row", score.loss)?;
+        }
+        None => writeln!(out, "no row is labelled: predictions alone")?,
+    }
+    writeln!(out)?;
+    writeln!(out, "  {:<width$} {:>8} {:>8} {:>10}", "class", "rows", "right", "predicted")?;
+    for (index, class) in scores.classes.iter().enumerate() {
+        writeln!(
+            out,
+            "  {:<width$} {:>8} {:>8} {:>10}",
+            class.name,
+            grouped(class.n_rows),
+            grouped(class.predicted_as[index]),
+            grouped(class.n_predicted)
+        )?;
+    }
+    Ok(())
+}

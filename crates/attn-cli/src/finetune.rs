@@ -1,0 +1,362 @@
+//! `attn finetune`: a pretrained model becomes a classifier.
+
+use std::{
+    fs,
+    io::Write,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use anyhow::{Context, Result};
+use attn_core::{LoadOptions, LoadReport, Model, WantedHead, config::Head};
+use attn_data::{
+    batch::Encoded,
+    dataset::{DatasetSpec, tasks},
+};
+use attn_eval::{Accuracy, Batching, ClassScore, Classification, Error as EvalError, classify};
+use attn_train::{Examples, METRICS_FILE, Metric, Run, train};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+
+use crate::{
+    Outcome,
+    args::RunArgs,
+    data::Data,
+    monitor::{Monitor, count_rows, grouped},
+    plots,
+    run_dir::{self, RunDir, SUMMARY_FILE},
+    settings::{Finetune, HeadChoice},
+    start::{Start, invocation, tokenizer_files},
+    texts::{Folder, name_padding},
+};
+
+/// The score before training, kept so that a run that is resumed does not look again.
+const BEFORE_FILE: &str = "before.json";
+
+/// What a run came to, as `summary.json` has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Summary {
+    name: String,
+    /// The model it began with.
+    base_model: String,
+    /// The data set.
+    source: String,
+    /// The rows reported on.
+    split: String,
+    n_train: usize,
+    n_selection: usize,
+    n_report: usize,
+    max_len: usize,
+    seed: u64,
+    /// Attention kind of each layer.
+    attention: Vec<String>,
+    majority_class: String,
+    /// Accuracy of always saying so on the rows reported on.
+    majority_accuracy: f64,
+    before: Accuracy,
+    after: Accuracy,
+    /// After training.
+    classes: Vec<ClassScore>,
+    /// Steps of the model that was chosen.
+    selected_step: u64,
+    total_steps: u64,
+    /// Scores on the rows held out, of the model that was chosen.
+    selection: Vec<Metric>,
+    train_loss: Option<f64>,
+    n_tokens: u64,
+    /// Of the last part of a run that was resumed.
+    tokens_per_s: f64,
+    elapsed_s: f64,
+}
+
+pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
+    let start = Start::<Finetune>::new(args)?;
+    if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
+        tracing::info!("the run in `{}` has finished", start.dir.path().display());
+        print(&summary, &start, out)?;
+        return Ok(Outcome::Done);
+    }
+    let config = &start.config;
+    let folder = Folder::open(&config.model, true, config.revision.as_deref(), &start.hub)?;
+    let data = Data::read(config, &folder, &start.hub)?;
+    tracing::info!(
+        "`{}`: {} rows to train on, {} to choose the model by, {} to report on",
+        config.data.source,
+        grouped(data.train.len()),
+        grouped(data.selection.len()),
+        grouped(data.report.len())
+    );
+    let mut model = load(config, &folder, &data.classes, start.device)?;
+    if !start.resume {
+        start.write_config()?;
+        start.dir.write_environment(&model)?;
+    }
+
+    let batching = Batching {
+        batch_size: config.train.batch_size.max(32),
+        pad_id: folder.tokenizer.fill_id(),
+        ..Batching::default()
+    };
+    let Some(before) = score_before(&model, &data.report, &batching, &start)? else {
+        return Ok(start.interrupted(0));
+    };
+    tracing::info!("before: accuracy {:.4} on {}", before.accuracy, data.report_split);
+
+    let outcome = fit(&mut model, &data, &folder, &batching, &start)?;
+    if outcome.outcome == attn_train::Outcome::Interrupted {
+        return Ok(start.interrupted(outcome.step));
+    }
+    let Some(after) = score(&model, &data.report, &batching, &start.stop)? else {
+        return Ok(start.interrupted(outcome.step));
+    };
+
+    let summary = Summary {
+        name: config.name.clone(),
+        base_model: config.model.clone(),
+        source: config.data.source.clone(),
+        split: data.report_split.clone(),
+        n_train: data.train.len(),
+        n_selection: data.selection.len(),
+        n_report: data.report.len(),
+        max_len: data.max_len,
+        seed: config.train.seed,
+        attention: model.layers().iter().map(|layer| layer.variant().name().to_owned()).collect(),
+        majority_class: data.classes[data.majority].clone(),
+        majority_accuracy: after.accuracy_of_always(data.majority).context("no row is labelled")?,
+        before,
+        after: after.accuracy.context("no row is labelled")?,
+        classes: after.classes,
+        selected_step: outcome.selected_step,
+        total_steps: outcome.total_steps,
+        selection: outcome.after,
+        train_loss: outcome.train_loss,
+        n_tokens: outcome.n_tokens,
+        tokens_per_s: outcome.tokens_per_s,
+        elapsed_s: outcome.elapsed_s,
+    };
+    start.save(&model, &folder.tokenizer)?;
+    let mut lines = Vec::new();
+    for prediction in &after.predictions {
+        serde_json::to_writer(&mut lines, prediction).context("cannot write JSON")?;
+        lines.push(b'\n');
+    }
+    run_dir::write(&start.dir.file("predictions.jsonl"), &lines)?;
+    draw(&summary, &start.dir)?;
+    start.dir.write_json(SUMMARY_FILE, &summary)?;
+    print(&summary, &start, out)?;
+    Ok(Outcome::Done)
+}
+
+/// Loads the model, with the head and the attention that the config asks for, and says what that changed.
+fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) -> Result<Model> {
+    let load = || -> Result<Model> {
+        let head = match config.head {
+            HeadChoice::New => WantedHead::NewClassifier(classes.to_vec()),
+            HeadChoice::Saved => {
+                check_saved_head(&folder.config, classes)?;
+                WantedHead::AsSaved
+            }
+        };
+        let options = LoadOptions { kind: Kind::Float, device, head, seed: config.train.seed };
+        let (mut model, report) = Model::load(&folder.path, &options)?;
+        say(&report);
+        if let Some(variant) = &config.attention {
+            let layers = config.surgery.layers(model.layers().len());
+            model.swap(&layers, variant, config.train.seed)?;
+            tracing::info!("attention `{}` in layers {layers:?}", variant.name());
+        }
+        Ok(model)
+    };
+    let mut model = load().with_context(|| format!("cannot use the model `{}`", folder.name))?;
+    name_padding(&mut model, &folder.tokenizer);
+    Ok(model)
+}
+
+fn check_saved_head(config: &attn_core::Config, classes: &[String]) -> Result<()> {
+    let n_classes = classes.len() as i64;
+    anyhow::ensure!(
+        config.head == Head::Classifier { n_classes },
+        "`head` is `saved`, and the model ends in {}, where the data has {n_classes} classes\nhint: set `head` to `new`",
+        config.head
+    );
+    Ok(())
+}
+
+/// Says what loading did beyond filling each parameter from the file.
+fn say(report: &LoadReport) {
+    let modules = |names: &[String]| {
+        let mut modules: Vec<&str> = names
+            .iter()
+            .map(|name| name.rsplit_once('.').map_or(&name[..], |(module, _)| module))
+            .collect();
+        modules.dedup();
+        modules.join(", ")
+    };
+    if !report.fresh.is_empty() {
+        tracing::info!("new head, with random weights: {}", modules(&report.fresh));
+    }
+    if !report.dropped.is_empty() {
+        tracing::info!("dropped with the old head: {}", modules(&report.dropped));
+    }
+}
+
+/// Scores `rows`, or returns `None` where the user stopped it.
+fn score(
+    model: &Model,
+    rows: &[Encoded],
+    batching: &Batching,
+    stop: &AtomicBool,
+) -> Result<Option<Classification>> {
+    match classify(model, rows, batching, &mut count_rows(rows.len(), stop)) {
+        Ok(scores) => Ok(Some(scores)),
+        Err(EvalError::Stopped { .. }) => Ok(None),
+        Err(error) => Err(error).context("cannot evaluate"),
+    }
+}
+
+/// The untouched model under the code that scores the trained one.
+fn score_before(
+    model: &Model,
+    rows: &[Encoded],
+    batching: &Batching,
+    start: &Start<Finetune>,
+) -> Result<Option<Accuracy>> {
+    if let Some(before) = start.dir.read_json(BEFORE_FILE)? {
+        return Ok(Some(before));
+    }
+    let Some(scores) = score(model, rows, batching, &start.stop)? else { return Ok(None) };
+    let accuracy = scores.accuracy.context("no row is labelled")?;
+    start.dir.write_json(BEFORE_FILE, &accuracy)?;
+    Ok(Some(accuracy))
+}
+
+/// Trains.
+fn fit(
+    model: &mut Model,
+    data: &Data,
+    folder: &Folder,
+    batching: &Batching,
+    start: &Start<Finetune>,
+) -> Result<attn_train::Summary> {
+    let config = &start.config.train;
+    let examples = Examples::new(data.train.clone(), config.plan()?, batching.pad_id, config.seed);
+    let stop = Arc::clone(&start.stop);
+    let selection = &data.selection;
+    let evaluate = move |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
+        let scores = classify(model, selection, batching, &mut count_rows(selection.len(), &stop))?;
+        let accuracy = scores.accuracy.ok_or("no row is labelled")?;
+        Ok(metrics(&accuracy))
+    };
+    let mut monitor = Monitor::default();
+    let run = Run {
+        dir: Some(start.dir.path().to_owned()),
+        resume: start.has_checkpoint()?,
+        files: tokenizer_files(&folder.tokenizer)?,
+        stop: Arc::clone(&start.stop),
+        evaluate: if selection.is_empty() { None } else { Some(Box::new(evaluate)) },
+        observe: Box::new(move |event| monitor.observe(event)),
+        ..Run::new(config, &attn_train::Classification, &examples)
+    };
+    train(model, run).context("training failed")
+}
+
+fn metrics(accuracy: &Accuracy) -> Vec<Metric> {
+    let metric = |name: &str, value, unit: &str, higher_is_better| Metric {
+        name: name.to_owned(),
+        value,
+        unit: unit.to_owned(),
+        higher_is_better,
+    };
+    vec![
+        metric("accuracy", accuracy.accuracy, "fraction", true),
+        metric("loss", accuracy.loss, "nats/example", false),
+    ]
+}
+
+fn draw(summary: &Summary, dir: &RunDir) -> Result<()> {
+    let plots = dir.file("plots");
+    fs::create_dir_all(&plots).with_context(|| format!("cannot create `{}`", plots.display()))?;
+    plots::loss(
+        &dir.file(METRICS_FILE),
+        &format!("Fine-tuning on {}", plots::short(&summary.source)),
+        "nats per example",
+        &plots.join("loss.png"),
+    )?;
+    plots::accuracy(
+        &format!("{}, {}", plots::short(&summary.source), summary.split),
+        &[("before", &summary.before), ("after", &summary.after)],
+        summary.majority_accuracy,
+        summary.n_report,
+        &plots.join("accuracy.png"),
+    )
+}
+
+/// The table, where things are, and what to try next.
+fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Result<()> {
+    let Summary { source, split, n_report, majority_class, majority_accuracy, .. } = summary;
+    writeln!(out, "{source}, {split}: {} rows", grouped(*n_report))?;
+    writeln!(out)?;
+    writeln!(out, "  {:<24} {:>8}   {:<16} {:>6}", "", "accuracy", "95 % interval", "loss")?;
+    writeln!(
+        out,
+        "  {:<24} {:>7.1}%",
+        format!("always `{majority_class}`"),
+        100.0 * majority_accuracy
+    )?;
+    for (label, score) in [("before", &summary.before), ("after", &summary.after)] {
+        let [low, high] =
+            [score.interval_95.low, score.interval_95.high].map(|bound| 100.0 * bound);
+        writeln!(
+            out,
+            "  {label:<24} {:>7.1}%   {:<16} {:>6.3}",
+            100.0 * score.accuracy,
+            format!("{low:.1} to {high:.1} %"),
+            score.loss
+        )?;
+    }
+    let dir = start.dir.path();
+    let model = dir.join("model");
+    let evaluation =
+        format!("eval --model {}{} --out eval.json", model.display(), task(&start.config.data));
+    let config = dir.join("config.toml");
+    let again = |change: &str| invocation(&format!("finetune {} {change}", config.display()));
+    writeln!(out)?;
+    writeln!(out, "model     {}", model.display())?;
+    writeln!(out, "pictures  {}", dir.join("plots/accuracy.png").display())?;
+    writeln!(out, "          {}", dir.join("plots/loss.png").display())?;
+    writeln!(out)?;
+    writeln!(out, "what to try next:")?;
+    writeln!(
+        out,
+        "  another attention    {}",
+        again("--set attention.kind=window --set attention.size=4")
+    )?;
+    writeln!(out, "  another seed         {}", again(&format!("--seed {}", summary.seed + 1)))?;
+    writeln!(out, "  the model again      {}", invocation(&evaluation))?;
+    if source.ends_with("sample_data.csv") {
+        let real = "finetune configs/finetune/sst2.toml";
+        writeln!(out, "  a real data set      {}", invocation(real))?;
+    }
+    Ok(())
+}
+
+/// The arguments of `attn eval` that name this data.
+fn task(data: &DatasetSpec) -> String {
+    if let Some(task) = tasks().iter().find(|task| task.spec() == *data) {
+        return format!(" --task {}", task.name);
+    }
+    let mut text = format!(" --task {}", data.source);
+    let default = DatasetSpec::default();
+    let mut set = |key: &str, value: Option<&String>, default: Option<&String>| {
+        if let Some(value) = value.filter(|value| Some(*value) != default) {
+            text += &format!(" --set data.{key}={value}");
+        }
+    };
+    set("config", data.config.as_ref(), None);
+    set("text", Some(&data.text), Some(&default.text));
+    set("text_pair", data.text_pair.as_ref(), None);
+    set("label", data.label.as_ref(), None);
+    set("split_column", data.split_column.as_ref(), None);
+    set("train_split", Some(&data.train_split), Some(&default.train_split));
+    set("validation_split", Some(&data.validation_split), Some(&default.validation_split));
+    text
+}

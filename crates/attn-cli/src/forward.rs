@@ -1,0 +1,246 @@
+//! `attn forward`: one pass over given token ids.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::{
+    Config, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows,
+    checkpoint::{read_json, write_tensors},
+};
+use attn_data::hub::{Hub, progress_bar, resolve_config, resolve_model};
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    args::{ForwardArgs, Init, dtype_name},
+    run_dir::check_writable,
+};
+
+/// The rows of a JSON matrix, all of one length.
+type Matrix = Vec<Vec<i64>>;
+
+pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
+    // What the user wrote is checked before the model is loaded, which may take minutes.
+    check_writable(&args.out)?;
+    let input = read_ids(&args.input_ids)?;
+    let mask = args.head_mask.as_deref().map(read_mask).transpose()?;
+    let device = attn_torch::device(&args.device)?;
+    let model = load(args, device)?;
+    let gates = match mask {
+        Some((path, mask)) => gates(&model, path, &mask)?,
+        None => Vec::new(),
+    };
+    let options = ForwardOptions {
+        positions: args.positions.into(),
+        gates: &gates,
+        hidden_states: args.hidden_states,
+        attentions: if args.attentions { Rows::All } else { Rows::None },
+        ..ForwardOptions::default()
+    };
+    let _no_grad = tch::no_grad_guard();
+    let output = model.forward(&input, &options).with_context(|| {
+        format!("cannot run `{}` on `{}`", args.model, args.input_ids.display())
+    })?;
+    let tensors = named(output);
+    let metadata = BTreeMap::from([
+        ("model".to_owned(), args.model.clone()),
+        ("computed_in".to_owned(), dtype_name(args.dtype.into()).to_owned()),
+    ]);
+    write_tensors(&args.out, &tensors, &metadata)?;
+    for (name, tensor) in &tensors {
+        tracing::debug!("{name} {:?}", tensor.size());
+    }
+    tracing::info!(
+        "wrote {} {} to `{}`",
+        tensors.len(),
+        if tensors.len() == 1 { "tensor" } else { "tensors" },
+        args.out.display()
+    );
+    Ok(())
+}
+
+fn load(args: &ForwardArgs, device: Device) -> Result<Model> {
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let options =
+        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
+    let load = || -> Result<Model> {
+        match args.init {
+            Some(Init::Random) => {
+                let folder = resolve_config(&hub, &args.model, None)?;
+                let config = Config::from_json(read_json(&folder, "config.json")?)?;
+                Ok(Model::init(config, &options)?)
+            }
+            None => {
+                let folder = resolve_model(&hub, &args.model, None)?;
+                Ok(Model::load(&folder, &options)?.0)
+            }
+        }
+    };
+    load().with_context(|| format!("cannot load the model `{}`", args.model))
+}
+
+fn named(output: Output) -> Vec<(String, Tensor)> {
+    let wide = |tensor: Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Float);
+    let mut tensors = vec![("logits".to_owned(), wide(output.logits))];
+    let numbered = |name: &str, tensors: Vec<Tensor>| -> Vec<(String, Tensor)> {
+        (0..)
+            .zip(tensors)
+            .map(|(i, tensor): (usize, _)| (format!("{name}.{i}"), wide(tensor)))
+            .collect()
+    };
+    tensors.extend(numbered("attentions", output.attentions));
+    tensors.extend(numbered("hidden_states", output.hidden_states));
+    tensors
+}
+
+fn read_ids(path: &Path) -> Result<ModelInput> {
+    const FIELDS: [&str; 3] = ["input_ids", "attention_mask", "position_ids"];
+    let object = read_object(path, &FIELDS)?;
+    let shown = path.display();
+    let get = |field: &str, range: Range| -> Result<Option<Matrix>> {
+        match object.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => matrix(value, field, range)
+                .map(Some)
+                .with_context(|| format!("cannot use `{shown}`")),
+        }
+    };
+    let Some(ids) = get("input_ids", Range::FromZero)? else {
+        bail!(
+            "`{shown}` has no `input_ids`\nhint: write {{\"input_ids\": [[5, 6, 7]]}}, one list a row"
+        );
+    };
+    let (rows, cols) = (ids.len(), ids[0].len());
+    let other = |field: &str, range: Range| -> Result<Option<Tensor>> {
+        let Some(values) = get(field, range)? else { return Ok(None) };
+        ensure!(
+            (values.len(), values[0].len()) == (rows, cols),
+            "`{shown}`: `{field}` is {} x {}, expected {rows} x {cols} as `input_ids`",
+            values.len(),
+            values[0].len()
+        );
+        Ok(Some(tensor(&values)))
+    };
+    Ok(ModelInput {
+        attention_mask: other("attention_mask", Range::ZeroOrOne)?,
+        position_ids: other("position_ids", Range::FromZero)?,
+        token_type_ids: None,
+        input_ids: tensor(&ids),
+    })
+}
+
+fn read_mask(path: &Path) -> Result<(&Path, Vec<Vec<i64>>)> {
+    let object = read_object(path, &["mask"])?;
+    let shown = path.display();
+    let Some(value) = object.get("mask") else {
+        bail!(
+            "`{shown}` has no `mask`\nhint: write {{\"mask\": [[1, 0], [1, 1]]}}, layers x heads, 1 keeps"
+        );
+    };
+    // Layers may have different numbers of heads.
+    let mask =
+        rows(value, "mask", Range::ZeroOrOne).with_context(|| format!("cannot use `{shown}`"))?;
+    Ok((path, mask))
+}
+
+fn gates(model: &Model, path: &Path, mask: &[Vec<i64>]) -> Result<Vec<Option<Gate>>> {
+    let shown = path.display();
+    let layers = model.layers();
+    ensure!(
+        mask.len() == layers.len(),
+        "`{shown}`: `mask` has {} rows, expected {}, one a layer",
+        mask.len(),
+        layers.len()
+    );
+    let gate = |(layer, row): (usize, &Vec<i64>)| {
+        let n_heads = layers[layer].dims().n_heads;
+        ensure!(
+            row.len() as i64 == n_heads,
+            "`{shown}`: `mask[{layer}]` has {} values, expected {n_heads}, one a head of layer {layer}",
+            row.len()
+        );
+        let heads = Tensor::from_slice(row).to_kind(model.kind()).to_device(model.device());
+        Ok(Some(Gate::per_head(&heads)))
+    };
+    mask.iter().enumerate().map(gate).collect()
+}
+
+fn read_object(path: &Path, known: &[&str]) -> Result<Map<String, Value>> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
+    let value: Value =
+        serde_json::from_str(&text).with_context(|| format!("`{shown}` is not JSON"))?;
+    let expected = || known.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
+    let Value::Object(object) = value else {
+        bail!("`{shown}` holds {}, expected an object with {}", kind_of(&value), expected());
+    };
+    if let Some(field) = object.keys().find(|field| !known.contains(&field.as_str())) {
+        bail!("`{shown}`: unknown field `{field}`, expected {}", expected());
+    }
+    Ok(object)
+}
+
+/// The numbers that a field may hold.
+#[derive(Clone, Copy)]
+enum Range {
+    FromZero,
+    ZeroOrOne,
+}
+
+fn matrix(value: &Value, field: &str, range: Range) -> Result<Matrix> {
+    let rows = rows(value, field, range)?;
+    let cols = rows[0].len();
+    if let Some((row, values)) = rows.iter().enumerate().find(|(_, row)| row.len() != cols) {
+        bail!(
+            "`{field}` has rows of different lengths: {cols} in row 0, {} in row {row}\nhint: pad the shorter rows \
+             with any token, and give an `attention_mask` that is 1 at real tokens and 0 at padding",
+            values.len()
+        );
+    }
+    ensure!(cols > 0, "`{field}[0]` is empty, expected at least one number");
+    Ok(rows)
+}
+
+fn rows(value: &Value, field: &str, range: Range) -> Result<Vec<Vec<i64>>> {
+    let Value::Array(rows) = value else {
+        bail!("`{field}` is {}, expected a list of lists of whole numbers", kind_of(value));
+    };
+    ensure!(!rows.is_empty(), "`{field}` is empty, expected at least one row");
+    let row = |(i, row): (usize, &Value)| -> Result<Vec<i64>> {
+        let Value::Array(values) = row else {
+            bail!(
+                "`{field}[{i}]` is {}, expected a list of whole numbers\nhint: one sequence is a list in a list: \
+                 [[5, 6, 7]]",
+                kind_of(row)
+            );
+        };
+        let number = |(j, value): (usize, &Value)| match (value.as_i64(), range) {
+            (Some(number @ 0..), Range::FromZero) => Ok(number),
+            (Some(number @ (0 | 1)), Range::ZeroOrOne) => Ok(number),
+            _ => {
+                let expected = match range {
+                    Range::FromZero => "a whole number from 0",
+                    Range::ZeroOrOne => "0 or 1",
+                };
+                bail!("`{field}[{i}][{j}]` is {}, expected {expected}", kind_of(value))
+            }
+        };
+        values.iter().enumerate().map(number).collect()
+    };
+    rows.iter().enumerate().map(row).collect()
+}
+
+/// A JSON value in a few words.
+fn kind_of(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+        Value::String(text) => format!("the text {:?}", text.chars().take(40).collect::<String>()),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+    }
+}
+
+fn tensor(rows: &Matrix) -> Tensor {
+    Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1])
+}

@@ -1,0 +1,176 @@
+//! What the user sees of work under way, and how it is stopped.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use attn_train::{Event, Metric, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+use crate::logging;
+
+/// The exit code after an interruption.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Time between lines where no bar can be drawn.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// A flag that the first Ctrl-C (or SIGTERM) sets. The second one ends the process at once.
+pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let register = || {
+            flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))?;
+            flag::register(signal, Arc::clone(&stop))
+        };
+        register().context("cannot listen for Ctrl-C")?;
+    }
+    Ok(stop)
+}
+
+/// A bar on a terminal, a line now and then elsewhere, nothing with `--quiet`.
+struct Meter {
+    bar: ProgressBar,
+    last_line: Instant,
+    what: &'static str,
+}
+
+impl Meter {
+    fn new(what: &'static str, total: u64, position: u64) -> Self {
+        let bar = match tracing::enabled!(tracing::Level::INFO) {
+            true => logging::bars().add(ProgressBar::new(total)),
+            false => ProgressBar::hidden(),
+        };
+        let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} {wide_msg}");
+        bar.set_style(style.expect("a valid template"));
+        bar.set_prefix(what);
+        bar.set_position(position);
+        Self { bar, last_line: Instant::now(), what }
+    }
+
+    fn advance(&mut self, position: u64, message: String) {
+        self.bar.set_position(position);
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            let total = self.bar.length().unwrap_or_default();
+            tracing::info!("{} {position}/{total} {message}", self.what);
+        }
+        self.bar.set_message(message);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        logging::bars().remove(&self.bar);
+    }
+}
+
+/// Counts rows of an evaluation, until `stop` is set.
+pub(crate) fn count_rows(
+    total: usize,
+    stop: &AtomicBool,
+) -> impl FnMut(usize) -> ControlFlow<()> + use<'_> {
+    let mut meter = Meter::new("evaluating", total as u64, 0);
+    move |n_done| {
+        meter.advance(n_done as u64, "rows".to_owned());
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+/// Tells of a training run.
+#[derive(Default)]
+pub(crate) struct Monitor {
+    meter: Option<Meter>,
+}
+
+impl Monitor {
+    /// For [`attn_train::Run::observe`].
+    pub(crate) fn observe(&mut self, event: Event<'_>) {
+        match event {
+            Event::Started { step, total_steps, n_trainable, n_parameters, laws } => {
+                for verdict in laws {
+                    tracing::debug!("{verdict}");
+                }
+                if step > 0 {
+                    tracing::info!("going on after step {step}");
+                }
+                tracing::info!(
+                    "training {} of {} parameters, {total_steps} steps; {} laws hold",
+                    grouped(n_trainable),
+                    grouped(n_parameters),
+                    laws.len()
+                );
+                self.meter = Some(Meter::new("training", total_steps, step));
+            }
+            Event::Step(progress) => {
+                if let Some(meter) = &mut self.meter {
+                    meter.advance(progress.step, describe(progress));
+                }
+            }
+            Event::Evaluated { step, metrics, is_best } => {
+                let best = if is_best { " (the best so far)" } else { "" };
+                tracing::info!("step {step}: {}{best}", list(metrics));
+            }
+            Event::Saved { step, path } => {
+                tracing::debug!("step {step} saved to `{}`", path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+fn describe(progress: &Progress) -> String {
+    let Progress { loss, lr, tokens_per_s, eta, .. } = progress;
+    let seconds = eta.as_secs();
+    format!(
+        "loss {loss:.3}, lr {lr:.2e}, {} tokens/s, {}:{:02} left",
+        grouped(*tokens_per_s as usize),
+        seconds / 60,
+        seconds % 60
+    )
+}
+
+fn list(metrics: &[Metric]) -> String {
+    let shown: Vec<String> =
+        metrics.iter().map(|metric| format!("{} {:.4}", metric.name, metric.value)).collect();
+    shown.join(", ")
+}
+
+/// A count with its thousands apart: `67,349`.
+pub(crate) fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_stand_apart() {
+        let shown: Vec<String> = [0, 12, 999, 1000, 67_349, 1_234_567].map(grouped).into();
+        assert_eq!(shown, ["0", "12", "999", "1,000", "67,349", "1,234,567"]);
+    }
+}

@@ -1,0 +1,412 @@
+//! `attn pretrain`: a language model from random weights.
+
+use std::{
+    io::Write,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use anyhow::{Context, Result, ensure};
+use attn_core::{Config, LoadOptions, Model, config::Head};
+use attn_data::{
+    batch::{Encoded, Masking},
+    dataset::Example,
+    hub::Hub,
+    select::hold_out,
+    tokenizer::{Style, TextTokenizer, train_bpe},
+};
+use attn_eval::{Batching, Error as EvalError, LanguageScore, masked_token, next_token};
+use attn_train::{CausalLm, Examples, METRICS_FILE, MaskedLm, Metric, Objective, Run, train};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tch::{Device, Kind};
+
+use crate::{
+    Outcome,
+    args::RunArgs,
+    monitor::{Monitor, count_rows, grouped},
+    plots,
+    run_dir::SUMMARY_FILE,
+    settings::{ObjectiveChoice, Pretrain, is_nothing},
+    start::{Start, invocation, tokenizer_files},
+    texts::{blocks, check_vocabulary, encode, masking, max_len, open_tokenizer, read_split},
+};
+
+/// The tokenizer of the run, kept so that a run that is resumed does not train another.
+const TOKENIZER_DIR: &str = "tokenizer";
+
+/// The score before training.
+const BEFORE_FILE: &str = "before.json";
+
+/// What a run came to, as `summary.json` has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Summary {
+    name: String,
+    model_type: String,
+    n_parameters: usize,
+    vocab_size: usize,
+    source: String,
+    n_train: usize,
+    n_held_out: usize,
+    max_len: usize,
+    seed: u64,
+    /// Attention kind of each layer.
+    attention: Vec<String>,
+    before: LanguageScore,
+    after: LanguageScore,
+    selected_step: u64,
+    total_steps: u64,
+    train_loss: Option<f64>,
+    n_tokens: u64,
+    /// Of the last part of a run that was resumed.
+    tokens_per_s: f64,
+    elapsed_s: f64,
+}
+
+/// What scores the model.
+struct Scorer {
+    held_out: Vec<Encoded>,
+    batching: Batching,
+    masking: Option<Masking>,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+}
+
+pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
+    let start = Start::<Pretrain>::new(args)?;
+    if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
+        tracing::info!("the run in `{}` has finished", start.dir.path().display());
+        print(&summary, &start, out)?;
+        return Ok(Outcome::Done);
+    }
+    let config = &start.config;
+    // Before the data, which may take long: sizes that do not fit show at once.
+    model_config(config, None)?;
+    let (train_rows, held_rows) = read(config, &start.hub)?;
+    if !start.resume {
+        start.write_config()?;
+    }
+    let tokenizer = tokenizer(&start, &train_rows)?;
+    let model_config = model_config(config, Some(&tokenizer))?;
+    let max_len =
+        max_len(config.examples.max_len, &model_config, &tokenizer, "`examples.max_len`")?;
+    let make = |rows: &[Example], split: &str| match config.objective {
+        ObjectiveChoice::Causal => blocks(&tokenizer, rows, max_len),
+        ObjectiveChoice::Masked => {
+            let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
+            encode(&tokenizer, &numbered, max_len, split)
+        }
+    };
+    let (train_rows, held_out) = (make(&train_rows, "train")?, make(&held_rows, "held out")?);
+    let n_train = train_rows.len();
+    tracing::info!(
+        "`{}`: {} {} to train on, {} to score",
+        config.data.source,
+        grouped(n_train),
+        if config.objective == ObjectiveChoice::Causal { "blocks" } else { "texts" },
+        grouped(held_out.len())
+    );
+
+    let masking = match config.objective {
+        ObjectiveChoice::Causal => None,
+        ObjectiveChoice::Masked => {
+            Some(masking(&tokenizer, model_config.sizes.vocab_size, config.mask_rate)?)
+        }
+    };
+    let mut model = init(config, model_config, start.device)?;
+    if !start.resume {
+        start.dir.write_environment(&model)?;
+    }
+    let scorer = Scorer {
+        held_out,
+        batching: Batching {
+            batch_size: config.train.batch_size,
+            pad_id: tokenizer.fill_id(),
+            ..Batching::default()
+        },
+        masking: masking.clone(),
+        seed: config.train.seed,
+        stop: Arc::clone(&start.stop),
+    };
+    let before = match start.dir.read_json(BEFORE_FILE)? {
+        Some(before) => before,
+        None => {
+            let Some(before) = scorer.score(&model)? else { return Ok(start.interrupted(0)) };
+            start.dir.write_json(BEFORE_FILE, &before)?;
+            before
+        }
+    };
+
+    let outcome = fit(&mut model, train_rows, masking, &tokenizer, &scorer, &start)?;
+    if outcome.outcome == attn_train::Outcome::Interrupted {
+        return Ok(start.interrupted(outcome.step));
+    }
+    let Some(after) = scorer.score(&model)? else { return Ok(start.interrupted(outcome.step)) };
+
+    let summary = Summary {
+        name: config.name.clone(),
+        model_type: model.config().base_model_type().to_owned(),
+        n_parameters: model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum(),
+        vocab_size: tokenizer.vocab_size(),
+        source: config.data.source.clone(),
+        n_train,
+        n_held_out: scorer.held_out.len(),
+        max_len,
+        seed: config.train.seed,
+        attention: model.layers().iter().map(|layer| layer.variant().name().to_owned()).collect(),
+        before,
+        after,
+        selected_step: outcome.selected_step,
+        total_steps: outcome.total_steps,
+        train_loss: outcome.train_loss,
+        n_tokens: outcome.n_tokens,
+        tokens_per_s: outcome.tokens_per_s,
+        elapsed_s: outcome.elapsed_s,
+    };
+    start.save(&model, &tokenizer)?;
+    let plots = start.dir.file("plots");
+    std::fs::create_dir_all(&plots)
+        .with_context(|| format!("cannot create `{}`", plots.display()))?;
+    plots::loss(
+        &start.dir.file(METRICS_FILE),
+        &format!("Pre-training on {}", plots::short(&summary.source)),
+        "nats per token",
+        &plots.join("loss.png"),
+    )?;
+    start.dir.write_json(SUMMARY_FILE, &summary)?;
+    print(&summary, &start, out)?;
+    Ok(Outcome::Done)
+}
+
+/// The rows to train on and the rows to score.
+fn read(config: &Pretrain, hub: &Hub) -> Result<(Vec<Example>, Vec<Example>)> {
+    let (spec, examples) = (&config.data, &config.examples);
+    let rows = read_split(spec, &spec.train_split, examples.limit, hub)?;
+    match examples.hold_out {
+        Some(part) if is_nothing(part) => {
+            anyhow::bail!(
+                "`examples.hold_out` is 0, and nothing would be left to score the model on"
+            )
+        }
+        Some(part) => {
+            let (kept, held) = hold_out(&vec![-1; rows.len()], part, config.train.seed)
+                .context("cannot use `examples.hold_out`")?;
+            let take = |chosen: Vec<usize>| chosen.iter().map(|&row| rows[row].clone()).collect();
+            Ok((take(kept), take(held)))
+        }
+        None => {
+            let held = read_split(spec, &spec.validation_split, examples.report_limit, hub).context(
+                "there is nothing to score the model on\nhint: set `data.validation_split`, or cut a part off the \
+                 train split: examples.hold_out = 0.02",
+            )?;
+            Ok((rows, held))
+        }
+    }
+}
+
+/// The tokenizer that the config names, or one trained on `rows`.
+fn tokenizer(start: &Start<Pretrain>, rows: &[Example]) -> Result<TextTokenizer> {
+    let dir = start.dir.file(TOKENIZER_DIR);
+    if dir.is_dir() {
+        return Ok(TextTokenizer::from_folder(&dir)?);
+    }
+    let choice = &start.config.tokenizer;
+    let tokenizer = match (&choice.from, choice.style, choice.vocab_size) {
+        (Some(from), ..) => open_tokenizer(from, &start.hub)?,
+        (None, style, vocab_size) => {
+            let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+            let max_length = start.config.examples.max_len;
+            let style = style.unwrap_or(Style::ByteLevel);
+            let tokenizer = train_bpe(&texts, vocab_size.unwrap_or_default(), style, max_length)
+                .context("cannot train a tokenizer")?;
+            tracing::info!("trained a vocabulary of {} tokens", grouped(tokenizer.vocab_size()));
+            tokenizer
+        }
+    };
+    // Through a folder of another name, so that a kill leaves none that is half written.
+    let draft = start.dir.file(".tokenizer");
+    tokenizer.save(&draft)?;
+    std::fs::rename(&draft, &dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
+    Ok(TextTokenizer::from_folder(&dir)?)
+}
+
+/// The config of the model to make: `[init]`, the vocabulary's size and special tokens, the head of the objective.
+fn model_config(config: &Pretrain, tokenizer: Option<&TextTokenizer>) -> Result<Config> {
+    let make = || -> Result<Config> {
+        let value = serde_json::to_value(&config.init).context("not JSON")?;
+        let Value::Object(mut raw) = value else { unreachable!("a table is an object") };
+        raw.shift_remove("architectures"); // The objective's business.
+        match tokenizer {
+            Some(tokenizer) => name_tokens(&mut raw, tokenizer)?,
+            None => {
+                raw.entry("vocab_size")
+                    .or_insert(Value::from(config.tokenizer.vocab_size.unwrap_or(8000)));
+            }
+        }
+        let mut made = Config::from_json(raw)?;
+        made.set_head(Head::LanguageModel);
+        let wanted = config.objective == ObjectiveChoice::Causal;
+        ensure!(
+            made.is_causal() == wanted,
+            "`objective` is `{}`, and a {} {}",
+            if wanted { "causal" } else { "masked" },
+            made.base_model_type(),
+            if wanted {
+                "sees both sides\nhint: set it to `masked`"
+            } else {
+                "is a decoder\nhint: set it to `causal`"
+            }
+        );
+        if let Some(layers) = &config.surgery.layers
+            && let Some(layer) = layers.iter().find(|&&layer| layer >= made.layers.len())
+        {
+            anyhow::bail!(
+                "`surgery.layers` names layer {layer}, and the model has {}",
+                made.layers.len()
+            );
+        }
+        Ok(made)
+    };
+    make().context("cannot use `[init]`")
+}
+
+fn name_tokens(raw: &mut Map<String, Value>, tokenizer: &TextTokenizer) -> Result<()> {
+    match raw.get("vocab_size").and_then(Value::as_i64) {
+        Some(vocab_size) => check_vocabulary(tokenizer, vocab_size)?,
+        None => {
+            raw.insert("vocab_size".into(), tokenizer.vocab_size().into());
+        }
+    }
+    let ids = [
+        ("pad_token_id", tokenizer.pad_id()),
+        ("bos_token_id", tokenizer.bos_id()),
+        ("eos_token_id", tokenizer.eos_id()),
+    ];
+    // Null where there is none: transformers' defaults are ids of other vocabularies.
+    for (key, id) in ids {
+        raw.entry(key).or_insert(id.map_or(Value::Null, Value::from));
+    }
+    Ok(())
+}
+
+fn init(config: &Pretrain, model_config: Config, device: Device) -> Result<Model> {
+    let seed = config.train.seed;
+    let options = LoadOptions { kind: Kind::Float, device, seed, ..LoadOptions::default() };
+    let mut model = Model::init(model_config, &options).context("cannot use `[init]`")?;
+    if let Some(variant) = &config.attention {
+        let layers = config.surgery.layers(model.layers().len());
+        model.swap(&layers, variant, seed)?;
+        tracing::info!("attention `{}` in layers {layers:?}", variant.name());
+    }
+    Ok(model)
+}
+
+impl Scorer {
+    fn try_score(&self, model: &Model) -> attn_eval::Result<LanguageScore> {
+        let Self { held_out, batching, masking, seed, stop } = self;
+        let mut progress = count_rows(held_out.len(), stop);
+        match masking {
+            None => next_token(model, held_out, batching, &mut progress),
+            Some(masking) => masked_token(model, held_out, masking, *seed, batching, &mut progress),
+        }
+    }
+
+    /// Scores the rows held out, or returns `None` where the user stopped it.
+    fn score(&self, model: &Model) -> Result<Option<LanguageScore>> {
+        match self.try_score(model) {
+            Ok(score) => Ok(Some(score)),
+            Err(EvalError::Stopped { .. }) => Ok(None),
+            Err(error) => Err(error).context("cannot evaluate"),
+        }
+    }
+}
+
+fn fit(
+    model: &mut Model,
+    rows: Vec<Encoded>,
+    masking: Option<Masking>,
+    tokenizer: &TextTokenizer,
+    scorer: &Scorer,
+    start: &Start<Pretrain>,
+) -> Result<attn_train::Summary> {
+    let config = &start.config.train;
+    let examples = Examples::new(rows, config.plan()?, tokenizer.fill_id(), config.seed);
+    let (examples, objective): (_, &dyn Objective) = match masking {
+        None => (examples, &CausalLm),
+        Some(masking) => (examples.with_masking(masking), &MaskedLm),
+    };
+    let evaluate = |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
+        Ok(metrics(&scorer.try_score(model)?))
+    };
+    let mut monitor = Monitor::default();
+    let run = Run {
+        dir: Some(start.dir.path().to_owned()),
+        resume: start.has_checkpoint()?,
+        files: tokenizer_files(tokenizer)?,
+        stop: Arc::clone(&start.stop),
+        evaluate: Some(Box::new(evaluate)),
+        observe: Box::new(move |event| monitor.observe(event)),
+        ..Run::new(config, objective, &examples)
+    };
+    train(model, run).context("training failed")
+}
+
+fn metrics(score: &LanguageScore) -> Vec<Metric> {
+    let metric = |name: &str, value, unit: &str, higher_is_better| Metric {
+        name: name.to_owned(),
+        value,
+        unit: unit.to_owned(),
+        higher_is_better,
+    };
+    vec![
+        metric("loss", score.loss_nats_per_token, "nats/token", false),
+        metric("perplexity", score.perplexity, "1", false),
+        metric("top1_accuracy", score.top1_accuracy, "fraction", true),
+    ]
+}
+
+fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Result<()> {
+    let Summary { source, n_held_out, n_parameters, model_type, .. } = summary;
+    writeln!(
+        out,
+        "{model_type}, {} parameters, {} held-out rows of {source}: {}",
+        grouped(*n_parameters),
+        grouped(*n_held_out),
+        convention(&summary.after)
+    )?;
+    writeln!(out)?;
+    writeln!(
+        out,
+        "  {:<10} {:>10} {:>12} {:>8} {:>10}",
+        "", "nats/token", "perplexity", "top 1", "tokens"
+    )?;
+    for (label, score) in [("before", &summary.before), ("after", &summary.after)] {
+        writeln!(
+            out,
+            "  {label:<10} {:>10.4} {:>12.3} {:>7.1}% {:>10}",
+            score.loss_nats_per_token,
+            score.perplexity,
+            100.0 * score.top1_accuracy,
+            grouped(score.n_tokens)
+        )?;
+    }
+    let dir = start.dir.path();
+    let model = dir.join("model");
+    writeln!(out)?;
+    writeln!(out, "model     {}", model.display())?;
+    writeln!(out, "picture   {}", dir.join("plots/loss.png").display())?;
+    writeln!(out)?;
+    writeln!(out, "what to try next:")?;
+    let finetune = format!("finetune --set model={}", model.display());
+    writeln!(out, "  fine-tune it         {}", invocation(&finetune))?;
+    Ok(())
+}
+
+/// Which tokens a score counts, in a few words.
+pub(crate) fn convention(score: &LanguageScore) -> &'static str {
+    match score.convention {
+        attn_eval::Convention::NextTokenWithinRow => {
+            "each token after the first of its row, from those before it"
+        }
+        attn_eval::Convention::MaskedTokens => "hidden tokens, from those on both sides",
+    }
+}

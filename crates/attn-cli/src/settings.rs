@@ -1,0 +1,261 @@
+//! The tables of a config. The doc comments here are the reference.
+
+use anyhow::{Result, bail, ensure};
+use attn_core::Variant;
+use attn_data::{dataset::DatasetSpec, select::Part, tokenizer::Style};
+use attn_train::TrainConfig;
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+/// The share of the train split that chooses the model where the config says nothing.
+const DEFAULT_HOLD_OUT: Part = Part::Fraction(0.1);
+
+/// A fine-tuning run: what `attn finetune` reads.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Finetune {
+    /// Names the run's folder, `runs/<date>-<name>`; the config's file name where absent.
+    pub(crate) name: String,
+    /// The pretrained model: a folder, or a Hub id such as `distilbert/distilbert-base-uncased`.
+    pub(crate) model: String,
+    /// Branch, tag or commit of a model from the Hub; `main` where absent.
+    pub(crate) revision: Option<String>,
+    /// `new`: a new, random classifier in place of the model's head. `saved`: the classifier that the model ends in,
+    /// to train it further.
+    pub(crate) head: HeadChoice,
+    /// Where the labelled rows are; the fields of a data set.
+    pub(crate) data: DatasetSpec,
+    /// Which rows are used, and how much of them.
+    pub(crate) examples: Examples,
+    /// Where the attention is changed.
+    pub(crate) surgery: Surgery,
+    /// What it is changed to, `kind` and the settings of that kind (`attn list` shows them); unchanged where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) attention: Option<Variant>,
+    /// How to train. `seed` is the run's one seed: it also draws the new head, the few shots and the rows held out.
+    pub(crate) train: TrainConfig,
+}
+
+/// Which classifier to train.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HeadChoice {
+    #[default]
+    New,
+    Saved,
+}
+
+/// Which rows are used, and how much of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Examples {
+    /// Most tokens of a text, special tokens included; longer ones are cut, and counted. Where absent: what model and
+    /// tokenizer allow, at most 512.
+    pub(crate) max_len: Option<usize>,
+    /// Most rows read of the train split, the first ones; all where absent.
+    pub(crate) limit: Option<usize>,
+    /// Most rows reported on, the first ones; all where absent.
+    pub(crate) report_limit: Option<usize>,
+    /// Examples per class, drawn from the train split by the seed. There is then no data to choose a model by: the
+    /// last one is taken.
+    pub(crate) few_shot: Option<usize>,
+    /// The part of the train split that is not trained on but chooses the model: a count, or a share such as 0.1.
+    /// 0 for none: the last model is taken. Where absent, 0.1, and 0 for few shots.
+    pub(crate) hold_out: Option<Part>,
+    /// The part of the train split to report on, for data without a validation split.
+    pub(crate) report_hold_out: Option<Part>,
+}
+
+/// Where the attention is changed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Surgery {
+    /// The layers that get the attention of `[attention]`, counted from 0; all where absent.
+    pub(crate) layers: Option<Vec<usize>>,
+}
+
+impl Finetune {
+    /// Checks what needs neither the model nor the data, and fills in what follows from the rest.
+    pub(crate) fn complete(mut self, name: &str) -> Result<Self> {
+        set_name(&mut self.name, name)?;
+        ensure!(
+            !self.model.is_empty(),
+            "`model` is not set\nhint: give a model folder or a Hub id: model = \"distilbert/distilbert-base-uncased\""
+        );
+        self.train.validate()?;
+        self.data = self.data.resolved();
+        ensure!(
+            self.data.label.is_some(),
+            "`data.label` is not set\nhint: name the column of the classes"
+        );
+        self.surgery.check(self.attention.as_ref())?;
+        let few = self.examples.few_shot.is_some();
+        let hold_out =
+            self.examples.hold_out.unwrap_or(if few { Part::Count(0) } else { DEFAULT_HOLD_OUT });
+        let holds_out = !is_nothing(hold_out);
+        if few && holds_out {
+            bail!(
+                "`examples.few_shot` and `examples.hold_out` are both set\nhint: rows held out would be more than the \
+                 few shots; set a number of steps (`train.max_steps`) and take the last model"
+            );
+        }
+        match (&self.train.select, holds_out) {
+            (None, true) => self.train.select = Some("accuracy".into()),
+            (Some(metric), false) => bail!(
+                "`train.select` is `{metric}`, and no rows are held out to choose by\nhint: set `examples.hold_out`, \
+                 or leave `train.select` away: the last model is then taken"
+            ),
+            _ => {}
+        }
+        self.examples.hold_out = Some(hold_out);
+        Ok(self)
+    }
+}
+
+/// A pre-training run: what `attn pretrain` reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pretrain {
+    /// Names the run's folder, `runs/<date>-<name>`; the config's file name where absent.
+    pub(crate) name: String,
+    /// What is predicted: `causal` (the next token, for decoders) or `masked` (hidden tokens, for encoders).
+    pub(crate) objective: ObjectiveChoice,
+    /// The share of the tokens that `masked` hides.
+    pub(crate) mask_rate: f64,
+    /// The model to make: the fields of its `config.json`. `vocab_size` and the ids of special tokens are the
+    /// tokenizer's and need not be given.
+    pub(crate) init: Table,
+    /// The tokenizer: trained on the text, or taken from elsewhere.
+    pub(crate) tokenizer: TokenizerChoice,
+    /// Where the text is; the fields of a data set.
+    pub(crate) data: DatasetSpec,
+    /// Which rows are used, and how much of them. For `causal`, `max_len` is the length of the blocks that the text is
+    /// cut into.
+    pub(crate) examples: Examples,
+    /// Where the attention is changed.
+    pub(crate) surgery: Surgery,
+    /// What it is changed to, as for fine-tuning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) attention: Option<Variant>,
+    /// How to train. `seed` is the run's one seed: it also draws the weights, the masks and the rows held out.
+    pub(crate) train: TrainConfig,
+}
+
+impl Default for Pretrain {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            objective: ObjectiveChoice::Masked,
+            mask_rate: 0.15,
+            init: Table::new(),
+            tokenizer: TokenizerChoice::default(),
+            data: DatasetSpec::default(),
+            examples: Examples::default(),
+            surgery: Surgery::default(),
+            attention: None,
+            train: TrainConfig::default(),
+        }
+    }
+}
+
+/// What a language model learns to predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ObjectiveChoice {
+    Causal,
+    Masked,
+}
+
+/// Where the tokenizer comes from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TokenizerChoice {
+    /// A folder or Hub id to take it from. Where absent, one is trained on the train split.
+    pub(crate) from: Option<String>,
+    /// What to train: `byte_level` as GPT-2's, `word_piece` as BERT's. Where absent, what goes with the objective:
+    /// `byte_level` with `causal`, `word_piece` with `masked`.
+    pub(crate) style: Option<Style>,
+    /// Tokens of the vocabulary to train; 8000 where absent.
+    pub(crate) vocab_size: Option<usize>,
+}
+
+impl Pretrain {
+    /// Checks what needs no data, and fills in what follows from the rest.
+    pub(crate) fn complete(mut self, name: &str) -> Result<Self> {
+        set_name(&mut self.name, name)?;
+        ensure!(
+            self.init.contains_key("model_type"),
+            "`init.model_type` is not set\nhint: `[init]` holds the model's config.json as TOML: model_type = \
+             \"distilbert\", dim = 128, ..."
+        );
+        self.train.validate()?;
+        self.data = self.data.resolved();
+        self.data.label = None; // Labels of a data set that is used as text may be of any kind.
+        self.data.text_pair = None;
+        self.surgery.check(self.attention.as_ref())?;
+        let mask_rate = self.mask_rate;
+        ensure!(
+            mask_rate > 0.0 && mask_rate < 1.0,
+            "`mask_rate` is {mask_rate}, expected a share between 0 and 1"
+        );
+        let Examples { few_shot, report_hold_out, .. } = &self.examples;
+        ensure!(few_shot.is_none(), "`examples.few_shot` is for fine-tuning: text has no classes");
+        ensure!(
+            report_hold_out.is_none(),
+            "`examples.report_hold_out` is for fine-tuning\nhint: `examples.hold_out` cuts off what pre-training is \
+             measured on"
+        );
+        let tokenizer = &mut self.tokenizer;
+        if tokenizer.from.is_some() {
+            ensure!(
+                tokenizer.style.is_none() && tokenizer.vocab_size.is_none(),
+                "`tokenizer.from` takes a tokenizer as it is: `style` and `vocab_size` are for training one"
+            );
+        } else {
+            let style = match self.objective {
+                ObjectiveChoice::Causal => Style::ByteLevel,
+                ObjectiveChoice::Masked => Style::WordPiece,
+            };
+            tokenizer.style.get_or_insert(style);
+            tokenizer.vocab_size.get_or_insert(8000);
+        }
+        Ok(self)
+    }
+}
+
+impl Surgery {
+    fn check(&self, attention: Option<&Variant>) -> Result<()> {
+        match (&self.layers, attention) {
+            (Some(layers), None) => bail!(
+                "`surgery.layers` is {layers:?}, and nothing says what to put there\nhint: set `attention.kind` \
+                 (`attn list` shows the kinds)"
+            ),
+            (Some(layers), _) if layers.is_empty() => {
+                bail!("`surgery.layers` names no layer\nhint: leave it away for all layers")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The layers of a model of `n_layers`.
+    pub(crate) fn layers(&self, n_layers: usize) -> Vec<usize> {
+        self.layers.clone().unwrap_or_else(|| (0..n_layers).collect())
+    }
+}
+
+/// Whether nothing is held out.
+pub(crate) fn is_nothing(part: Part) -> bool {
+    matches!(part, Part::Count(0)) || part == Part::Fraction(0.0)
+}
+
+fn set_name(name: &mut String, default: &str) -> Result<()> {
+    if name.is_empty() {
+        default.clone_into(name);
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    ensure!(
+        name.chars().all(is_plain) && !name.starts_with('.'),
+        "`name` is `{name}`, expected letters, digits, `-`, `_` and `.`: it becomes part of a folder's name"
+    );
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! What finetune and pretrain have in common: from arguments to a run that can begin or go on.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use anyhow::{Context, Result, bail};
+use attn_core::{
+    Model,
+    checkpoint::{WriteOptions, write_folder},
+};
+use attn_data::{
+    hub::{Hub, progress_bar},
+    tokenizer::TextTokenizer,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tch::Device;
+use toml::{Table, Value};
+
+use crate::{
+    Outcome,
+    args::RunArgs,
+    config::{self, Written},
+    monitor,
+    run_dir::{self, CONFIG_FILE, RunDir},
+    settings::{Finetune, Pretrain},
+};
+
+/// The config of a command that makes runs.
+pub(crate) trait RunConfig: Serialize + DeserializeOwned + PartialEq {
+    /// The command.
+    const COMMAND: &'static str;
+    /// The config of a run that names none, below `configs/`.
+    const BUNDLED: Option<&'static str>;
+
+    /// As the type's own `complete`.
+    fn complete(self, name: &str) -> Result<Self>;
+
+    /// Finds the paths in it.
+    fn find_paths(&mut self, root: Option<&Path>);
+
+    fn name(&self) -> &str;
+}
+
+impl RunConfig for Finetune {
+    const COMMAND: &'static str = "finetune";
+    const BUNDLED: Option<&'static str> = Some("finetune/default.toml");
+
+    fn complete(self, name: &str) -> Result<Self> {
+        self.complete(name)
+    }
+
+    fn find_paths(&mut self, root: Option<&Path>) {
+        self.model = config::find_path(&self.model, root);
+        self.data.source = config::find_path(&self.data.source, root);
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl RunConfig for Pretrain {
+    const COMMAND: &'static str = "pretrain";
+    const BUNDLED: Option<&'static str> = None;
+
+    fn complete(self, name: &str) -> Result<Self> {
+        self.complete(name)
+    }
+
+    fn find_paths(&mut self, root: Option<&Path>) {
+        self.data.source = config::find_path(&self.data.source, root);
+        if let Some(from) = &mut self.tokenizer.from {
+            *from = config::find_path(from, root);
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A run that can begin.
+pub(crate) struct Start<C> {
+    pub(crate) config: C,
+    pub(crate) dir: RunDir,
+    pub(crate) device: Device,
+    pub(crate) hub: Hub,
+    /// Set by Ctrl-C.
+    pub(crate) stop: Arc<AtomicBool>,
+    /// Whether the folder holds a run that was begun.
+    pub(crate) resume: bool,
+}
+
+impl<C: RunConfig> Start<C> {
+    /// Reads and checks the config, chooses the device, and makes the run's folder or opens that of the run to go on
+    /// with.
+    pub(crate) fn new(args: &RunArgs) -> Result<Self> {
+        let (config, dir) = if args.resume {
+            resumed(args)?
+        } else {
+            let config = read::<C>(args)?;
+            let dir = RunDir::create(args.out.as_deref(), config.name())?;
+            (config, dir)
+        };
+        let device = attn_torch::device(&args.device)?;
+        let stop = monitor::stop_flag()?;
+        let hub = Hub::from_env().with_progress(progress_bar());
+        Ok(Self { config, dir, device, hub, stop, resume: args.resume })
+    }
+
+    /// Writes the complete config: from here on the folder holds a run.
+    pub(crate) fn write_config(&self) -> Result<()> {
+        let path = self.dir.file(CONFIG_FILE);
+        let text = toml::to_string(&self.config).context("cannot write the config as TOML")?;
+        let header = format!(
+            "# The complete config of a run, defaults filled in. This repeats it:\n#   {}\n\n",
+            invocation(&format!("{} {}", C::COMMAND, path.display()))
+        );
+        run_dir::write(&path, (header + &text).as_bytes())
+    }
+}
+
+fn read<C: RunConfig>(args: &RunArgs) -> Result<C> {
+    let path = match (&args.config, C::BUNDLED) {
+        (Some(path), _) => path.clone(),
+        (None, Some(bundled)) => config::bundled(bundled)?,
+        (None, None) => bail!(
+            "`{}` needs a config\nhint: the ones in `configs/{}` show how",
+            C::COMMAND,
+            C::COMMAND
+        ),
+    };
+    let mut overrides = args.set.clone();
+    overrides.extend(args.seed.map(|seed| format!("train.seed={seed}")));
+    let written = Written::read(&path, &overrides)?;
+    let root = config::root_of(&path);
+    complete(&written, &name_of(&path), root.as_deref())
+        .with_context(|| format!("cannot use `{}`", path.display()))
+}
+
+fn complete<C: RunConfig>(written: &Written, name: &str, root: Option<&Path>) -> Result<C> {
+    // Each command has its own tables; the error would name the first one that the other lacks.
+    let of_pretrain = written.table.contains_key("init");
+    if of_pretrain != (C::COMMAND == "pretrain")
+        && (of_pretrain || written.table.contains_key("model"))
+    {
+        let other = if of_pretrain { "pretrain" } else { "finetune" };
+        bail!("this is a config for `{other}`, not for `{}`", C::COMMAND);
+    }
+    let mut config = written.parse::<C>()?.complete(name)?;
+    config.find_paths(root);
+    Ok(config)
+}
+
+/// The run in `--out`, whose settings must be those given, if any are.
+fn resumed<C: RunConfig>(args: &RunArgs) -> Result<(C, RunDir)> {
+    let Some(out) = &args.out else {
+        bail!(
+            "`--resume` does not say which run\nhint: name its folder: --out runs/<date>-<name> --resume"
+        );
+    };
+    let dir = RunDir::reopen(out)?;
+    let path = dir.file(CONFIG_FILE);
+    let stored: C = complete(&Written::read(&path, &[])?, "resumed", None)
+        .with_context(|| format!("cannot use `{}`", path.display()))?;
+    if args.config.is_some() || !args.set.is_empty() || args.seed.is_some() {
+        let given: C = match &args.config {
+            Some(_) => read(args)?,
+            None => read(&RunArgs { config: Some(path.clone()), ..args.clone() })?,
+        };
+        if given != stored {
+            let [given, stored] = [&given, &stored].map(Table::try_from);
+            let difference = difference("", &stored?, &given?);
+            bail!(
+                "cannot go on: {} by `{}`\nhint: leave CONFIG, --set and --seed away to go on as the run began, or \
+                 begin a new one",
+                difference.unwrap_or_else(|| "the settings differ".into()),
+                path.display()
+            );
+        }
+    }
+    Ok((stored, dir))
+}
+
+/// The first setting that differs.
+fn difference(prefix: &str, stored: &Table, given: &Table) -> Option<String> {
+    let keys = stored.keys().chain(given.keys().filter(|key| !stored.contains_key(*key)));
+    keys.filter(|key| stored.get(*key) != given.get(*key)).find_map(|key| {
+        let name = format!("{prefix}{key}");
+        match (stored.get(key), given.get(key)) {
+            (Some(Value::Table(stored)), Some(Value::Table(given))) => {
+                difference(&format!("{name}."), stored, given)
+            }
+            (stored, given) => {
+                let shown =
+                    |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
+                Some(format!("`{name}` is {} now and {}", shown(given), shown(stored)))
+            }
+        }
+    })
+}
+
+/// A run's name by its config: `sst2` of `configs/finetune/sst2.toml`, and the run's own of `runs/x/config.toml`.
+fn name_of(path: &Path) -> String {
+    let text =
+        |name: Option<&std::ffi::OsStr>| name.map(|name| name.to_string_lossy().into_owned());
+    let stem = text(path.file_stem()).unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    stem.trim_start_matches('.').chars().map(plain).collect()
+}
+
+/// How the user starts this program: as cargo does, where it was started by cargo.
+pub(crate) fn invocation(arguments: &str) -> String {
+    let by_cargo =
+        std::env::var_os("CARGO").is_some() && std::env::var_os("CARGO_PKG_NAME").is_some();
+    let program = if by_cargo { "cargo run -p attn-cli --" } else { "attn" };
+    format!("{program} {arguments}")
+}
+
+/// The files of a tokenizer, for folders that are written in one step.
+pub(crate) fn tokenizer_files(tokenizer: &TextTokenizer) -> Result<Vec<(String, Vec<u8>)>> {
+    let dir = tempfile::tempdir().context("cannot create a temporary folder")?;
+    tokenizer.save(dir.path())?;
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir.path()).context("cannot read a temporary folder")? {
+        let path: PathBuf = entry.context("cannot read a temporary folder")?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.push((name, std::fs::read(&path).context("cannot read a temporary file")?));
+    }
+    files.sort();
+    Ok(files)
+}
+
+impl<C: RunConfig> Start<C> {
+    /// Whether there is a checkpoint to go on from. A run that was stopped before its first one begins anew.
+    pub(crate) fn has_checkpoint(&self) -> Result<bool> {
+        let found = self.resume && !attn_train::checkpoint::list(self.dir.path())?.is_empty();
+        if self.resume && !found {
+            tracing::info!("there is no checkpoint yet: training begins at the first step");
+        }
+        Ok(found)
+    }
+
+    /// Says that the user stopped the run after `step` steps, and how it goes on.
+    pub(crate) fn interrupted(&self, step: u64) -> Outcome {
+        let dir = self.dir.path().display();
+        tracing::warn!(
+            "stopped after {step} steps; to go on:\n  {}",
+            invocation(&format!("{} --out {dir} --resume", C::COMMAND))
+        );
+        Outcome::Interrupted
+    }
+
+    /// Writes the trained model with its tokenizer.
+    pub(crate) fn save(&self, model: &Model, tokenizer: &TextTokenizer) -> Result<()> {
+        let config = model.config().to_json(model.kind());
+        let folder = self.dir.file("model");
+        let files = tokenizer_files(tokenizer)?;
+        write_folder(&folder, &model.parameters(), &config, &files, &WriteOptions::default())
+            .context("cannot save the model")
+    }
+}

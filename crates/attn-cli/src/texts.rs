@@ -1,0 +1,212 @@
+//! Models with their tokenizers, and text made into what they take.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::{Config, Model, checkpoint::read_json};
+use attn_data::{
+    batch::{Encoded, Masking},
+    dataset::{self, DatasetSpec, Example},
+    hub::{Hub, resolve_config, resolve_model},
+    tokenizer::{EncodeOptions, Input, TextTokenizer},
+};
+
+use crate::monitor::grouped;
+
+/// The most tokens of a text where nothing says otherwise.
+const USUAL_MAX_LEN: usize = 512;
+
+/// A model folder, looked at but not loaded.
+pub(crate) struct Folder {
+    /// What the user called it.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl Folder {
+    /// Finds the folder `name`, on disk or on the Hub (there with its weights only if `weights`), and checks that its
+    /// tokenizer is the model's.
+    pub(crate) fn open(
+        name: &str,
+        weights: bool,
+        revision: Option<&str>,
+        hub: &Hub,
+    ) -> Result<Self> {
+        let open = || -> Result<Self> {
+            let resolve = if weights { resolve_model } else { resolve_config };
+            let path = resolve(hub, name, revision)?;
+            ensure!(
+                path.join("config.json").exists(),
+                "the folder has no `config.json`, so it is not a model's\nhint: a model folder holds config.json, \
+                 model.safetensors and tokenizer.json"
+            );
+            let config = Config::from_json(read_json(&path, "config.json")?)?;
+            let tokenizer = TextTokenizer::from_folder(&path)?;
+            check_vocabulary(&tokenizer, config.sizes.vocab_size)?;
+            Ok(Self { name: name.to_owned(), path, config, tokenizer })
+        };
+        open().with_context(|| format!("cannot use the model `{name}`"))
+    }
+}
+
+/// The tokenizer of a folder or Hub repository that need not hold weights.
+pub(crate) fn open_tokenizer(name: &str, hub: &Hub) -> Result<TextTokenizer> {
+    let open =
+        || -> Result<_> { Ok(TextTokenizer::from_folder(resolve_config(hub, name, None)?)?) };
+    open().with_context(|| format!("cannot use the tokenizer `{name}`"))
+}
+
+pub(crate) fn check_vocabulary(tokenizer: &TextTokenizer, vocab_size: i64) -> Result<()> {
+    let n_ids = tokenizer.vocab_size();
+    ensure!(
+        n_ids as i64 <= vocab_size,
+        "the tokenizer has ids up to {}, and the model's `vocab_size` is {vocab_size}\nhint: the tokenizer must be \
+         the one the model was trained with",
+        n_ids - 1
+    );
+    Ok(())
+}
+
+/// The most tokens a text may have: as asked for, else what model and tokenizer allow.
+pub(crate) fn max_len(
+    asked: Option<usize>,
+    config: &Config,
+    tokenizer: &TextTokenizer,
+    setting: &str,
+) -> Result<usize> {
+    let positions = config.sizes.max_positions.max(1) as usize;
+    match asked {
+        None => Ok(USUAL_MAX_LEN.min(positions).min(tokenizer.max_length().unwrap_or(usize::MAX))),
+        Some(asked) if asked > positions => {
+            ensure!(
+                config.sizes.position_table.is_none(),
+                "{setting} is {asked}, and the model has {positions} positions\nhint: set it to {positions} at most"
+            );
+            tracing::warn!(
+                "{setting} is {asked}, and the model was trained on {positions} positions: expect it to get worse \
+                 beyond them"
+            );
+            Ok(asked)
+        }
+        Some(asked) => Ok(asked),
+    }
+}
+
+/// Reads a split, or its first `limit` rows.
+pub(crate) fn read_split(
+    spec: &DatasetSpec,
+    split: &str,
+    limit: Option<usize>,
+    hub: &Hub,
+) -> Result<Vec<Example>> {
+    ensure!(limit != Some(0), "a limit of 0 rows leaves nothing of split `{split}`");
+    let read = || -> Result<Vec<Example>> {
+        let rows = dataset::open(spec, split, hub)?;
+        Ok(rows.take(limit.unwrap_or(usize::MAX)).collect::<attn_data::Result<_>>()?)
+    };
+    read().with_context(|| format!("cannot read split `{split}` of `{}`", spec.source))
+}
+
+/// Tokenizes rows of the split `split`, numbered by `numbers`, and says how many were cut.
+pub(crate) fn encode(
+    tokenizer: &TextTokenizer,
+    rows: &[(usize, &Example)],
+    max_len: usize,
+    split: &str,
+) -> Result<Vec<Encoded>> {
+    let inputs: Vec<Input<'_>> =
+        rows.iter().map(|(_, row)| Input { text: &row.text, pair: row.pair.as_deref() }).collect();
+    let options = EncodeOptions { max_len: Some(max_len), ..EncodeOptions::default() };
+    let encodings = tokenizer
+        .encode(&inputs, &options)
+        .with_context(|| format!("cannot tokenize split `{split}`"))?;
+    say_cut(encodings.n_truncated, rows.len(), max_len, encodings.longest, split);
+    let encoded = rows.iter().zip(encodings.ids);
+    encoded
+        .map(|((index, row), ids)| {
+            ensure!(
+                !ids.is_empty(),
+                "row {index} of split `{split}` (counted from 0) has no tokens\nhint: remove the row: there is nothing \
+                 to go by"
+            );
+            Ok(Encoded { ids, label: row.label, index: *index })
+        })
+        .collect()
+}
+
+fn say_cut(n_cut: usize, n_rows: usize, max_len: usize, longest: usize, split: &str) {
+    if n_cut > 0 {
+        tracing::warn!(
+            "{} of {} texts of split `{split}` were cut to {max_len} tokens; the longest has {longest}",
+            grouped(n_cut),
+            grouped(n_rows)
+        );
+    }
+}
+
+/// Joins texts and cuts them into blocks of `block` tokens, the last one shorter, for causal language models.
+///
+/// Texts are set apart by what the tokenizer puts around each; where that is nothing, by its end-of-text token.
+pub(crate) fn blocks(
+    tokenizer: &TextTokenizer,
+    rows: &[Example],
+    block: usize,
+) -> Result<Vec<Encoded>> {
+    ensure!(
+        block >= 2,
+        "a block of {block} token(s) has nothing to predict\nhint: expected at least 2"
+    );
+    let inputs: Vec<Input<'_>> = rows.iter().map(|row| row.text.as_str().into()).collect();
+    let texts = tokenizer.encode(&inputs, &EncodeOptions::default()).context("cannot tokenize")?;
+    let around = tokenizer.ids("", true)?;
+    let end = tokenizer.eos_id().filter(|_| around.is_empty());
+    let mut stream = Vec::new();
+    for ids in texts.ids.iter().filter(|ids| **ids != around) {
+        stream.extend_from_slice(ids);
+        stream.extend(end);
+    }
+    let blocks: Vec<Encoded> = stream
+        .chunks(block)
+        .filter(|ids| ids.len() > 1)
+        .enumerate()
+        .map(|(index, ids)| Encoded { ids: ids.to_vec(), label: None, index })
+        .collect();
+    ensure!(!blocks.is_empty(), "the text has no two tokens");
+    Ok(blocks)
+}
+
+/// What is hidden for a masked language model with this tokenizer.
+pub(crate) fn masking(tokenizer: &TextTokenizer, vocab_size: i64, rate: f64) -> Result<Masking> {
+    let Some(mask_id) = tokenizer.mask_id() else {
+        bail!(
+            "the tokenizer has no mask token, so it was not made for masked language models\nhint: a decoder is \
+             trained and scored on the next token"
+        );
+    };
+    // The model may have rows beyond the tokenizer's ids: they stand for nothing.
+    let vocab_size = tokenizer.vocab_size().min(vocab_size as usize);
+    Ok(Masking { mask_id, vocab_size, special: tokenizer.special_ids(), rate })
+}
+
+/// Names the padding token in the config of a decoder, as transformers' classifiers need one to find the last real
+/// token of a row.
+pub(crate) fn name_padding(model: &mut Model, tokenizer: &TextTokenizer) {
+    if !model.config().is_causal() || model.config().pad_token_id().is_some() {
+        return;
+    }
+    let (id, why) = match (tokenizer.pad_id(), tokenizer.eos_id()) {
+        (Some(pad), _) => (pad, "the tokenizer's padding token"),
+        (None, Some(eos)) => (eos, "the end-of-text token, as the tokenizer has no padding token"),
+        (None, None) => {
+            tracing::warn!(
+                "the tokenizer names no padding and no end-of-text token, so the saved config names no padding token: \
+                 transformers will refuse batches of more than one text"
+            );
+            return;
+        }
+    };
+    tracing::info!("the config names no padding token; it now names {id}, {why}");
+    model.config_mut().set_pad_token_id(id.into());
+}
