@@ -229,17 +229,21 @@ pub(crate) fn resume(
     }
     let mut reasons = Vec::new();
     for (_, dir) in found {
-        match Stored::read(&dir) {
+        let problem = match Stored::read(&dir) {
             Ok(stored) => {
-                stored.check(model, optimizer, now)?;
-                stored.load(model, optimizer)?;
-                return Ok((stored.state, dir));
+                stored.check(model, now)?;
+                match stored.check_tensors(model, optimizer) {
+                    Ok(()) => {
+                        stored.load(model, optimizer)?;
+                        return Ok((stored.state, dir));
+                    }
+                    Err(problem) => problem,
+                }
             }
-            Err(reason) => {
-                tracing::warn!("skipping the checkpoint `{}`: {reason}", dir.display());
-                reasons.push(format!("`{}`: {reason}", dir.display()));
-            }
-        }
+            Err(problem) => problem,
+        };
+        tracing::warn!("skipping the checkpoint `{}`: {problem}", dir.display());
+        reasons.push(format!("`{}`: {problem}", dir.display()));
     }
     Err(Error::NoGoodCheckpoint { dir: run_dir.join(FOLDER), reasons })
 }
@@ -282,7 +286,7 @@ impl Stored {
     }
 
     /// Refuses what would make another run of it.
-    fn check(&self, model: &Model, optimizer: &Optimizer, now: &TrainState) -> Result<()> {
+    fn check(&self, model: &Model, now: &TrainState) -> Result<()> {
         let then = &self.state;
         let shown = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
         let changed = |field: &str, before: String, now: String| {
@@ -311,16 +315,22 @@ impl Stored {
             let [old, new] = [then, now].map(|state| state.total_steps.to_string());
             return changed("number of steps", old, new);
         }
+        Ok(())
+    }
+
+    /// Finds tensors that do not fit, though the settings do: the checkpoint was damaged.
+    fn check_tensors(&self, model: &Model, optimizer: &Optimizer) -> Result<(), String> {
         for (name, tensor) in model.parameters() {
-            let found = self.weights.shape(&name);
-            if found != Some(&tensor.size()) {
-                let found = found.map_or("absent".into(), |shape| format!("{shape:?}"));
-                return changed(&name, found, format!("{:?}", tensor.size()));
+            match self.weights.shape(&name) {
+                Some(shape) if shape == tensor.size() => {}
+                Some(shape) => {
+                    let expected = tensor.size();
+                    return Err(format!("`{name}` is of size {shape:?}, expected {expected:?}"));
+                }
+                None => return Err(format!("`{name}` is missing")),
             }
         }
-        optimizer.check_tensors(&self.tensors).or_else(|problem| {
-            changed("optimizer state", problem, "that of the parameters trained".into())
-        })
+        optimizer.check_tensors(&self.tensors)
     }
 
     fn load(&self, model: &mut Model, optimizer: &mut Optimizer) -> Result<()> {

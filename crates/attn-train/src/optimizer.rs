@@ -111,11 +111,11 @@ impl Optimizer {
         parts.into_iter().flat_map(named).collect()
     }
 
-    /// Takes the state out of a checkpoint's tensors.
+    /// Checks that a checkpoint's tensors are a state of these parameters.
     ///
     /// # Errors
     ///
-    /// What is missing or of another shape, as a sentence; the state is then as it was.
+    /// What is missing or of another shape, as a sentence.
     pub(crate) fn check_tensors(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), String> {
         for (name, own) in self.to_tensors() {
             let stored = tensors.get(&name).ok_or_else(|| format!("`{name}` is missing"))?;

@@ -331,11 +331,7 @@ impl<'a, 'm> Session<'a, 'm> {
             if self.is_stopped() {
                 break;
             }
-            let Ok(step) = batches.recv() else {
-                unreachable!(
-                    "the thread that makes batches panicked, and so will the scope it runs in"
-                )
-            };
+            let step = batches.recv().expect("each step is sent, unless the other thread panics");
             match self.step(&step?)? {
                 Step::Done(progress) => (self.run.observe)(Event::Step(&progress)),
                 Step::Stopped => break,
