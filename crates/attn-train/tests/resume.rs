@@ -27,9 +27,11 @@ use tch::{Device, Kind, Tensor};
 static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> MutexGuard<'static, ()> {
-    // Models this small are slower on several threads, far slower where other tests use the processor too.
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Models this small are slower on several threads, far slower where other tests use the processor too. The number
+    // belongs to the process as well.
     tch::set_num_threads(1);
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    turn
 }
 
 /// One kind of run, small but with everything that could go astray: dropout, accumulation, uneven last steps of an
