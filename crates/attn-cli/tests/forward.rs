@@ -1,0 +1,245 @@
+//! `attn forward`, file in and file out.
+
+mod common;
+
+use attn_core::{
+    ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows,
+    checkpoint::{read_metadata, read_tensors},
+    config::Head,
+    testing::{assert_close, relative_rms},
+};
+use common::{Place, config, random_model, save};
+use tch::{Kind, Tensor};
+
+const IDS: &str = r#"{"input_ids": [[5, 6, 7, 8, 9], [0, 0, 3, 4, 2]], "attention_mask": [[1,1,1,1,1], [0,0,1,1,1]]}"#;
+
+fn input() -> ModelInput {
+    let tensor = |values: [[i64; 5]; 2]| Tensor::from_slice2(&values);
+    ModelInput::masked(
+        tensor([[5, 6, 7, 8, 9], [0, 0, 3, 4, 2]]),
+        tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
+    )
+}
+
+fn place(base: &str, head: Head) -> Place {
+    let place = Place::new();
+    save(&random_model(config(base), head), &place.path("m"));
+    place.write("ids.json", IDS);
+    place
+}
+
+fn library(place: &Place, options: &ForwardOptions<'_>) -> Output {
+    let (model, _) = Model::load(&place.path("m"), &LoadOptions::default()).unwrap();
+    tch::no_grad(|| model.forward(&input(), options).unwrap())
+}
+
+fn tensors(place: &Place, file: &str) -> Vec<(String, Tensor)> {
+    read_tensors(&place.path(file)).unwrap()
+}
+
+fn logits(place: &Place, arguments: &str) -> Tensor {
+    place.done(&format!("forward --model m --input-ids ids.json --out o.safetensors {arguments}"));
+    let mut tensors = tensors(place, "o.safetensors");
+    assert_eq!(tensors.len(), 1);
+    tensors.remove(0).1
+}
+
+#[test]
+fn every_tensor_is_the_librarys_in_f32() {
+    for (base, head) in [
+        ("gpt2", Head::LanguageModel),
+        ("llama", Head::Classifier { n_classes: 3 }),
+        ("distilbert", Head::LanguageModel),
+        ("distilbert", Head::Bare),
+    ] {
+        let place = place(base, head);
+
+        let ran = place.done(
+            "forward --model m --input-ids ids.json --attentions --hidden-states --out deep/o.safetensors",
+        );
+
+        assert_eq!(ran.stdout, "");
+        assert!(ran.stderr.contains("wrote 6 tensors to `deep/o.safetensors`"), "{}", ran.stderr);
+        let options = ForwardOptions {
+            attentions: Rows::All,
+            hidden_states: true,
+            ..ForwardOptions::default()
+        };
+        let Output { logits, attentions, hidden_states, .. } = library(&place, &options);
+        let found = tensors(&place, "deep/o.safetensors");
+        let named = |name: &str| {
+            let (_, tensor) =
+                found.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("{name}"));
+            assert_eq!(tensor.kind(), Kind::Float, "{name}");
+            tensor
+        };
+        assert!(named("logits").equal(&logits), "{base}");
+        for (layer, weights) in attentions.iter().enumerate() {
+            assert_eq!(weights.size(), [2, 4, 5, 5]);
+            assert!(named(&format!("attentions.{layer}")).equal(weights));
+        }
+        for (i, states) in hidden_states.iter().enumerate() {
+            assert_eq!(states.size(), [2, 5, 16]);
+            assert!(named(&format!("hidden_states.{i}")).equal(states));
+        }
+        assert_eq!((attentions.len(), hidden_states.len(), found.len()), (2, 3, 6));
+        assert_eq!(read_metadata(&place.path("deep/o.safetensors")).unwrap()["computed_in"], "f32");
+    }
+}
+
+#[test]
+fn a_head_mask_removes_heads_and_ones_change_no_bit() {
+    let place = place("gpt2", Head::LanguageModel);
+    place.write("ones.json", r#"{"mask": [[1, 1, 1, 1], [1, 1, 1, 1]]}"#);
+    place.write("some.json", r#"{"mask": [[1, 0, 1, 1], [0, 1, 1, 0]]}"#);
+
+    let plain = logits(&place, "");
+    let masked = logits(&place, "--head-mask some.json");
+
+    assert!(logits(&place, "--head-mask ones.json").equal(&plain));
+    let heads = |row: [f32; 4]| Some(Gate::per_head(&Tensor::from_slice(&row)));
+    let gates = [heads([1., 0., 1., 1.]), heads([0., 1., 1., 0.])];
+    let expected = library(&place, &ForwardOptions { gates: &gates, ..ForwardOptions::default() });
+    assert!(masked.equal(&expected.logits));
+    assert!(relative_rms(&masked, &plain) > 1e-3);
+}
+
+#[test]
+fn positions_are_counted_unless_asked_otherwise_or_given() {
+    let place = place("gpt2", Head::LanguageModel);
+    let last = |logits: Tensor| logits.get(1).narrow(0, 2, 3);
+    let counted = last(logits(&place, ""));
+    let arange = last(logits(&place, "--positions arange"));
+
+    assert!(relative_rms(&arange, &counted) > 1e-3, "padding is in front");
+    let given = IDS.replace("}", r#", "position_ids": [[0,1,2,3,4], [9,9,0,1,2]]}"#);
+    place.write("ids.json", &given);
+    assert!(last(logits(&place, "--positions arange")).equal(&counted));
+
+    // Rows alone, without padding.
+    place.write("ids.json", r#"{"input_ids": [[3, 4, 2]], "attention_mask": null}"#);
+    assert_close("alone", &logits(&place, "").get(0), &counted, 1e-5);
+}
+
+#[test]
+fn other_dtypes_compute_the_same_to_their_precision() {
+    let place = place("llama", Head::LanguageModel);
+    let exact = logits(&place, "--dtype f64");
+    // Real tokens alone: what a padded query outputs is unspecified.
+    let real = |logits: Tensor| Tensor::cat(&[logits.get(0), logits.get(1).narrow(0, 2, 3)], 0);
+    let exact = real(exact);
+    for (dtype, tolerance, at_least) in
+        [("f32", 1e-5, 1e-9), ("bf16", 2e-2, 1e-4), ("f16", 5e-3, 1e-5)]
+    {
+        let found = real(logits(&place, &format!("--dtype {dtype}")));
+        assert_eq!(found.kind(), Kind::Float);
+        let error = relative_rms(&found, &exact);
+        assert!((at_least..tolerance).contains(&error), "{dtype}: {error:.2e}");
+    }
+}
+
+#[test]
+fn a_config_alone_makes_random_weights_by_seed() {
+    let place = place("distilbert", Head::LanguageModel);
+    std::fs::remove_file(place.path("m/model.safetensors")).unwrap();
+
+    let first = logits(&place, "--init random --seed 1");
+
+    assert!(logits(&place, "--init random --seed 1").equal(&first));
+    assert!(!logits(&place, "--init random --seed 2").equal(&first));
+    place.refused(
+        "forward --model m --input-ids ids.json --out x.safetensors",
+        &["cannot load the model `m`", "model.safetensors"],
+    );
+    let usage = place.attn("forward --model m --input-ids ids.json --out o --seed 1");
+    assert_eq!(usage.code, 2, "a seed without --init would do nothing");
+}
+
+#[test]
+fn wrong_ids_are_refused_with_file_field_and_hint() {
+    let place = place("gpt2", Head::LanguageModel);
+    for (text, parts) in [
+        (
+            r#"{"input_ids": [[1, 2], [3]]}"#,
+            &["`input_ids`", "2 in row 0, 1 in row 1", "attention_mask"][..],
+        ),
+        (r#"{"input_ids": [1, 2]}"#, &["`input_ids[0]` is 1", "[[5, 6, 7]]"]),
+        (
+            r#"{"input_ids": [["a"]]}"#,
+            &["`input_ids[0][0]` is the text \"a\"", "a whole number from 0"],
+        ),
+        (r#"{"input_ids": [[1.5]]}"#, &["`input_ids[0][0]` is 1.5"]),
+        (r#"{"input_ids": [[-1]]}"#, &["`input_ids[0][0]` is -1"]),
+        (r#"{"input_ids": "1 2"}"#, &["`input_ids` is the text"]),
+        (r#"{"input_ids": []}"#, &["`input_ids` is empty"]),
+        (r#"{"input_ids": [[]]}"#, &["`input_ids[0]` is empty"]),
+        (r#"{}"#, &["has no `input_ids`", "hint:"]),
+        (r#"{"input_ids": [[1]], "atention_mask": [[1]]}"#, &["unknown field `atention_mask`"]),
+        (
+            r#"{"input_ids": [[1, 2]], "attention_mask": [[1, 2]]}"#,
+            &["`attention_mask[0][1]` is 2", "0 or 1"],
+        ),
+        (
+            r#"{"input_ids": [[1, 2]], "attention_mask": [[1]]}"#,
+            &["`attention_mask` is 1 x 1, expected 1 x 2"],
+        ),
+        (r#"{"input_ids": [[1, 2]], "position_ids": [[0, -1]]}"#, &["`position_ids[0][1]` is -1"]),
+        (r#"{"input_ids": [[1, 2]], "position_ids": [[0, 32]]}"#, &["position 32", "table of 32"]),
+        (r#"{"input_ids": [[1, 40]]}"#, &["holds 40, expected 0 to 39"]),
+        (r#"[[1, 2]]"#, &["holds a list, expected an object with `input_ids`"]),
+        (r#"{"input_ids": "#, &["is not JSON"]),
+    ] {
+        place.write("bad.json", text);
+        let stderr =
+            place.refused("forward --model m --input-ids bad.json --out o.safetensors", parts);
+        assert!(stderr.contains("`bad.json`"), "{stderr}");
+        assert!(!place.path("o.safetensors").exists());
+    }
+    place.refused("forward --model m --input-ids none.json --out o", &["cannot read `none.json`"]);
+    let long = format!(r#"{{"input_ids": [{:?}]}}"#, [1; 33]);
+    place.write("bad.json", &long);
+    place.refused(
+        "forward --model m --input-ids bad.json --out o",
+        &["position 32", "shorten the sequences to 32 tokens"],
+    );
+}
+
+#[test]
+fn wrong_head_masks_are_refused_with_file_field_and_hint() {
+    let place = place("gpt2", Head::LanguageModel);
+    for (text, parts) in [
+        (r#"{"mask": [[1, 1, 1, 1]]}"#, &["`mask` has 1 rows, expected 2, one a layer"][..]),
+        (
+            r#"{"mask": [[1, 1, 1, 1], [1, 1]]}"#,
+            &["`mask[1]` has 2 values, expected 4, one a head of layer 1"],
+        ),
+        (r#"{"mask": [[1, 1, 1, 1], [1, 1, 1, 3]]}"#, &["`mask[1][3]` is 3, expected 0 or 1"]),
+        (r#"{"mask": 1}"#, &["`mask` is 1"]),
+        (r#"{"heads": [[1]]}"#, &["unknown field `heads`, expected `mask`"]),
+        (r#"{}"#, &["has no `mask`", "layers x heads"]),
+    ] {
+        place.write("bad.json", text);
+        let stderr = place.refused(
+            "forward --model m --input-ids ids.json --head-mask bad.json --out o.safetensors",
+            parts,
+        );
+        assert!(stderr.contains("`bad.json`"), "{stderr}");
+        assert!(!place.path("o.safetensors").exists());
+    }
+}
+
+#[test]
+fn wrong_places_are_refused() {
+    let place = place("gpt2", Head::LanguageModel);
+    place.refused(
+        "forward --model ./none --input-ids ids.json --out o",
+        &["cannot load the model `./none`", "there is no folder `./none`"],
+    );
+    place.refused(
+        "forward --model owner/name --input-ids ids.json --out o",
+        &["owner/name", "offline mode forbids"],
+    );
+    place.refused("forward --model hf --input-ids ids.json --out m", &["`m` is a folder"]);
+    place.refused("forward --model m --input-ids ids.json --out ids.json/o", &["ids.json"]);
+    place.refused("forward --model m --input-ids ids.json --out o --device gpu", &["`gpu`", "cpu"]);
+}
