@@ -28,21 +28,19 @@ int attn_rng_set(int type, int index, const at::Tensor* state, char** err) {
   });
 }
 
-int attn_autocast_get(int type, int* enabled, int* kind, int* cache, char** err) {
+int attn_autocast_get(int type, int* enabled, int* kind, char** err) {
   return attempt(err, [&] {
     auto device = static_cast<c10::DeviceType>(type);
     *enabled = at::autocast::is_autocast_enabled(device);
     *kind = static_cast<int>(at::autocast::get_autocast_dtype(device));
-    *cache = at::autocast::is_autocast_cache_enabled();
   });
 }
 
-int attn_autocast_set(int type, int enabled, int kind, int cache, char** err) {
+int attn_autocast_set(int type, int enabled, int kind, char** err) {
   return attempt(err, [&] {
     auto device = static_cast<c10::DeviceType>(type);
     at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
     at::autocast::set_autocast_enabled(device, enabled != 0);
-    at::autocast::set_autocast_cache_enabled(cache != 0);
   });
 }
 
@@ -58,7 +56,6 @@ void attn_inference_exit(void* guard) { delete static_cast<c10::InferenceMode*>(
 
 int attn_is_inference(const at::Tensor* tensor) { return tensor->is_inference(); }
 
-// Each switch: below 0 leaves it as it is.
 int attn_sdp_set(int flash, int mem_efficient, int math, int cudnn, char** err) {
   return attempt(err, [&] {
     auto& context = at::globalContext();

@@ -114,14 +114,12 @@ unsafe extern "C" {
         device: c_int,
         enabled: *mut c_int,
         kind: *mut c_int,
-        cache: *mut c_int,
         err: ErrorSlot,
     ) -> c_int;
     pub(crate) fn attn_autocast_set(
         device: c_int,
         enabled: c_int,
         kind: c_int,
-        cache: c_int,
         err: ErrorSlot,
     ) -> c_int;
     pub(crate) fn attn_autocast_enter();

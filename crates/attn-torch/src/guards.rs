@@ -16,10 +16,6 @@ const DOING: &str = "setting autocast";
 /// (tch's own `autocast` does nothing on the CPU and knows only `f16`.)
 ///
 /// Guards nest, and have to go in the reverse order in which they came.
-///
-/// Casts of parameters are kept until the outermost guard goes, also those made without recording gradients: a
-/// parameter first used under `no_grad` and then trained *inside the same guard* would get no gradient. Give
-/// evaluation and training a guard each.
 #[derive(Debug)]
 #[must_use = "autocast ends when the guard is dropped"]
 pub struct Autocast {
@@ -43,7 +39,7 @@ impl Autocast {
         let kind =
             code.ok_or(Error::Kind { doing: "autocast", kind, expected: "BFloat16 and Half" })?;
         let (device, _) = ffi::device_code("autocast", device)?;
-        Self::enter(device, AutocastState { enabled: true, kind, ..AutocastState::get(device)? })
+        Self::enter(device, AutocastState { enabled: true, kind })
     }
 
     /// Computes in the operands' own kinds on `device`: an island inside another guard.
@@ -79,23 +75,22 @@ impl Drop for Autocast {
 pub(crate) struct AutocastState {
     pub(crate) enabled: bool,
     pub(crate) kind: c_int,
-    pub(crate) cache: bool,
 }
 
 impl AutocastState {
     pub(crate) fn get(device: c_int) -> Result<Self> {
-        let (mut enabled, mut kind, mut cache) = (0, 0, 0);
-        // SAFETY: three places to write to.
+        let (mut enabled, mut kind) = (0, 0);
+        // SAFETY: two places to write to.
         ffi::call(DOING, |err| unsafe {
-            ffi::attn_autocast_get(device, &mut enabled, &mut kind, &mut cache, err)
+            ffi::attn_autocast_get(device, &mut enabled, &mut kind, err)
         })?;
-        Ok(Self { enabled: enabled != 0, kind, cache: cache != 0 })
+        Ok(Self { enabled: enabled != 0, kind })
     }
 
     fn set(self, device: c_int) -> Result<()> {
         // SAFETY: plain numbers; the kind came from LibTorch or from `kind_code`.
         ffi::call(DOING, |err| unsafe {
-            ffi::attn_autocast_set(device, self.enabled.into(), self.kind, self.cache.into(), err)
+            ffi::attn_autocast_set(device, self.enabled.into(), self.kind, err)
         })
     }
 }
@@ -186,6 +181,17 @@ mod tests {
         }
 
         assert_eq!(product(), Kind::Float);
+    }
+
+    #[test]
+    fn a_parameter_used_without_gradients_first_gets_them_later_under_the_same_guard() {
+        let (x, weight) = (square(), square().set_requires_grad(true));
+        let _autocast = Autocast::new(Device::Cpu, Kind::BFloat16).unwrap();
+
+        let unrecorded = tch::no_grad(|| x.matmul(&weight));
+        let recorded = x.matmul(&weight);
+
+        assert!(!unrecorded.requires_grad() && recorded.requires_grad());
     }
 
     #[test]
