@@ -118,6 +118,19 @@ impl Batches for Examples {
     }
 }
 
+/// A hash of the order of the examples and of the first batch: 64-bit FNV-1a over their numbers.
+pub(crate) fn fingerprint(plan: &[Vec<usize>], first: &Batch) -> String {
+    let order =
+        plan.iter().flat_map(|batch| [batch.len()].into_iter().chain(batch.iter().copied()));
+    let labels = first.rows.labels.iter().chain(first.token_labels.iter().flatten());
+    let content = first.rows.ids.iter().chain(labels);
+    let numbers = order.map(|n| n as u64).chain(content.map(|&n| n as u64));
+    let hash = numbers.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,7 +33,7 @@ use crate::{
     error::{Error, Result},
     metrics::Metric,
     optimizer::{Optimizer, copy},
-    train::Best,
+    run::Best,
 };
 
 /// Version of the format described above.

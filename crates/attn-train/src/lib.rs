@@ -40,7 +40,9 @@ mod non_finite;
 mod objective;
 mod optimizer;
 mod prefetch;
+mod probe;
 mod progress;
+mod run;
 mod schedule;
 mod train;
 
@@ -52,5 +54,6 @@ pub use freeze::trainable;
 pub use metrics::{METRICS_FILE, Metric};
 pub use objective::{CausalLm, Classification, MaskedLm, Objective};
 pub use progress::{Event, Progress};
+pub use run::{Best, Evaluate, LawCheck, Outcome, Run, Summary};
 pub use schedule::Schedule;
-pub use train::{Best, Evaluate, LawCheck, Outcome, Run, Summary, train};
+pub use train::train;

@@ -2,154 +2,30 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::Receiver,
-    },
+    sync::{atomic::Ordering, mpsc::Receiver},
     thread,
     time::Instant,
 };
 
-use attn_core::{
-    Model,
-    attention::Stream,
-    laws::{self, Verdict},
-};
+use attn_core::{Model, attention::Stream};
 use attn_torch::{GradOptions, clip_grad_norm, grad};
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    batch::{Batch, Batches},
+    batch::{Batch, Batches, fingerprint},
     checkpoint::{self, LogPart, RunLock, TrainState},
     config::TrainConfig,
     environment::{Environment, RngState},
-    error::{BoxError, Error, Place, Result},
+    error::{Error, Place, Result},
     metrics::{Metric, MetricsFile},
     non_finite,
     objective::Objective,
     optimizer::{Optimizer, copy},
     prefetch::{self, Position, StepBatches},
+    probe::check_laws,
     progress::{Event, Meter, Progress},
+    run::{Best, Outcome, Run, Summary},
 };
-
-/// Evaluates a model, before, during and after a run. Called without gradients; what it draws from LibTorch's random
-/// streams does not move the run's.
-pub type Evaluate<'a> = dyn FnMut(&Model) -> Result<Vec<Metric>, BoxError> + 'a;
-
-/// Judges a model on a few ids, `[batch, seq_len]`.
-pub type LawCheck = fn(&Model, &Tensor) -> Result<Vec<Verdict>, attn_core::Error>;
-
-/// A run: what [`train`] needs beside the model.
-pub struct Run<'a> {
-    /// The settings.
-    pub config: &'a TrainConfig,
-    /// What is minimized.
-    pub objective: &'a dyn Objective,
-    /// What on.
-    pub data: &'a dyn Batches,
-    /// The run's folder, for `metrics.jsonl` and checkpoints; without one nothing is written.
-    pub dir: Option<PathBuf>,
-    /// Whether to go on from the newest good checkpoint in `dir`.
-    pub resume: bool,
-    /// Files that make a checkpoint a whole model folder, such as the tokenizer: name and content.
-    pub files: Vec<(String, Vec<u8>)>,
-    /// Set it to stop: the batch under way is finished, a checkpoint saved, and [`train`] returns
-    /// [`Outcome::Interrupted`].
-    pub stop: Arc<AtomicBool>,
-    /// Evaluates the model. An error it returns after `stop` was set counts as an interruption.
-    pub evaluate: Option<Box<Evaluate<'a>>>,
-    /// Is told of everything that happens.
-    pub observe: Box<dyn FnMut(Event<'_>) + 'a>,
-    /// What has to hold of the model before the first step: [`laws::for_model`] unless replaced.
-    pub laws: LawCheck,
-}
-
-impl<'a> Run<'a> {
-    /// A run in memory that nobody watches: set the other fields to change that.
-    pub fn new(
-        config: &'a TrainConfig,
-        objective: &'a dyn Objective,
-        data: &'a dyn Batches,
-    ) -> Self {
-        Self {
-            config,
-            objective,
-            data,
-            dir: None,
-            resume: false,
-            files: Vec::new(),
-            stop: Arc::default(),
-            evaluate: None,
-            observe: Box::new(|_| {}),
-            laws: laws::for_model,
-        }
-    }
-}
-
-impl std::fmt::Debug for Run<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { config, dir, resume, stop, .. } = self;
-        f.debug_struct("Run")
-            .field("config", config)
-            .field("objective", &self.objective.name())
-            .field("dir", dir)
-            .field("resume", resume)
-            .field("stop", stop)
-            .finish_non_exhaustive()
-    }
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps were done.
-    Finished,
-    /// It was stopped; a checkpoint was saved where the run has a folder.
-    Interrupted,
-}
-
-/// The best model of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Best {
-    /// Steps it was trained for.
-    pub step: u64,
-    /// What its evaluation gave.
-    pub metrics: Vec<Metric>,
-}
-
-/// What a run came to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Steps done.
-    pub step: u64,
-    /// Steps of the whole run.
-    pub total_steps: u64,
-    /// Steps done when it was resumed, if it was.
-    pub resumed_from: Option<u64>,
-    /// Steps of the model that [`train`] leaves: those of the best one where a finished run selects, else all.
-    pub selected_step: u64,
-    /// The evaluation before the first step; empty without one.
-    pub before: Vec<Metric>,
-    /// The evaluation of the model that is left; empty without one. After an interruption the last one there was.
-    pub after: Vec<Metric>,
-    /// The best model, where the run selects.
-    pub best: Option<Best>,
-    /// The mean loss in the last line of `metrics.jsonl`.
-    pub train_loss: Option<f64>,
-    /// Tokens trained on, without padding.
-    pub n_tokens: u64,
-    /// Tokens per second in this process, evaluations and checkpoints left out.
-    pub tokens_per_s: f64,
-    /// Seconds in this process, everything included.
-    pub elapsed_s: f64,
-    /// The last checkpoint saved, or resumed from.
-    pub checkpoint: Option<PathBuf>,
-}
 
 /// Trains `model` as `run` says.
 ///
@@ -605,53 +481,4 @@ fn first_batch(data: &dyn Batches) -> Result<Batch> {
     let plan = data.plan(0);
     let rows = plan.first().ok_or(Error::NoBatches { epoch: 0 })?;
     data.batch(0, rows).map_err(|source| Error::Batch { epoch: 0, batch: 0, source })
-}
-
-/// Tokens that the laws are tried on: enough for a kind to look back, few enough to cost next to nothing.
-const PROBE_LEN: usize = 24;
-/// Fewer than this say little; a shorter text is repeated.
-const MIN_PROBE_LEN: usize = 8;
-
-/// Tries the laws on the two longest texts of a batch and returns the verdicts if all hold.
-fn check_laws(laws: LawCheck, model: &Model, batch: &Batch) -> Result<Vec<Verdict>> {
-    let ids = probe(batch, model.config().sizes.position_table);
-    let verdicts = laws(model, &ids.to_device(model.device()))?;
-    let (held, broken): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(Verdict::held);
-    if broken.is_empty() { Ok(held) } else { Err(Error::Laws { broken }) }
-}
-
-/// `[2, len]` real tokens (`[1, len]` of a batch of one).
-fn probe(batch: &Batch, position_table: Option<i64>) -> Tensor {
-    let rows = &batch.rows;
-    let mut texts: Vec<Vec<i64>> = (0..rows.rows)
-        .map(|row| {
-            let cells = row * rows.cols..(row + 1) * rows.cols;
-            cells.filter(|&cell| rows.mask[cell] == 1).map(|cell| rows.ids[cell]).collect()
-        })
-        .filter(|text: &Vec<i64>| !text.is_empty())
-        .collect();
-    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-    texts.truncate(2);
-    if texts.is_empty() {
-        texts.push(vec![0]);
-    }
-    let room = position_table.map_or(usize::MAX, |table| table as usize);
-    let shortest = texts.last().map_or(0, Vec::len);
-    let len = shortest.clamp(MIN_PROBE_LEN, PROBE_LEN).min(room);
-    let ids: Vec<i64> =
-        texts.iter().flat_map(|text| text.iter().copied().cycle().take(len)).collect();
-    Tensor::from_slice(&ids).view([texts.len() as i64, len as i64])
-}
-
-/// A hash of the order of the examples and of the first batch: 64-bit FNV-1a over their numbers.
-fn fingerprint(plan: &[Vec<usize>], first: &Batch) -> String {
-    let order =
-        plan.iter().flat_map(|batch| [batch.len()].into_iter().chain(batch.iter().copied()));
-    let labels = first.rows.labels.iter().chain(first.token_labels.iter().flatten());
-    let content = first.rows.ids.iter().chain(labels);
-    let numbers = order.map(|n| n as u64).chain(content.map(|&n| n as u64));
-    let hash = numbers.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("{hash:016x}")
 }
