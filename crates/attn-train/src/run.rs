@@ -24,7 +24,7 @@ pub type Evaluate<'a> = dyn FnMut(&Model) -> Result<Vec<Metric>, BoxError> + 'a;
 /// Judges a model on a few ids, `[batch, seq_len]`.
 pub type LawCheck = fn(&Model, &Tensor) -> Result<Vec<Verdict>, attn_core::Error>;
 
-/// A run: what [`train`] needs beside the model.
+/// A run: what [`train`](crate::train) needs beside the model.
 pub struct Run<'a> {
     /// The settings.
     pub config: &'a TrainConfig,
@@ -38,7 +38,7 @@ pub struct Run<'a> {
     pub resume: bool,
     /// Files that make a checkpoint a whole model folder, such as the tokenizer: name and content.
     pub files: Vec<(String, Vec<u8>)>,
-    /// Set it to stop: the batch under way is finished, a checkpoint saved, and [`train`] returns
+    /// Set it to stop: after the batch under way a checkpoint of the last whole step is saved, and [`train`](crate::train) returns
     /// [`Outcome::Interrupted`].
     pub stop: Arc<AtomicBool>,
     /// Evaluates the model. An error it returns after `stop` was set counts as an interruption.
@@ -114,7 +114,7 @@ pub struct Summary {
     pub total_steps: u64,
     /// Steps done when it was resumed, if it was.
     pub resumed_from: Option<u64>,
-    /// Steps of the model that [`train`] leaves: those of the best one where a finished run selects, else all.
+    /// Steps of the model that [`train`](crate::train) leaves: those of the best one where a finished run selects, else all.
     pub selected_step: u64,
     /// The evaluation before the first step; empty without one.
     pub before: Vec<Metric>,

@@ -14,12 +14,10 @@ use tch::{Kind, Tensor};
 use crate::{
     batch::{Batch, Batches, fingerprint},
     checkpoint::{self, LogPart, RunLock, TrainState},
-    config::TrainConfig,
     environment::{Environment, RngState},
     error::{Error, Place, Result},
     metrics::{Metric, MetricsFile},
     non_finite,
-    objective::Objective,
     optimizer::{Optimizer, copy},
     prefetch::{self, Position, StepBatches},
     probe::check_laws,
