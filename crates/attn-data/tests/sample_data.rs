@@ -1,4 +1,4 @@
-//! The bundled sample task: the committed files are what the generator makes, and single words do not solve it.
+//! The bundled sample task: the committed files are what the generator makes, and counting words does not solve it.
 
 #[path = "../examples/sample_grammar/mod.rs"]
 mod sample_grammar;
@@ -12,7 +12,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sample_grammar::{
-    N_LINES, Row, SEED, SPLITS, Sample, is_held_out, n_patterns, shortcuts, words,
+    N_LINES, Row, SEED, SPLITS, Sample, is_held_out, n_patterns, opinions, shortcuts, words,
 };
 
 static SAMPLE: LazyLock<Sample> = LazyLock::new(|| sample_grammar::generate(SEED));
@@ -114,7 +114,7 @@ fn train_shows_no_held_out_pattern_and_validation_and_test_do() {
     };
     assert_eq!(share("train"), 0.);
     for name in ["validation", "test"] {
-        assert!((0.2..0.3).contains(&share(name)), "{name}: {}", share(name));
+        assert!((share(name) - 0.2).abs() < 0.001, "{name}: {}", share(name));
     }
     let in_train: HashSet<&str> = split("train").map(|row| row.template.as_str()).collect();
     assert_eq!(in_train.len(), n_patterns().0, "train shows every other pattern");
@@ -135,24 +135,46 @@ fn the_text_holds_no_sentence_of_validation_or_test() {
     }
 }
 
-#[test]
-fn every_frequent_word_is_balanced_in_train() {
+/// How often each word of train stands under the negative and the positive label.
+fn counts() -> HashMap<String, [usize; 2]> {
     let mut counts: HashMap<String, [usize; 2]> = HashMap::new();
     for row in split("train") {
         for word in words(&row.text) {
             counts.entry(word).or_default()[usize::try_from(row.label).unwrap()] += 1;
         }
     }
+    counts
+}
+
+/// `not`, `never` and `but` included. Only the article depends on the word that follows it.
+#[test]
+fn neutral_words_stand_equally_often_under_both_labels() {
+    let opinions = opinions();
     let mut n_checked = 0;
-    for (word, [negative, positive]) in counts {
-        let n = negative + positive;
-        if n >= 20 {
-            let share = positive as f64 / n as f64;
-            assert!((0.4..=0.6).contains(&share), "`{word}` is positive in {positive} of {n}");
+    for (word, [negative, positive]) in counts() {
+        if !opinions.contains_key(word.as_str()) && !["a", "an"].contains(&word.as_str()) {
+            assert_eq!(negative, positive, "`{word}`");
             n_checked += 1;
         }
     }
-    assert!(n_checked > 150, "{n_checked}");
+    assert!(n_checked > 250, "{n_checked}");
+}
+
+/// They lean to their own side, for a learner has to begin somewhere, but each stands on the other side too.
+#[test]
+fn no_frequent_opinion_word_gives_the_label_away() {
+    let opinions = opinions();
+    let mut clearest = Vec::new();
+    for (word, [negative, positive]) in counts() {
+        let n = negative + positive;
+        if n >= 30 && opinions.contains_key(word.as_str()) {
+            let share = negative.max(positive) as f64 / n as f64;
+            assert!(share < 1., "`{word}` is positive in {positive} of {n}");
+            clearest.push(share);
+        }
+    }
+    let mean = clearest.iter().sum::<f64>() / clearest.len() as f64;
+    assert!(clearest.len() > 80 && mean < 0.72, "{mean} over {} words", clearest.len());
 }
 
 #[test]
@@ -167,7 +189,7 @@ fn every_pattern_serves_both_labels_equally() {
 #[test]
 fn shortcuts_do_not_solve_it() {
     for score in shortcuts::scores(&SAMPLE.rows) {
-        let limit = if score.name.contains("pairs") { 0.75 } else { 0.65 };
+        let limit = if score.name.contains("pairs") { 0.85 } else { 0.75 };
         assert!(score.validation < limit && score.test < limit, "{score:?}");
     }
 }

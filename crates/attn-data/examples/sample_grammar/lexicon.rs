@@ -50,58 +50,14 @@ const fn person(phrase: &'static str, pronoun: &'static str, plural: bool) -> Pe
 
 /// Adjectives that suit everything.
 pub(crate) static GENERAL: Polar = Polar {
-    good: &[
-        "wonderful",
-        "excellent",
-        "impressive",
-        "superb",
-        "delightful",
-        "remarkable",
-        "brilliant",
-        "outstanding",
-        "splendid",
-        "marvellous",
-    ],
-    bad: &[
-        "terrible",
-        "dreadful",
-        "disappointing",
-        "awful",
-        "mediocre",
-        "horrible",
-        "miserable",
-        "pathetic",
-        "dismal",
-        "appalling",
-    ],
+    good: &["wonderful", "excellent", "superb", "delightful", "brilliant", "impressive"],
+    bad: &["terrible", "dreadful", "awful", "horrible", "miserable", "disappointing"],
 };
 
 /// What a thing turned out to be.
 pub(crate) static VERDICTS: Polar = Polar {
-    good: &[
-        "a joy",
-        "a triumph",
-        "a gem",
-        "a delight",
-        "a pleasure",
-        "a success",
-        "a treat",
-        "a bargain",
-        "a blessing",
-        "a revelation",
-    ],
-    bad: &[
-        "a disaster",
-        "a mess",
-        "a failure",
-        "a nightmare",
-        "a chore",
-        "a letdown",
-        "a waste of money",
-        "a swindle",
-        "a disgrace",
-        "an ordeal",
-    ],
+    good: &["a joy", "a triumph", "a gem", "a treat", "a success", "a delight"],
+    bad: &["a disaster", "a mess", "a failure", "a nightmare", "a letdown", "a disgrace"],
 };
 
 /// What a thing does to people: base form and past tense, joined by `/`.
@@ -111,214 +67,96 @@ pub(crate) static EFFECTS: Polar = Polar {
         "impress/impressed",
         "please/pleased",
         "charm/charmed",
-        "satisfy/satisfied",
-        "cheer/cheered",
-        "dazzle/dazzled",
         "thrill/thrilled",
-        "amuse/amused",
     ],
     bad: &[
         "annoy/annoyed",
         "disappoint/disappointed",
         "irritate/irritated",
         "frustrate/frustrated",
-        "depress/depressed",
-        "exasperate/exasperated",
-        "bother/bothered",
         "bore/bored",
-        "anger/angered",
     ],
 };
 
 /// What people do with a thing: base form and past tense, joined by `/`.
 pub(crate) static ATTITUDES: Polar = Polar {
-    good: &[
-        "love/loved",
-        "enjoy/enjoyed",
-        "adore/adored",
-        "admire/admired",
-        "like/liked",
-        "treasure/treasured",
-    ],
+    good: &["love/loved", "enjoy/enjoyed", "admire/admired", "like/liked", "adore/adored"],
     bad: &[
         "hate/hated",
         "regret/regretted",
         "dislike/disliked",
         "detest/detested",
         "loathe/loathed",
-        "resent/resented",
     ],
 };
 
 /// How people feel afterwards.
 pub(crate) static FEELINGS: Polar = Polar {
-    good: &["happy", "pleased", "content", "thrilled", "delighted", "satisfied"],
-    bad: &["unhappy", "annoyed", "angry", "upset", "disappointed", "dissatisfied"],
+    good: &["happy", "pleased", "delighted", "satisfied"],
+    bad: &["unhappy", "annoyed", "angry", "disappointed"],
 };
 
 /// What people feel about their own choice.
-pub(crate) static REGRETS: Polar =
-    Polar { good: &["glad", "proud", "delighted"], bad: &["sorry", "ashamed", "sad"] };
+pub(crate) static REGRETS: Polar = Polar { good: &["glad", "proud"], bad: &["sorry", "ashamed"] };
 
 /// What people do next.
-pub(crate) static ADVICE: Polar = Polar {
-    good: &["recommend", "praise", "choose", "defend", "applaud"],
-    bad: &["avoid", "criticise", "skip", "curse", "condemn"],
-};
+pub(crate) static ADVICE: Polar =
+    Polar { good: &["recommend", "praise", "choose"], bad: &["avoid", "criticise", "skip"] };
 
 /// Looking forward.
 pub(crate) static HOPES: Polar =
-    Polar { good: &["hoped", "prayed", "trusted"], bad: &["feared", "worried", "suspected"] };
+    Polar { good: &["hoped", "trusted"], bad: &["feared", "suspected"] };
 
 /// One part deciding about the whole: base form and past tense, joined by `/`.
-pub(crate) static TURNS: Polar = Polar {
-    good: &["save/saved", "rescue/rescued", "redeem/redeemed"],
-    bad: &["spoil/spoiled", "ruin/ruined", "wreck/wrecked"],
-};
+pub(crate) static TURNS: Polar =
+    Polar { good: &["save/saved", "rescue/rescued"], bad: &["spoil/spoiled", "ruin/ruined"] };
 
 /// Comparatives.
-pub(crate) static DEGREES: Polar =
-    Polar { good: &["better", "finer", "nicer"], bad: &["worse", "poorer", "nastier"] };
+pub(crate) static DEGREES: Polar = Polar { good: &["better", "finer"], bad: &["worse", "poorer"] };
 
 static PEOPLE: Polar = Polar {
-    good: &[
-        "friendly",
-        "helpful",
-        "attentive",
-        "patient",
-        "polite",
-        "charming",
-        "competent",
-        "kind",
-        "professional",
-        "warm",
-    ],
-    bad: &[
-        "rude",
-        "unhelpful",
-        "careless",
-        "impatient",
-        "arrogant",
-        "grumpy",
-        "incompetent",
-        "sloppy",
-        "clumsy",
-        "hostile",
-    ],
+    good: &["friendly", "helpful", "polite", "patient", "competent"],
+    bad: &["rude", "unhelpful", "careless", "arrogant", "incompetent"],
 };
 
 static STORY: Polar = Polar {
-    good: &[
-        "clever",
-        "gripping",
-        "believable",
-        "original",
-        "witty",
-        "convincing",
-        "subtle",
-        "lively",
-        "moving",
-    ],
-    bad: &[
-        "weak",
-        "predictable",
-        "wooden",
-        "silly",
-        "confusing",
-        "implausible",
-        "lifeless",
-        "tedious",
-        "clumsy",
-    ],
+    good: &["clever", "gripping", "witty", "original", "moving"],
+    bad: &["dull", "predictable", "silly", "confusing", "tedious"],
 };
 
 static FOOD: Polar = Polar {
-    good: &[
-        "tasty",
-        "delicious",
-        "fresh",
-        "fragrant",
-        "appetising",
-        "delicate",
-        "perfect",
-        "heavenly",
-    ],
-    bad: &["bland", "stale", "greasy", "tasteless", "watery", "overcooked", "inedible", "soggy"],
+    good: &["tasty", "delicious", "fresh", "fragrant"],
+    bad: &["bland", "stale", "greasy", "tasteless"],
 };
 
 static PLACE: Polar = Polar {
-    good: &["clean", "comfortable", "cosy", "spacious", "tidy", "inviting", "elegant", "spotless"],
-    bad: &["dirty", "cramped", "filthy", "shabby", "gloomy", "uncomfortable", "grubby", "dusty"],
+    good: &["clean", "comfortable", "cosy", "spacious", "tidy"],
+    bad: &["dirty", "uncomfortable", "shabby", "cramped", "gloomy"],
 };
 
 static SENSES: Polar = Polar {
-    good: &[
-        "beautiful",
-        "stunning",
-        "gorgeous",
-        "polished",
-        "magnificent",
-        "captivating",
-        "vivid",
-        "rich",
-    ],
-    bad: &["ugly", "harsh", "dreary", "feeble", "crude", "hideous", "drab", "muddy"],
+    good: &["beautiful", "stunning", "elegant", "vivid", "magnificent"],
+    bad: &["ugly", "harsh", "dreary", "crude", "hideous"],
 };
 
 static DEVICE: Polar = Polar {
-    good: &[
-        "reliable",
-        "sturdy",
-        "responsive",
-        "intuitive",
-        "smooth",
-        "handy",
-        "solid",
-        "flawless",
-    ],
-    bad: &[
-        "unreliable",
-        "flimsy",
-        "sluggish",
-        "awkward",
-        "faulty",
-        "fragile",
-        "useless",
-        "defective",
-    ],
+    good: &["reliable", "sturdy", "smooth", "handy", "responsive"],
+    bad: &["unreliable", "flimsy", "sluggish", "awkward", "faulty"],
 };
 
 static PRICE: Polar = Polar {
-    good: &["fair", "reasonable", "sensible", "attractive", "affordable"],
-    bad: &["outrageous", "unfair", "absurd", "excessive", "exorbitant"],
+    good: &["fair", "reasonable", "affordable"],
+    bad: &["unfair", "outrageous", "excessive"],
 };
 
 static LESSON: Polar = Polar {
-    good: &[
-        "clear",
-        "engaging",
-        "inspiring",
-        "useful",
-        "thorough",
-        "thoughtful",
-        "lively",
-        "stimulating",
-    ],
-    bad: &[
-        "muddled",
-        "dull",
-        "confusing",
-        "useless",
-        "shallow",
-        "monotonous",
-        "tedious",
-        "pointless",
-    ],
+    good: &["clear", "inspiring", "useful", "lively", "thoughtful"],
+    bad: &["confusing", "dull", "useless", "shallow", "tedious"],
 };
 
 static SERVICE: Polar = Polar {
-    good: &["prompt", "efficient", "quick", "smooth", "flawless", "dependable", "courteous"],
-    bad: &["slow", "chaotic", "sloppy", "inefficient", "hopeless", "disorganised", "careless"],
+    good: &["prompt", "efficient", "reliable", "smooth"],
+    bad: &["slow", "chaotic", "unreliable", "careless"],
 };
 
 /// What the sentences are about.
@@ -332,26 +170,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("sequel", "sequels"),
         ],
         adjectives: Polar {
-            good: &[
-                "gripping",
-                "funny",
-                "moving",
-                "clever",
-                "original",
-                "exciting",
-                "touching",
-                "entertaining",
-            ],
-            bad: &[
-                "boring",
-                "dull",
-                "predictable",
-                "tedious",
-                "shallow",
-                "silly",
-                "clumsy",
-                "pretentious",
-            ],
+            good: &["gripping", "funny", "moving", "clever", "original"],
+            bad: &["dull", "predictable", "silly", "tedious", "shallow"],
         },
         aspects: &[
             one("the plot", &STORY),
@@ -384,26 +204,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("mystery", "mysteries"),
         ],
         adjectives: Polar {
-            good: &[
-                "absorbing",
-                "witty",
-                "insightful",
-                "moving",
-                "elegant",
-                "fascinating",
-                "thoughtful",
-                "gripping",
-            ],
-            bad: &[
-                "boring",
-                "dry",
-                "pretentious",
-                "tedious",
-                "confusing",
-                "shallow",
-                "forgettable",
-                "dull",
-            ],
+            good: &["gripping", "witty", "moving", "clever", "thoughtful"],
+            bad: &["dull", "confusing", "tedious", "shallow", "predictable"],
         },
         aspects: &[
             one("the story", &STORY),
@@ -436,24 +238,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("buffet", "buffets"),
         ],
         adjectives: Polar {
-            good: &[
-                "tasty",
-                "delicious",
-                "appetising",
-                "satisfying",
-                "perfect",
-                "heavenly",
-                "generous",
-            ],
-            bad: &[
-                "bland",
-                "greasy",
-                "tasteless",
-                "overpriced",
-                "inedible",
-                "skimpy",
-                "disgusting",
-            ],
+            good: &["tasty", "delicious", "fresh", "generous"],
+            bad: &["bland", "greasy", "tasteless", "stale"],
         },
         aspects: &[
             one("the soup", &FOOD),
@@ -487,26 +273,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("resort", "resorts"),
         ],
         adjectives: Polar {
-            good: &[
-                "comfortable",
-                "cosy",
-                "charming",
-                "clean",
-                "quiet",
-                "welcoming",
-                "relaxing",
-                "spotless",
-            ],
-            bad: &[
-                "shabby",
-                "filthy",
-                "gloomy",
-                "noisy",
-                "uncomfortable",
-                "overpriced",
-                "dirty",
-                "grubby",
-            ],
+            good: &["comfortable", "cosy", "clean", "quiet"],
+            bad: &["shabby", "dirty", "gloomy", "noisy", "uncomfortable"],
         },
         aspects: &[
             one("the room", &PLACE),
@@ -539,26 +307,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("printer", "printers"),
         ],
         adjectives: Polar {
-            good: &[
-                "reliable",
-                "sturdy",
-                "handy",
-                "responsive",
-                "elegant",
-                "practical",
-                "ingenious",
-                "flawless",
-            ],
-            bad: &[
-                "unreliable",
-                "flimsy",
-                "sluggish",
-                "awkward",
-                "faulty",
-                "impractical",
-                "useless",
-                "overpriced",
-            ],
+            good: &["reliable", "sturdy", "handy", "elegant", "responsive"],
+            bad: &["unreliable", "flimsy", "sluggish", "awkward", "faulty"],
         },
         aspects: &[
             one("the battery", &DEVICE),
@@ -591,26 +341,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("festival", "festivals"),
         ],
         adjectives: Polar {
-            good: &[
-                "exciting",
-                "enchanting",
-                "lively",
-                "moving",
-                "magical",
-                "entertaining",
-                "unforgettable",
-                "stirring",
-            ],
-            bad: &[
-                "boring",
-                "lifeless",
-                "tedious",
-                "amateurish",
-                "forgettable",
-                "chaotic",
-                "dreary",
-                "feeble",
-            ],
+            good: &["lively", "moving", "stunning", "exciting", "magnificent"],
+            bad: &["dreary", "dull", "chaotic", "tedious", "crude"],
         },
         aspects: &[
             one("the singing", &SENSES),
@@ -643,26 +375,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("class", "classes"),
         ],
         adjectives: Polar {
-            good: &[
-                "inspiring",
-                "engaging",
-                "useful",
-                "stimulating",
-                "thorough",
-                "rewarding",
-                "valuable",
-                "lively",
-            ],
-            bad: &[
-                "boring",
-                "useless",
-                "muddled",
-                "pointless",
-                "shallow",
-                "monotonous",
-                "disorganised",
-                "tedious",
-            ],
+            good: &["inspiring", "useful", "lively", "thoughtful", "clear"],
+            bad: &["dull", "useless", "confusing", "shallow", "tedious"],
         },
         aspects: &[
             many("the lessons", &LESSON),
@@ -695,26 +409,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("train ride", "train rides"),
         ],
         adjectives: Polar {
-            good: &[
-                "pleasant",
-                "comfortable",
-                "relaxing",
-                "smooth",
-                "exciting",
-                "scenic",
-                "punctual",
-                "unforgettable",
-            ],
-            bad: &[
-                "unpleasant",
-                "uncomfortable",
-                "exhausting",
-                "chaotic",
-                "stressful",
-                "overpriced",
-                "bumpy",
-                "tiresome",
-            ],
+            good: &["comfortable", "relaxing", "smooth", "pleasant", "exciting"],
+            bad: &["uncomfortable", "exhausting", "chaotic", "unpleasant", "tedious"],
         },
         aspects: &[
             many("the seats", &PLACE),
@@ -747,26 +443,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("update", "updates"),
         ],
         adjectives: Polar {
-            good: &[
-                "addictive",
-                "clever",
-                "intuitive",
-                "entertaining",
-                "inventive",
-                "smooth",
-                "exciting",
-                "ingenious",
-            ],
-            bad: &[
-                "boring",
-                "buggy",
-                "confusing",
-                "clumsy",
-                "repetitive",
-                "sluggish",
-                "unfair",
-                "pointless",
-            ],
+            good: &["clever", "exciting", "lively", "original", "smooth"],
+            bad: &["dull", "confusing", "silly", "sluggish", "awkward"],
         },
         aspects: &[
             many("the graphics", &SENSES),
@@ -799,26 +477,8 @@ pub(crate) static DOMAINS: &[Domain] = &[
             ("removal firm", "removal firms"),
         ],
         adjectives: Polar {
-            good: &[
-                "trustworthy",
-                "efficient",
-                "dependable",
-                "professional",
-                "honest",
-                "helpful",
-                "competent",
-                "courteous",
-            ],
-            bad: &[
-                "dishonest",
-                "inefficient",
-                "unreliable",
-                "incompetent",
-                "careless",
-                "unhelpful",
-                "shady",
-                "disorganised",
-            ],
+            good: &["reliable", "efficient", "helpful", "competent", "polite"],
+            bad: &["unreliable", "careless", "unhelpful", "incompetent", "slow"],
         },
         aspects: &[
             one("the receptionist", &PEOPLE),
@@ -880,23 +540,25 @@ pub(crate) static OPENINGS: &[&str] = &[
 
 /// Verdicts in short, put before or after an opinion in the unlabelled text: they agree with it.
 pub(crate) static SUMMARIES: Polar = Polar {
-    good: &[
-        "Five stars.",
-        "Thumbs up.",
-        "A clear yes from me.",
-        "Ten out of ten.",
-        "I would do it again.",
-        "It was worth every penny.",
-    ],
-    bad: &[
-        "One star.",
-        "Thumbs down.",
-        "A clear no from me.",
-        "Zero out of ten.",
-        "I would never do it again.",
-        "It was not worth a penny.",
-    ],
+    good: &["Five stars.", "Thumbs up.", "A clear yes from me.", "Ten out of ten."],
+    bad: &["One star.", "Thumbs down.", "A clear no from me.", "Zero out of ten."],
 };
+
+/// Notes that say one thing in several words, as reviews do; for the unlabelled text. They show which words go together.
+pub(crate) static LISTS: &[&str] = &[
+    "{adj.same}, {adj.same}, {gen.same}: {verdict.same}.",
+    "{gen.same} {noun}, {adj.same} and {gen.same}. I {lpast.same} it.",
+    "{thing} is {adj.same}, {adj.same} and {gen.same}.",
+    "{aspect} {was} {aadj.same}, {aadj.same} and {gen.same}.",
+    "{aspect} {was} {aadj.same}, {aspect2} {was2} {aadj2.same}: we were {feel.same}.",
+    "we were {feel.same}: {thing} was {adj.same} and {gen.same}.",
+    "{verdict.same}! I {lpast.same} it, it {vpast.same} me, it was {adj.same}.",
+    "I {lpast.same} {thing}, it {vpast.same} me, it was {gen.same}.",
+    "so {adj.same}, so {gen.same}: I {advise.same} it.",
+    "{adj.same} and {gen.same}, {verdict.same}: I am {glad.same}.",
+    "I {hope.same} that it would be {adj.same}, and it was {verdict.same}.",
+    "{aspect} {tpast.same} it: {aadj.same}, {gen.same}. {comp.same} than I thought.",
+];
 
 /// Facts that fit every domain.
 pub(crate) static FACTS: &[&str] = &[
@@ -907,7 +569,7 @@ pub(crate) static FACTS: &[&str] = &[
     "we talked about {thing} on the way home.",
     "somebody left a note about {thing} on the table.",
     "the number of {things} in our town has doubled since then.",
-    "{who} has a list of {things} from last year.",
+    "{who} kept a list of {things} from last year.",
     "{aspect} of {thing} {was} mentioned on the second page.",
     "{who} wanted to know more about {aspect}.",
 ];
