@@ -38,8 +38,8 @@ pub struct Run<'a> {
     pub resume: bool,
     /// Files that make a checkpoint a whole model folder, such as the tokenizer: name and content.
     pub files: Vec<(String, Vec<u8>)>,
-    /// Set it to stop: after the batch under way a checkpoint of the last whole step is saved, and [`train`](crate::train) returns
-    /// [`Outcome::Interrupted`].
+    /// Set it to stop: after the batch under way a checkpoint of the last whole step is saved, and
+    /// [`train`](crate::train) returns [`Outcome::Interrupted`].
     pub stop: Arc<AtomicBool>,
     /// Evaluates the model. An error it returns after `stop` was set counts as an interruption.
     pub evaluate: Option<Box<Evaluate<'a>>>,
