@@ -1,4 +1,4 @@
-//! Draws one picture of each kind in each theme: `cargo run -p attn-viz --example gallery FOLDER`.
+//! Draws pictures of made-up numbers, of each kind and in each theme: `cargo run -p attn-viz --example gallery FOLDER`.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ fn loss(theme: Theme) -> LineChart {
     };
     LineChart {
         title: "Fine-tuning on the sample task".into(),
-        subtitle: "3,000 sentences, 2 layers of 128, batches of 32".into(),
+        subtitle: "made-up numbers".into(),
         x_label: "step".into(),
         y_label: "cross-entropy (nats)".into(),
         series: vec![raw, smooth, validation],
@@ -63,7 +63,7 @@ fn seeds(theme: Theme) -> LineChart {
     };
     LineChart {
         title: "Accuracy by training examples".into(),
-        subtitle: "mean of 5 seeds, band: one standard deviation".into(),
+        subtitle: "made-up numbers; band: one standard deviation".into(),
         x_label: "training examples".into(),
         y_label: "accuracy (%)".into(),
         series: vec![
@@ -86,7 +86,7 @@ fn accuracy(theme: Theme) -> BarChart {
     };
     BarChart {
         title: "Validation accuracy before and after fine-tuning".into(),
-        subtitle: "872 sentences of SST-2; whiskers: 95 % interval".into(),
+        subtitle: "made-up numbers; whiskers: 95 % interval".into(),
         y_label: "accuracy (%)".into(),
         y_range: Some((0., 100.)),
         bars: vec![
