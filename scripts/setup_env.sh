@@ -255,4 +255,6 @@ elif ! ready; then
     install
   fi
 fi
+# A disk that fills up while linking says so in pages. A first build with tests and checks takes 2.8 GB.
+if [ ! -d "${CARGO_TARGET_DIR:-target}/debug" ]; then check_disk . 3500 "the first build"; fi
 say "LibTorch $wanted is ready: $(cd .libtorch && pwd -P)"

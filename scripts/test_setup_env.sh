@@ -107,6 +107,7 @@ machine; fake uname 'case $1 in -s) echo FreeBSD ;; -m) echo amd64 ;; esac'; set
 machine; fake getconf 'exit 1'; setup; expect "no glibc" 1 'error: this Linux has no glibc'
 machine; fake df 'printf "Filesystem 1M-blocks Used Available Capacity Mounted\n/dev/x 9999 9500 499 95%% /\n"'
 setup -- cpu; expect "a disk that is too small" 1 'error: the disk is too small: .* 499 MB are free'
+setup LIBTORCH="$work/own"; expect "a disk that is too small to build" 1 'the first build takes 3500 MB'
 machine; setup LIBTORCH="$work/old"; expect "LIBTORCH of another version" 1 'it is LibTorch 2.10.0, 2.11.0 is needed'
 machine; setup LIBTORCH="$work/none"; expect "LIBTORCH that does not exist" 1 'there is no such folder'
 machine; setup LIBTORCH="$work/empty"; expect "LIBTORCH that is something else" 1 'it has no lib/libtorch_cpu'
