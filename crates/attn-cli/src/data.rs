@@ -45,13 +45,12 @@ impl Data {
             .with_context(|| format!("cannot find the classes of `{}`", spec.source))?;
         ensure!(
             classes.len() > 1,
-            "`{}` has {} class(es), expected at least 2",
-            spec.source,
-            classes.len()
+            "`{}` has the classes {classes:?}, expected at least two",
+            spec.source
         );
 
         let train_split = &spec.train_split;
-        let rows = read_split(spec, train_split, config.examples.limit, hub)?;
+        let rows = read_split(spec, train_split, config.examples.limit, hub)?.rows;
         let mut rest: Vec<usize> =
             (0..rows.len()).filter(|&row| rows[row].label.is_some()).collect();
         if rest.len() < rows.len() {
@@ -124,7 +123,7 @@ impl Data {
         hub: &Hub,
     ) -> Result<Vec<Encoded>> {
         let (spec, split) = (&config.data, &config.data.validation_split);
-        let rows = read_split(spec, split, config.examples.report_limit, hub).map_err(|error| {
+        let split_rows = read_split(spec, split, config.examples.report_limit, hub).map_err(|error| {
             match error.downcast_ref::<attn_data::Error>() {
                 Some(attn_data::Error::SplitNotFound { .. }) => error.context(
                     "there is nothing to report on\nhint: set `data.validation_split`, or cut a part off the train \
@@ -132,7 +131,8 @@ impl Data {
                 ),
                 _ => error,
             }
-        })?;
+        });
+        let rows = split_rows?.rows;
         ensure!(
             rows.iter().all(|row| row.label.is_some()),
             "some rows of split `{split}` have no label, so no accuracy can be reported on it\nhint: set \

@@ -22,7 +22,7 @@ use crate::{
     monitor::{count_rows, grouped},
     pretrain::convention,
     run_dir::{check_writable, device_name, write_json},
-    texts::{Folder, blocks, encode, masking, max_len, read_split},
+    texts::{Folder, Split, blocks, encode, masking, max_len, read_split},
 };
 
 /// The share of tokens that is hidden from a masked language model.
@@ -84,14 +84,14 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
     let split = args.split.as_deref().unwrap_or(&data.validation_split);
-    let rows = read_split(&data, split, args.limit, &hub)?;
+    let Split { rows, classes } = read(&data, split, args.limit, &folder, &hub)?;
     let max_len = max_len(args.max_len, &folder.config, &folder.tokenizer, "`--max-len`")?;
     let options =
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
     let model = load(args, &folder, &options)?;
 
     let (score, n_rows) = if data.label.is_some() {
-        check_classes(&data, &model)?;
+        check_classes(classes.as_deref(), &model)?;
         let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
         let rows = encode(&folder.tokenizer, &numbered, max_len, split)?;
         let mut progress = count_rows(rows.len(), &NEVER);
@@ -156,11 +156,34 @@ fn batching(args: &EvalArgs, folder: &Folder) -> Batching {
     Batching { batch_size: args.batch_size, pad_id, ..Batching::default() }
 }
 
+/// Reads the split. Where the data does not say what its classes are, they are the model's.
+fn read(
+    data: &DatasetSpec,
+    split: &str,
+    limit: Option<usize>,
+    folder: &Folder,
+    hub: &Hub,
+) -> Result<Split> {
+    use attn_data::Error::{ClassesNeeded, NoLabels};
+    let found = read_split(data, split, limit, hub);
+    match found.as_ref().map_err(|error| error.downcast_ref::<attn_data::Error>()) {
+        Err(Some(NoLabels { .. } | ClassesNeeded { .. })) => {
+            let data = DatasetSpec { classes: Some(folder.config.classes()), ..data.clone() };
+            read_split(&data, split, limit, hub)
+        }
+        _ => found,
+    }
+}
+
 /// Refuses a model whose classes stand in another order than the data's: every number would be wrong.
-fn check_classes(data: &DatasetSpec, model: &Model) -> Result<()> {
-    let (Some(of_data), Head::Classifier { .. }) = (&data.classes, model.config().head) else {
+fn check_classes(of_data: Option<&[String]>, model: &Model) -> Result<()> {
+    let (Some(of_data), Head::Classifier { .. }) = (of_data, model.config().head) else {
         return Ok(());
     };
+    // Classes that have numbers alone say nothing about their order.
+    if of_data.iter().all(|class| class.parse::<u32>().is_ok()) {
+        return Ok(());
+    }
     let of_model = model.config().classes();
     let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect::<Vec<_>>();
     let (a, b) = (lower(of_data), lower(&of_model));

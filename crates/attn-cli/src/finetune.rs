@@ -24,7 +24,7 @@ use crate::{
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{self, RunDir, SUMMARY_FILE},
-    settings::{Finetune, HeadChoice},
+    settings::{Finetune, HeadChoice, WeightsChoice},
     start::{Start, invocation, tokenizer_files},
     texts::{Folder, name_padding},
 };
@@ -38,6 +38,8 @@ struct Summary {
     name: String,
     /// The model it began with.
     base_model: String,
+    /// Its commit, where it came from the Hub.
+    base_model_commit: Option<String>,
     /// The data set.
     source: String,
     /// The rows reported on.
@@ -76,8 +78,13 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let config = &start.config;
-    let folder = Folder::open(&config.model, true, config.revision.as_deref(), &start.hub)?;
-    let data = Data::read(config, &folder, &start.hub)?;
+    let folder = Folder::open(
+        &config.model,
+        config.weights == WeightsChoice::Saved,
+        config.revision.as_deref(),
+        &start.hub,
+    )?;
+    let mut data = Data::read(config, &folder, &start.hub)?;
     tracing::info!(
         "`{}`: {} rows to train on, {} to choose the model by, {} to report on",
         config.data.source,
@@ -96,12 +103,15 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         pad_id: folder.tokenizer.fill_id(),
         ..Batching::default()
     };
+    start.listen()?;
     let Some(before) = score_before(&model, &data.report, &batching, &start)? else {
         return Ok(start.interrupted(0));
     };
     tracing::info!("before: accuracy {:.4} on {}", before.accuracy, data.report_split);
 
-    let outcome = fit(&mut model, &data, &folder, &batching, &start)?;
+    let n_train = data.train.len();
+    let train_rows = std::mem::take(&mut data.train);
+    let outcome = fit(&mut model, train_rows, &data.selection, &folder, &batching, &start)?;
     if outcome.outcome == attn_train::Outcome::Interrupted {
         return Ok(start.interrupted(outcome.step));
     }
@@ -112,9 +122,10 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let summary = Summary {
         name: config.name.clone(),
         base_model: config.model.clone(),
+        base_model_commit: folder.commit(),
         source: config.data.source.clone(),
         split: data.report_split.clone(),
-        n_train: data.train.len(),
+        n_train,
         n_selection: data.selection.len(),
         n_report: data.report.len(),
         max_len: data.max_len,
@@ -157,8 +168,17 @@ fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) 
             }
         };
         let options = LoadOptions { kind: Kind::Float, device, head, seed: config.train.seed };
-        let (mut model, report) = Model::load(&folder.path, &options)?;
-        say(&report);
+        let mut model = match config.weights {
+            WeightsChoice::Saved => {
+                let (model, report) = Model::load(&folder.path, &options)?;
+                say(&report);
+                model
+            }
+            WeightsChoice::Random => {
+                tracing::info!("the whole model has random weights");
+                Model::init(folder.config.clone(), &options)?
+            }
+        };
         if let Some(variant) = &config.attention {
             let layers = config.surgery.layers(model.layers().len());
             model.swap(&layers, variant, config.train.seed)?;
@@ -232,15 +252,15 @@ fn score_before(
 /// Trains.
 fn fit(
     model: &mut Model,
-    data: &Data,
+    rows: Vec<Encoded>,
+    selection: &[Encoded],
     folder: &Folder,
     batching: &Batching,
     start: &Start<Finetune>,
 ) -> Result<attn_train::Summary> {
     let config = &start.config.train;
-    let examples = Examples::new(data.train.clone(), config.plan()?, batching.pad_id, config.seed);
+    let examples = Examples::new(rows, config.plan()?, batching.pad_id, config.seed);
     let stop = Arc::clone(&start.stop);
-    let selection = &data.selection;
     let evaluate = move |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
         let scores = classify(model, selection, batching, &mut count_rows(selection.len(), &stop))?;
         let accuracy = scores.accuracy.ok_or("no row is labelled")?;

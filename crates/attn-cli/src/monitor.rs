@@ -25,17 +25,16 @@ pub(crate) const INTERRUPTED: u8 = 130;
 /// Time between lines where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
-/// A flag that the first Ctrl-C (or SIGTERM) sets. The second one ends the process at once.
-pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
+/// Lets the first Ctrl-C (or SIGTERM) set `stop`. The second one ends the process at once.
+pub(crate) fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<()> {
     for signal in [SIGINT, SIGTERM] {
         let register = || {
-            flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))?;
-            flag::register(signal, Arc::clone(&stop))
+            flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(stop))?;
+            flag::register(signal, Arc::clone(stop))
         };
         register().context("cannot listen for Ctrl-C")?;
     }
-    Ok(stop)
+    Ok(())
 }
 
 /// A bar on a terminal, a line now and then elsewhere, nothing with `--quiet`.

@@ -1,6 +1,7 @@
 //! `attn pretrain`: a language model from random weights.
 
 use std::{
+    fs,
     io::Write,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -12,7 +13,7 @@ use attn_data::{
     dataset::Example,
     hub::Hub,
     select::hold_out,
-    tokenizer::{Style, TextTokenizer, train_bpe},
+    tokenizer::{TextTokenizer, train_bpe},
 };
 use attn_eval::{Batching, Error as EvalError, LanguageScore, masked_token, next_token};
 use attn_train::{CausalLm, Examples, METRICS_FILE, MaskedLm, Metric, Objective, Run, train};
@@ -82,9 +83,6 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     // Before the data, which may take long: sizes that do not fit show at once.
     model_config(config, None)?;
     let (train_rows, held_rows) = read(config, &start.hub)?;
-    if !start.resume {
-        start.write_config()?;
-    }
     let tokenizer = tokenizer(&start, &train_rows)?;
     let model_config = model_config(config, Some(&tokenizer))?;
     let max_len =
@@ -114,8 +112,10 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     let mut model = init(config, model_config, start.device)?;
     if !start.resume {
+        start.write_config()?;
         start.dir.write_environment(&model)?;
     }
+    keep(&tokenizer, &start)?;
     let scorer = Scorer {
         held_out,
         batching: Batching {
@@ -127,6 +127,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         seed: config.train.seed,
         stop: Arc::clone(&start.stop),
     };
+    start.listen()?;
     let before = match start.dir.read_json(BEFORE_FILE)? {
         Some(before) => before,
         None => {
@@ -164,8 +165,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     start.save(&model, &tokenizer)?;
     let plots = start.dir.file("plots");
-    std::fs::create_dir_all(&plots)
-        .with_context(|| format!("cannot create `{}`", plots.display()))?;
+    fs::create_dir_all(&plots).with_context(|| format!("cannot create `{}`", plots.display()))?;
     plots::loss(
         &start.dir.file(METRICS_FILE),
         &format!("Pre-training on {}", plots::short(&summary.source)),
@@ -180,7 +180,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
 /// The rows to train on and the rows to score.
 fn read(config: &Pretrain, hub: &Hub) -> Result<(Vec<Example>, Vec<Example>)> {
     let (spec, examples) = (&config.data, &config.examples);
-    let rows = read_split(spec, &spec.train_split, examples.limit, hub)?;
+    let rows = read_split(spec, &spec.train_split, examples.limit, hub)?.rows;
     match examples.hold_out {
         Some(part) if is_nothing(part) => {
             anyhow::bail!(
@@ -198,7 +198,7 @@ fn read(config: &Pretrain, hub: &Hub) -> Result<(Vec<Example>, Vec<Example>)> {
                 "there is nothing to score the model on\nhint: set `data.validation_split`, or cut a part off the \
                  train split: examples.hold_out = 0.02",
             )?;
-            Ok((rows, held))
+            Ok((rows, held.rows))
         }
     }
 }
@@ -210,23 +210,28 @@ fn tokenizer(start: &Start<Pretrain>, rows: &[Example]) -> Result<TextTokenizer>
         return Ok(TextTokenizer::from_folder(&dir)?);
     }
     let choice = &start.config.tokenizer;
-    let tokenizer = match (&choice.from, choice.style, choice.vocab_size) {
-        (Some(from), ..) => open_tokenizer(from, &start.hub)?,
-        (None, style, vocab_size) => {
-            let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-            let max_length = start.config.examples.max_len;
-            let style = style.unwrap_or(Style::ByteLevel);
-            let tokenizer = train_bpe(&texts, vocab_size.unwrap_or_default(), style, max_length)
-                .context("cannot train a tokenizer")?;
-            tracing::info!("trained a vocabulary of {} tokens", grouped(tokenizer.vocab_size()));
-            tokenizer
-        }
-    };
+    if let Some(from) = &choice.from {
+        return open_tokenizer(from, &start.hub);
+    }
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    let max_length = start.config.examples.max_len;
+    let (style, vocab_size) = choice.trained(start.config.objective);
+    let tokenizer =
+        train_bpe(&texts, vocab_size, style, max_length).context("cannot train a tokenizer")?;
+    tracing::info!("trained a vocabulary of {} tokens", grouped(tokenizer.vocab_size()));
+    Ok(tokenizer)
+}
+
+/// Puts the tokenizer into the run's folder.
+fn keep(tokenizer: &TextTokenizer, start: &Start<Pretrain>) -> Result<()> {
+    let dir = start.dir.file(TOKENIZER_DIR);
+    if dir.is_dir() {
+        return Ok(());
+    }
     // Through a folder of another name, so that a kill leaves none that is half written.
     let draft = start.dir.file(".tokenizer");
     tokenizer.save(&draft)?;
-    std::fs::rename(&draft, &dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
-    Ok(TextTokenizer::from_folder(&dir)?)
+    fs::rename(&draft, &dir).with_context(|| format!("cannot create `{}`", dir.display()))
 }
 
 /// The config of the model to make: `[init]`, the vocabulary's size and special tokens, the head of the objective.
@@ -239,7 +244,7 @@ fn model_config(config: &Pretrain, tokenizer: Option<&TextTokenizer>) -> Result<
             Some(tokenizer) => name_tokens(&mut raw, tokenizer)?,
             None => {
                 raw.entry("vocab_size")
-                    .or_insert(Value::from(config.tokenizer.vocab_size.unwrap_or(8000)));
+                    .or_insert(Value::from(config.tokenizer.trained(config.objective).1));
             }
         }
         let mut made = Config::from_json(raw)?;

@@ -1,5 +1,7 @@
 //! The tables of a config. The doc comments here are the reference.
 
+use std::num::NonZeroU16;
+
 use anyhow::{Result, bail, ensure};
 use attn_core::Variant;
 use attn_data::{dataset::DatasetSpec, select::Part, tokenizer::Style};
@@ -9,6 +11,9 @@ use toml::Table;
 
 /// The share of the train split that chooses the model where the config says nothing.
 const DEFAULT_HOLD_OUT: Part = Part::Fraction(0.1);
+
+/// Tokens of a vocabulary to train where the config says nothing.
+const DEFAULT_VOCAB_SIZE: usize = 8000;
 
 /// A fine-tuning run: what `attn finetune` reads.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +25,8 @@ pub(crate) struct Finetune {
     pub(crate) model: String,
     /// Branch, tag or commit of a model from the Hub; `main` where absent.
     pub(crate) revision: Option<String>,
+    /// `saved`: those of the folder. `random`: made from its config.json alone, by the seed, to compare with.
+    pub(crate) weights: WeightsChoice,
     /// `new`: a new, random classifier in place of the model's head. `saved`: the classifier that the model ends in,
     /// to train it further.
     pub(crate) head: HeadChoice,
@@ -32,8 +39,21 @@ pub(crate) struct Finetune {
     /// What it is changed to, `kind` and the settings of that kind (`attn list` shows them); unchanged where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attention: Option<Variant>,
+    /// Processor threads that one operation may use; LibTorch's choice, usually one a core, where absent. A small model
+    /// is faster on one, above all where the machine has other work. Runs repeat bit for bit on as many threads alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) threads: Option<NonZeroU16>,
     /// How to train. `seed` is the run's one seed: it also draws the new head, the few shots and the rows held out.
     pub(crate) train: TrainConfig,
+}
+
+/// Which weights to begin with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WeightsChoice {
+    #[default]
+    Saved,
+    Random,
 }
 
 /// Which classifier to train.
@@ -81,6 +101,10 @@ impl Finetune {
         ensure!(
             !self.model.is_empty(),
             "`model` is not set\nhint: give a model folder or a Hub id: model = \"distilbert/distilbert-base-uncased\""
+        );
+        ensure!(
+            self.weights == WeightsChoice::Saved || self.head == HeadChoice::New,
+            "`weights` is `random` and `head` is `saved`: a head of random weights is a new one"
         );
         self.train.validate()?;
         self.data = self.data.resolved();
@@ -137,6 +161,10 @@ pub(crate) struct Pretrain {
     /// What it is changed to, as for fine-tuning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attention: Option<Variant>,
+    /// Processor threads that one operation may use; LibTorch's choice, usually one a core, where absent. A small model
+    /// is faster on one, above all where the machine has other work. Runs repeat bit for bit on as many threads alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) threads: Option<NonZeroU16>,
     /// How to train. `seed` is the run's one seed: it also draws the weights, the masks and the rows held out.
     pub(crate) train: TrainConfig,
 }
@@ -153,6 +181,7 @@ impl Default for Pretrain {
             examples: Examples::default(),
             surgery: Surgery::default(),
             attention: None,
+            threads: None,
             train: TrainConfig::default(),
         }
     }
@@ -212,14 +241,21 @@ impl Pretrain {
                 "`tokenizer.from` takes a tokenizer as it is: `style` and `vocab_size` are for training one"
             );
         } else {
-            let style = match self.objective {
-                ObjectiveChoice::Causal => Style::ByteLevel,
-                ObjectiveChoice::Masked => Style::WordPiece,
-            };
-            tokenizer.style.get_or_insert(style);
-            tokenizer.vocab_size.get_or_insert(8000);
+            let (style, vocab_size) = tokenizer.trained(self.objective);
+            (tokenizer.style, tokenizer.vocab_size) = (Some(style), Some(vocab_size));
         }
         Ok(self)
+    }
+}
+
+impl TokenizerChoice {
+    /// Style and size of the vocabulary to train.
+    pub(crate) fn trained(&self, objective: ObjectiveChoice) -> (Style, usize) {
+        let style = match objective {
+            ObjectiveChoice::Causal => Style::ByteLevel,
+            ObjectiveChoice::Masked => Style::WordPiece,
+        };
+        (self.style.unwrap_or(style), self.vocab_size.unwrap_or(DEFAULT_VOCAB_SIZE))
     }
 }
 
@@ -258,4 +294,90 @@ fn set_name(name: &mut String, default: &str) -> Result<()> {
         "`name` is `{name}`, expected letters, digits, `-`, `_` and `.`: it becomes part of a folder's name"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::config::Written;
+
+    /// Every file below `configs/<command>`.
+    fn configs(command: &str) -> Vec<std::path::PathBuf> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(command);
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    #[test]
+    fn every_config_says_what_it_shows_and_costs_and_is_complete() {
+        let mut n_files = 0;
+        for command in ["finetune", "pretrain"] {
+            for path in configs(command) {
+                let shown = path.display();
+                let text = fs::read_to_string(&path).unwrap();
+                let comment: String =
+                    text.lines().take_while(|line| line.starts_with('#')).collect();
+                assert!(comment.contains("Costs "), "{shown}");
+                let file = path.file_name().unwrap().to_string_lossy().into_owned();
+                let usual = format!("-- {command} configs/{command}/{file}");
+                let is_default =
+                    file == "default.toml" && comment.contains(&format!("-- {command}"));
+                assert!(
+                    comment.contains("#   cargo run") && (comment.contains(&usual) || is_default),
+                    "{shown}"
+                );
+
+                let written = Written::read(&path, &[]).unwrap();
+                match command {
+                    "finetune" => drop(written.parse::<Finetune>().unwrap().complete("x").unwrap()),
+                    _ => drop(written.parse::<Pretrain>().unwrap().complete("x").unwrap()),
+                }
+                n_files += 1;
+            }
+        }
+        assert!(n_files >= 3, "{n_files}");
+    }
+
+    #[test]
+    fn a_complete_config_is_written_in_full_and_reads_the_same() {
+        for path in configs("finetune") {
+            let first: Finetune = Written::read(&path, &[])
+                .unwrap()
+                .parse::<Finetune>()
+                .unwrap()
+                .complete("x")
+                .unwrap();
+            let text = toml::to_string(&first).unwrap();
+            let again = toml::from_str::<Finetune>(&text).unwrap().complete("y").unwrap();
+            assert_eq!(first, again);
+        }
+        for path in configs("pretrain") {
+            let first: Pretrain = Written::read(&path, &[])
+                .unwrap()
+                .parse::<Pretrain>()
+                .unwrap()
+                .complete("x")
+                .unwrap();
+            let text = toml::to_string(&first).unwrap();
+            let again = toml::from_str::<Pretrain>(&text).unwrap().complete("y").unwrap();
+            assert_eq!(first, again);
+        }
+    }
+
+    #[test]
+    fn what_follows_from_the_rest_is_filled_in() {
+        let parse = |text: &str| {
+            let text = format!("model = 'm'\n{text}");
+            toml::from_str::<Finetune>(&text).unwrap().complete("name").unwrap()
+        };
+        let usual = parse("data.source = 'sst2'");
+        assert_eq!(usual.examples.hold_out, Some(DEFAULT_HOLD_OUT));
+        assert_eq!(usual.train.select.as_deref(), Some("accuracy"));
+        assert_eq!((usual.name.as_str(), usual.data.source.as_str()), ("name", "stanfordnlp/sst2"));
+        let few = parse("data.source = 'sst2'\nexamples.few_shot = 8");
+        assert_eq!((few.examples.hold_out, few.train.select), (Some(Part::Count(0)), None));
+        let none = parse("data.source = 'sst2'\nexamples.hold_out = 0.0");
+        assert_eq!(none.train.select, None);
+    }
 }

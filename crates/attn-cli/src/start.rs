@@ -1,6 +1,7 @@
 //! What finetune and pretrain have in common: from arguments to a run that can begin or go on.
 
 use std::{
+    num::NonZeroU16,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
@@ -41,6 +42,9 @@ pub(crate) trait RunConfig: Serialize + DeserializeOwned + PartialEq {
     fn find_paths(&mut self, root: Option<&Path>);
 
     fn name(&self) -> &str;
+
+    /// Processor threads of one operation.
+    fn threads(&self) -> Option<NonZeroU16>;
 }
 
 impl RunConfig for Finetune {
@@ -58,6 +62,10 @@ impl RunConfig for Finetune {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn threads(&self) -> Option<NonZeroU16> {
+        self.threads
     }
 }
 
@@ -79,6 +87,10 @@ impl RunConfig for Pretrain {
     fn name(&self) -> &str {
         &self.name
     }
+
+    fn threads(&self) -> Option<NonZeroU16> {
+        self.threads
+    }
 }
 
 /// A run that can begin.
@@ -87,7 +99,7 @@ pub(crate) struct Start<C> {
     pub(crate) dir: RunDir,
     pub(crate) device: Device,
     pub(crate) hub: Hub,
-    /// Set by Ctrl-C.
+    /// Set by Ctrl-C, once [`Self::listen`] was called.
     pub(crate) stop: Arc<AtomicBool>,
     /// Whether the folder holds a run that was begun.
     pub(crate) resume: bool,
@@ -104,10 +116,12 @@ impl<C: RunConfig> Start<C> {
             let dir = RunDir::create(args.out.as_deref(), config.name())?;
             (config, dir)
         };
+        if let Some(threads) = config.threads() {
+            tch::set_num_threads(threads.get().into());
+        }
         let device = attn_torch::device(&args.device)?;
-        let stop = monitor::stop_flag()?;
         let hub = Hub::from_env().with_progress(progress_bar());
-        Ok(Self { config, dir, device, hub, stop, resume: args.resume })
+        Ok(Self { config, dir, device, hub, stop: Arc::default(), resume: args.resume })
     }
 
     /// Writes the complete config: from here on the folder holds a run.
@@ -234,6 +248,11 @@ pub(crate) fn tokenizer_files(tokenizer: &TextTokenizer) -> Result<Vec<(String, 
 }
 
 impl<C: RunConfig> Start<C> {
+    /// From here on Ctrl-C stops the run in an orderly way. Before, there is nothing to save, and it ends the process.
+    pub(crate) fn listen(&self) -> Result<()> {
+        monitor::stop_on_signals(&self.stop)
+    }
+
     /// Whether there is a checkpoint to go on from. A run that was stopped before its first one begins anew.
     pub(crate) fn has_checkpoint(&self) -> Result<bool> {
         let found = self.resume && !attn_train::checkpoint::list(self.dir.path())?.is_empty();

@@ -51,6 +51,15 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// The commit of a folder in the Hub's cache.
+    pub(crate) fn commit(&self) -> Option<String> {
+        let is_snapshot = self.path.parent()?.file_name()? == "snapshots";
+        is_snapshot
+            .then(|| self.path.file_name().map(|name| name.to_string_lossy().into_owned()))?
+    }
+}
+
 /// The tokenizer of a folder or Hub repository that need not hold weights.
 pub(crate) fn open_tokenizer(name: &str, hub: &Hub) -> Result<TextTokenizer> {
     let open =
@@ -94,17 +103,26 @@ pub(crate) fn max_len(
     }
 }
 
+/// Rows of a split in memory.
+pub(crate) struct Split {
+    pub(crate) rows: Vec<Example>,
+    /// The names of the classes by number, where they are known.
+    pub(crate) classes: Option<Vec<String>>,
+}
+
 /// Reads a split, or its first `limit` rows.
 pub(crate) fn read_split(
     spec: &DatasetSpec,
     split: &str,
     limit: Option<usize>,
     hub: &Hub,
-) -> Result<Vec<Example>> {
+) -> Result<Split> {
     ensure!(limit != Some(0), "a limit of 0 rows leaves nothing of split `{split}`");
-    let read = || -> Result<Vec<Example>> {
+    let read = || -> Result<Split> {
         let rows = dataset::open(spec, split, hub)?;
-        Ok(rows.take(limit.unwrap_or(usize::MAX)).collect::<attn_data::Result<_>>()?)
+        let classes = rows.classes().map(<[String]>::to_vec);
+        let rows = rows.take(limit.unwrap_or(usize::MAX)).collect::<attn_data::Result<_>>()?;
+        Ok(Split { rows, classes })
     };
     read().with_context(|| format!("cannot read split `{split}` of `{}`", spec.source))
 }

@@ -1,0 +1,245 @@
+//! `attn eval`: the numbers in OUT.json are those of the library, and of their definitions.
+
+mod common;
+
+use attn_core::{LoadOptions, Model, config::Head};
+use attn_data::{
+    batch::Encoded,
+    tokenizer::{Style, TextTokenizer},
+};
+use attn_eval::{Batching, classify, next_token};
+use common::{Place, edit_config, model_folder, rows, tokenizer, write_data};
+use serde_json::{Value, json};
+
+const CLASSES: Head = Head::Classifier { n_classes: 2 };
+const DATA: &str =
+    "--task data.csv --set data.text=review --set data.label=stars --set data.split_column=part";
+
+fn go_on(_: usize) -> std::ops::ControlFlow<()> {
+    std::ops::ControlFlow::Continue(())
+}
+
+fn load(place: &Place) -> (Model, TextTokenizer) {
+    let (model, _) = Model::load(&place.path("model"), &LoadOptions::default()).unwrap();
+    (model, TextTokenizer::from_folder(place.path("model")).unwrap())
+}
+
+#[test]
+fn a_classifier_gets_accuracy_counts_and_every_prediction() {
+    for base in ["distilbert", "gpt2"] {
+        let place = Place::new();
+        model_folder(&place, "model", base, CLASSES);
+        write_data(&place);
+
+        let ran = place.done(&format!("eval --model model {DATA} --out out/o.json"));
+
+        let found = place.json("out/o.json");
+        let (model, tokenizer) = load(&place);
+        let encoded: Vec<Encoded> = rows(64)[48..]
+            .iter()
+            .enumerate()
+            .map(|(index, (text, label))| Encoded {
+                ids: tokenizer.ids(text, true).unwrap(),
+                label: Some(*label as i64),
+                index,
+            })
+            .collect();
+        let expected = classify(&model, &encoded, &Batching::default(), &mut go_on).unwrap();
+        let accuracy = expected.accuracy.unwrap();
+        assert_eq!(found["accuracy"], serde_json::to_value(accuracy).unwrap(), "{base}");
+        assert_eq!(found["classes"], serde_json::to_value(&expected.classes).unwrap());
+        let close = |a: &Value, b: f64| (a.as_f64().unwrap() - b).abs() < 1e-6;
+        for (found, expected) in
+            found["predictions"].as_array().unwrap().iter().zip(&expected.predictions)
+        {
+            assert_eq!(found["index"], expected.index);
+            assert_eq!(found["predicted"], expected.predicted);
+            assert!(close(&found["probabilities"][1], expected.probabilities[1]));
+        }
+        assert_eq!((&found["n_rows"], &found["split"]), (&json!(16), &json!("validation")));
+        assert_eq!((&found["device"], &found["dtype"]), (&json!("cpu"), &json!("f32")));
+        assert!(
+            ran.stdout.contains(&format!("{} of 16 rows", accuracy.n_correct)),
+            "{}",
+            ran.stdout
+        );
+        assert!(ran.stdout.contains("negative") && ran.stdout.contains("95 % interval"));
+    }
+}
+
+#[test]
+fn splits_limits_batches_and_dtypes_do_what_they_say() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", CLASSES);
+    write_data(&place);
+    let accuracy = |arguments: &str| {
+        place.done(&format!("eval --model model {DATA} --out o.json {arguments}"));
+        place.json("o.json")
+    };
+
+    let train = accuracy("--split train --limit 10");
+    assert_eq!((&train["n_rows"], &train["limit"]), (&json!(10), &json!(10)));
+    assert_eq!(train["predictions"][9]["index"], 9);
+    let (one, many) = (accuracy("--batch-size 1"), accuracy("--batch-size 64"));
+    let loss = |report: &Value| report["accuracy"]["loss"].as_f64().unwrap();
+    assert!((loss(&one) / loss(&many) - 1.0).abs() < 1e-5);
+    let double = accuracy("--dtype f64");
+    assert!((loss(&double) / loss(&one) - 1.0).abs() < 1e-5);
+    assert_eq!(double["dtype"], "f64");
+    let random = accuracy("--init random --seed 4");
+    assert!(random["random_weights"] == true && loss(&random) != loss(&one));
+}
+
+#[test]
+fn rows_without_labels_get_predictions_alone() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", CLASSES);
+    place.write("test.csv", "text,label\nthe film was good,-1\nthe book was bad,-1\n");
+
+    let ran = place.done(
+        "eval --model model --task test.csv --split test --set data.label=label --out o.json",
+    );
+
+    let found = place.json("o.json");
+    assert_eq!(
+        (&found["accuracy"], found["predictions"].as_array().unwrap().len()),
+        (&Value::Null, 2)
+    );
+    assert!(ran.stdout.contains("no row is labelled"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_decoder_is_scored_on_joined_text_or_text_by_text() {
+    let place = Place::new();
+    model_folder(&place, "model", "gpt2", Head::LanguageModel);
+    let texts: Vec<String> = rows(30).into_iter().map(|(text, _)| text).collect();
+    place.write("lines.txt", &texts.join("\n"));
+    let (model, tokenizer) = load(&place);
+    let eos = tokenizer.eos_id().unwrap();
+    let ids: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.ids(text, true).unwrap()).collect();
+    let score = |rows: Vec<Vec<u32>>| {
+        let rows: Vec<Encoded> =
+            rows.into_iter().map(|ids| Encoded { ids, label: None, index: 0 }).collect();
+        next_token(&model, &rows, &Batching::default(), &mut go_on).unwrap()
+    };
+    let check = |arguments: &str, expected: attn_eval::LanguageScore| {
+        let ran = place.done(&format!(
+            "eval --model model --task lines.txt --split train --out o.json {arguments}"
+        ));
+        let found = &place.json("o.json")["language"];
+        assert_eq!(found["n_tokens"], expected.n_tokens);
+        let loss = found["loss_nats_per_token"].as_f64().unwrap();
+        assert!((loss / expected.loss_nats_per_token - 1.0).abs() < 1e-6, "{loss}");
+        assert!((found["perplexity"].as_f64().unwrap() / loss.exp() - 1.0).abs() < 1e-9);
+        assert_eq!(found["convention"], "next_token_within_row");
+        assert!(ran.stdout.contains("nats per token") && ran.stdout.contains("perplexity"));
+    };
+
+    let joined: Vec<u32> = ids.iter().flat_map(|ids| ids.iter().copied().chain([eos])).collect();
+    check("--max-len 20", score(joined.chunks(20).map(<[u32]>::to_vec).collect()));
+    check("--by-text", score(ids));
+}
+
+#[test]
+fn an_encoder_is_scored_on_hidden_tokens_by_seed() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", Head::LanguageModel);
+    let texts: Vec<String> = rows(30).into_iter().map(|(text, _)| text).collect();
+    place.write("lines.txt", &texts.join("\n"));
+    let score = |arguments: &str| {
+        let command =
+            format!("eval --model model --task lines.txt --split train --out o.json {arguments}");
+        place.done(&command);
+        place.json("o.json")
+    };
+
+    let first = score("");
+
+    assert_eq!(first["language"]["convention"], "masked_tokens");
+    assert_eq!((&first["mask_seed"], &first["language"]["n_rows"]), (&json!(0), &json!(30)));
+    let close = |a: &Value, b: &Value| {
+        let loss = |v: &Value| v["language"]["loss_nats_per_token"].as_f64().unwrap();
+        (loss(a) / loss(b) - 1.0).abs() < 1e-5
+    };
+    assert!(close(&score("--batch-size 3"), &first) && !close(&score("--seed 1"), &first));
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused_before_the_long_work() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", CLASSES);
+    model_folder(&place, "lm", "gpt2", Head::LanguageModel);
+    write_data(&place);
+    let eval = |rest: &str| format!("eval --out o.json {rest}");
+    let refused = |rest: &str, parts: &[&str]| {
+        let stderr = place.refused(&eval(rest), parts);
+        assert!(!place.path("o.json").exists());
+        stderr
+    };
+
+    refused(
+        &format!("--model none/at/all {DATA}"),
+        &["cannot use the model `none/at/all`", "there is no folder"],
+    );
+    place.write("empty/readme.txt", "");
+    refused(
+        &format!("--model empty {DATA}"),
+        &["cannot use the model `empty`", "no `config.json`", "hint:"],
+    );
+    refused("--model model --task sst3", &["`sst3`"]);
+    refused("--model model --task none.csv", &["there is no data file or folder `none.csv`"]);
+    refused(
+        "--model model --task data.csv --set data.text=revew --set data.split_column=part",
+        &["no column `revew`", "`review`"],
+    );
+    refused(&format!("--model model {DATA} --split tset"), &["tset"]);
+    refused(
+        "--model model --task data.csv --set data.txt=review",
+        &["unknown field `txt`", "did you mean `text`?"],
+    );
+    refused(&format!("--model lm {DATA}"), &["cannot score `lm`", "a classifier", "fine-tune it"]);
+    refused(
+        "--model model --task data.csv --set data.text=review --set data.split_column=part",
+        &["cannot score `model`", "encoder"],
+    );
+    refused(&format!("--model model {DATA} --max-len 33"), &["`--max-len` is 33", "32 positions"]);
+    refused(&format!("--model model {DATA} --limit 0"), &["a limit of 0 rows"]);
+
+    place.write("three.csv", "text,label,part\na,0,train\nc,2,train\nb,2,validation\n");
+    refused(
+        "--model model --task three.csv --set data.label=label --set data.split_column=part",
+        &["row 0 has label 2", "classes 0 to 1"],
+    );
+    let order = format!(r#"--model model {DATA} --set data.classes=["positive","negative"]"#);
+    refused(&order, &["the same in another order"]);
+    let names = format!(r#"--model model {DATA} --set data.classes=["bad","good"]"#);
+    assert!(place.done(&eval(&names)).stderr.contains("compared by number"));
+    std::fs::remove_file(place.path("o.json")).unwrap();
+
+    tokenizer(Style::ByteLevel).save(place.path("model")).unwrap();
+    refused(
+        &format!("--model model {DATA}"),
+        &["the tokenizer has ids up to", "`vocab_size` is 88"],
+    );
+    edit_config(&place, "lm", |config| {
+        config.shift_remove("n_head");
+        config.insert("n_head".into(), json!("four"));
+    });
+    refused(&format!("--model lm {DATA}"), &["cannot use the model `lm`", "`n_head`"]);
+}
+
+#[test]
+fn long_texts_are_cut_and_counted() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", CLASSES);
+    write_data(&place);
+
+    let ran = place.done(&format!("eval --model model {DATA} --max-len 6 --out o.json"));
+
+    assert!(ran.stderr.contains("were cut to 6 tokens; the longest has"), "{}", ran.stderr);
+    assert_eq!(place.json("o.json")["max_len"], 6);
+    place.refused(
+        &format!("eval --model model {DATA} --max-len 2 --out p.json"),
+        &["`max_len` is 2"],
+    );
+}

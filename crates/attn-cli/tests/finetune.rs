@@ -1,0 +1,453 @@
+//! `attn finetune`, from a model and a table of rows to a trained model, and what it refuses.
+
+mod common;
+
+use std::{
+    fs,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use attn_core::{LoadOptions, Model, config::Head};
+use attn_data::tokenizer::{Style, TextTokenizer};
+use common::{FINETUNE, Place, Ran, edit_config, model_folder, tokenizer, write_data};
+use serde_json::{Value, json};
+
+const WEIGHTS: &str = "model/model.safetensors";
+
+/// A model, data and a config that belong together.
+fn place(base: &str) -> Place {
+    let place = Place::new();
+    model_folder(&place, "model", base, Head::LanguageModel);
+    write_data(&place);
+    place.write("run.toml", FINETUNE);
+    place
+}
+
+fn accuracy(summary: &Value, when: &str) -> f64 {
+    summary[when]["accuracy"].as_f64().unwrap()
+}
+
+/// Lines of a JSONL file.
+fn lines(place: &Place, name: &str) -> Vec<Value> {
+    place.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_run_trains_reports_and_leaves_a_model_that_can_be_used() {
+    for base in ["distilbert", "gpt2"] {
+        let place = place(base);
+
+        let ran = place.done("finetune run.toml --out out");
+
+        for part in ["new head, with random weights", "step 0: accuracy", "the best so far"] {
+            assert!(ran.stderr.contains(part), "{base}: no `{part}` in {}", ran.stderr);
+        }
+        for part in ["before", "after", "95 % interval", "always `negative`", "what to try next"] {
+            assert!(ran.stdout.contains(part), "{base}: no `{part}` in {}", ran.stdout);
+        }
+        let summary = place.json("out/summary.json");
+        assert!(accuracy(&summary, "before") < 0.8, "{base}: {summary}");
+        assert!(accuracy(&summary, "after") >= 0.9, "{base}: {summary}");
+        assert_eq!(summary["majority_accuracy"], 0.5);
+        assert_eq!(
+            [&summary["n_train"], &summary["n_selection"], &summary["n_report"]],
+            [&json!(40), &json!(8), &json!(16)]
+        );
+        let predictions = lines(&place, "out/predictions.jsonl");
+        let right = predictions.iter().filter(|p| p["label"] == p["predicted"]).count();
+        assert_eq!((predictions.len(), json!(right)), (16, summary["after"]["n_correct"].clone()));
+        for picture in ["loss", "accuracy"] {
+            let bytes = place.bytes(&format!("out/plots/{picture}.png"));
+            assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 5000);
+        }
+        let env = place.json("out/env.json");
+        for field in ["commit", "libtorch", "device", "dtype", "threads", "cpu"] {
+            assert!(env.get(field).is_some(), "{field}");
+        }
+        assert_eq!(env["dtype"], "f32");
+
+        // The one evaluated is the one saved, and it can be scored like any other.
+        place.done(
+            "eval --model out/model --task data.csv --set data.text=review --set data.label=stars --set \
+             data.split_column=part --out eval.json",
+        );
+        let eval = place.json("eval.json");
+        assert_eq!(eval["accuracy"]["n_correct"], summary["after"]["n_correct"], "{base}");
+        let (model, report) =
+            Model::load(&place.path("out/model"), &LoadOptions::default()).unwrap();
+        assert!(report.fresh.is_empty() && report.dropped.is_empty());
+        assert_eq!(model.config().classes(), ["negative", "positive"]);
+        TextTokenizer::from_folder(place.path("out/model")).unwrap();
+    }
+}
+
+#[test]
+fn metrics_hold_every_evaluation_and_selection_leaves_the_report_alone() {
+    let place = place("distilbert");
+    place.done("finetune run.toml --out out --set train.eval_every=10");
+
+    let metrics = lines(&place, "out/metrics.jsonl");
+    let steps = |name: &str| -> Vec<u64> {
+        let of_name = metrics.iter().filter(|line| line["metric"] == name);
+        of_name.map(|line| line["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps("accuracy"), [0, 10, 20, 30]);
+    assert_eq!(steps("train_loss"), (1..=30).collect::<Vec<_>>());
+    assert!(metrics.iter().all(|line| line["seed"] == 3 && line.get("unit").is_some()));
+    // Eighths are the rows held out; the sixteen reported rows would give sixteenths.
+    for line in metrics.iter().filter(|line| line["metric"] == "accuracy") {
+        assert_eq!((line["value"].as_f64().unwrap() * 8.0).fract(), 0.0, "{line}");
+    }
+}
+
+#[test]
+fn the_written_config_repeats_the_run_bit_for_bit() {
+    let place = place("distilbert");
+    place.done(
+        "finetune run.toml --out a --set train.epochs=2 --set attention.kind=window --seed 9",
+    );
+
+    let config = place.read("a/config.toml");
+    for line in [
+        "seed = 9",
+        "epochs = 2",
+        "hold_out = 8",
+        "select = \"accuracy\"",
+        "kind = \"window\"",
+        "size = 32",
+        "warmup_ratio = 0.1",
+    ] {
+        assert!(config.contains(line), "no `{line}` in {config}");
+    }
+    place.done("finetune a/config.toml --out b");
+    assert_eq!(place.bytes(&format!("a/{WEIGHTS}")), place.bytes(&format!("b/{WEIGHTS}")));
+    assert_eq!(place.read("a/metrics.jsonl"), place.read("b/metrics.jsonl"));
+    assert_eq!(place.read("a/predictions.jsonl"), place.read("b/predictions.jsonl"));
+    let after_header = |text: String| text.split_once("\n\n").unwrap().1.to_owned();
+    assert_eq!(after_header(config), after_header(place.read("b/config.toml")));
+
+    place.done("finetune a/config.toml --out c --seed 10");
+    assert_ne!(place.bytes(&format!("a/{WEIGHTS}")), place.bytes(&format!("c/{WEIGHTS}")));
+}
+
+#[test]
+fn surgery_reaches_the_layers_it_names_and_the_folder_says_so() {
+    let place = place("gpt2");
+    let ran = place.done(
+        "finetune run.toml --out out --set train.epochs=1 --set attention.kind=window --set attention.size=4 --set \
+         surgery.layers=[1]",
+    );
+
+    assert!(ran.stderr.contains("attention `window` in layers [1]"), "{}", ran.stderr);
+    let config = place.json("out/model/config.json");
+    assert_eq!(config["model_type"], "attn_gpt2");
+    assert_eq!(config["attn"]["layers"][0]["kind"], "softmax");
+    assert_eq!(config["attn"]["layers"][1]["settings"], json!({"size": 4}));
+    assert_eq!(place.json("out/summary.json")["attention"], json!(["softmax", "window"]));
+}
+
+#[test]
+fn a_decoders_config_names_a_padding_token() {
+    let place = place("gpt2");
+    assert!(place.json("model/config.json").get("pad_token_id").is_none());
+
+    let ran = place.done("finetune run.toml --out out --set train.epochs=1");
+
+    assert!(
+        ran.stderr.contains("the config names no padding token; it now names 1"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(place.json("out/model/config.json")["pad_token_id"], 1);
+    assert!(
+        !place
+            .done("finetune run.toml --out b --set model=out/model --set train.epochs=1")
+            .stderr
+            .contains("padding token")
+    );
+}
+
+#[test]
+fn few_shots_take_the_last_model_and_hold_nothing_out() {
+    let place = place("distilbert");
+    place.write(
+        "few.toml",
+        "extends = 'run.toml'\n[examples]\nfew_shot = 4\nhold_out = 0\n[train]\nmax_steps = 5\n",
+    );
+
+    place.done("finetune few.toml --out out");
+
+    let summary = place.json("out/summary.json");
+    assert_eq!([&summary["n_train"], &summary["n_selection"]], [&json!(8), &json!(0)]);
+    assert_eq!([&summary["selected_step"], &summary["total_steps"]], [&json!(5), &json!(5)]);
+    assert!(lines(&place, "out/metrics.jsonl").iter().all(|line| line["metric"] != "accuracy"));
+}
+
+#[test]
+fn data_without_a_validation_split_can_be_cut() {
+    let place = place("distilbert");
+    let rows: Vec<String> =
+        common::rows(40).iter().map(|(text, label)| format!("{text},{label}")).collect();
+    place.write("one.csv", &format!("text,label\n{}\n", rows.join("\n")));
+    place.write(
+        "own.toml",
+        "model = 'model'\n[data]\nsource = 'one.csv'\nlabel = 'label'\n[train]\nepochs = 1\n",
+    );
+
+    place.refused(
+        "finetune own.toml --out out",
+        &["there is nothing to report on", "report_hold_out"],
+    );
+    place.done("finetune own.toml --out out --set examples.report_hold_out=0.25 --set examples.hold_out=0.1");
+
+    let summary = place.json("out/summary.json");
+    assert_eq!(
+        [&summary["n_train"], &summary["n_selection"], &summary["n_report"]],
+        [&json!(27), &json!(3), &json!(10)]
+    );
+    assert_eq!(summary["split"], "held out of train");
+    assert_eq!(summary["classes"][1]["name"], "1");
+}
+
+#[test]
+fn a_saved_head_is_trained_further_when_asked() {
+    let place = place("distilbert");
+    place.done("finetune run.toml --out a");
+    let ran = place.done(
+        "finetune run.toml --out b --set model=a/model --set head=saved --set train.epochs=1",
+    );
+
+    assert!(!ran.stderr.contains("new head"), "{}", ran.stderr);
+    let [a, b] = ["a", "b"].map(|run| place.json(&format!("{run}/summary.json")));
+    assert_eq!(b["before"]["n_correct"], a["after"]["n_correct"]);
+    place.refused(
+        "finetune run.toml --out c --set head=saved",
+        &["`head` is `saved`", "a language-model head", "2 classes"],
+    );
+}
+
+/// Starts a run and interrupts it once the file or folder `until` is there.
+fn interrupt(place: &Place, arguments: &str, until: &str) -> Ran {
+    let child =
+        place.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while !place.path(until).exists() {
+        assert!(started.elapsed() < Duration::from_secs(120), "`{until}` did not appear");
+        thread::sleep(Duration::from_millis(2));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    Ran::of(child.wait_with_output().unwrap())
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_very_same_end() {
+    let place = place("distilbert");
+    let config = "finetune run.toml --set train.epochs=30 --set train.checkpoint_every=20 --set train.eval_every=50";
+    place.done(&format!("{config} --out whole"));
+
+    let stopped =
+        interrupt(&place, &format!("{config} --out parts"), "parts/checkpoints/step-000020");
+
+    assert_eq!((stopped.code, stopped.stdout.as_str()), (130, ""), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("finetune --out parts --resume"), "{}", stopped.stderr);
+    assert!(!place.path("parts/summary.json").exists());
+    let again = place.done("finetune --out parts --resume");
+    assert!(again.stderr.contains("going on after step"), "{}", again.stderr);
+    for file in [WEIGHTS, "metrics.jsonl", "predictions.jsonl", "before.json"] {
+        assert!(
+            place.bytes(&format!("whole/{file}")) == place.bytes(&format!("parts/{file}")),
+            "{file} differs"
+        );
+    }
+    let [whole, parts] = ["whole", "parts"].map(|run| place.json(&format!("{run}/summary.json")));
+    for field in ["before", "after", "selected_step", "n_tokens", "train_loss", "selection"] {
+        assert_eq!(whole[field], parts[field], "{field}");
+    }
+
+    // Once more is no more than the table.
+    let weights =
+        fs::metadata(place.path(&format!("parts/{WEIGHTS}"))).unwrap().modified().unwrap();
+    let finished = place.done("finetune --out parts --resume");
+    assert!(finished.stderr.contains("has finished"), "{}", finished.stderr);
+    assert_eq!(finished.stdout, again.stdout);
+    let after = fs::metadata(place.path(&format!("parts/{WEIGHTS}"))).unwrap().modified().unwrap();
+    assert_eq!(weights, after);
+}
+
+#[test]
+fn a_run_is_resumed_with_its_own_settings_alone() {
+    let place = place("distilbert");
+    let stopped = interrupt(
+        &place,
+        "finetune run.toml --set train.epochs=200 --set train.checkpoint_every=5 --out out",
+        "out/checkpoints/step-000005",
+    );
+    assert_eq!(stopped.code, 130, "{}", stopped.stderr);
+
+    place.refused(
+        "finetune run.toml --set train.epochs=200 --set train.checkpoint_every=5 --set train.lr=1e-3 --out out --resume",
+        &["`train.lr` is 0.001 now and 0.01 by `out/config.toml`", "begin a new one"],
+    );
+    place.refused("finetune --seed 4 --out out --resume", &["`train.seed` is 4 now and 3"]);
+    place.refused("finetune run.toml --out out", &["`out` holds something already", "--resume"]);
+    place.refused("finetune --out none --resume", &["`none` holds no run"]);
+    place.write(
+        "out/config.toml",
+        &place.read("out/config.toml").replace("epochs = 200", "epochs = 1"),
+    );
+    let stderr =
+        place.refused("finetune --out out --resume", &["cannot resume", "`epochs` was 200"]);
+    assert!(stderr.contains("training failed"), "{stderr}");
+}
+
+#[test]
+fn runs_without_a_folder_get_one_by_date_and_name() {
+    let place = place("distilbert");
+    place.done("finetune run.toml --set train.max_steps=1");
+    place.done("finetune run.toml --set train.max_steps=1");
+
+    let mut names: Vec<String> = fs::read_dir(place.path("runs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 2);
+    assert!(names[0].starts_with("20") && names[0].ends_with("-run"), "{names:?}");
+    assert_eq!(names[1], format!("{}-2", names[0]));
+}
+
+#[test]
+fn mistakes_in_the_config_show_at_once_and_leave_nothing() {
+    let place = place("distilbert");
+    let refused = |arguments: &str, parts: &[&str]| {
+        let stderr = place.refused(&format!("finetune {arguments} --out out"), parts);
+        assert!(!place.path("out").exists(), "{stderr}");
+    };
+
+    refused(
+        "run.toml --set train.lrr=1",
+        &["cannot use `run.toml`", "unknown field `lrr`", "in `train`", "did you mean `lr`?"],
+    );
+    refused("run.toml --set train.lr=0", &["`lr` is 0, expected a number above 0"]);
+    refused("run.toml --set train.schedule=square", &["unknown variant `square`", "`cosine`"]);
+    refused("run.toml --set train", &["cannot apply `--set train`", "there is no `=`"]);
+    refused(
+        "run.toml --set attention.kind=windw",
+        &["unknown variant `windw`", "did you mean `window`?"],
+    );
+    refused("run.toml --set surgery.layers=[0]", &["nothing says what to put there", "attn list"]);
+    refused("run.toml --set name=a/b", &["`name` is `a/b`"]);
+    refused(
+        "run.toml --set examples.few_shot=2",
+        &["`examples.few_shot` and `examples.hold_out` are both set"],
+    );
+    refused(
+        "run.toml --set examples.hold_out=0 --set train.select=accuracy",
+        &["no rows are held out to choose by"],
+    );
+    refused("run.toml --device gpu", &["`gpu`"]);
+    refused("none.toml", &["cannot read `none.toml`"]);
+    place.write("no.toml", "model =");
+    refused("no.toml", &["`no.toml` is not TOML", "line 1"]);
+    place.write("no.toml", "[data]\nsource = 'data.csv'\nlabel = 'stars'");
+    refused("no.toml", &["`model` is not set", "hint:"]);
+    place.write("no.toml", "objective = 'causal'\n[init]\nmodel_type = 'gpt2'");
+    refused("no.toml", &["a config for `pretrain`, not for `finetune`"]);
+    place.refused("pretrain run.toml --out out", &["a config for `finetune`, not for `pretrain`"]);
+}
+
+#[test]
+fn what_model_and_data_lack_is_refused_by_name_before_training() {
+    let place = place("distilbert");
+    let refused = |arguments: &str, parts: &[&str]| {
+        place.refused(&format!("finetune run.toml --out out {arguments}"), parts);
+        assert!(!place.path("out").exists(), "{arguments}");
+    };
+
+    refused("--set model=none/at/all", &["cannot use the model `none/at/all`"]);
+    refused("--set model=owner/name", &["owner/name", "offline mode forbids"]);
+    refused("--set data.source=none.csv", &["`none.csv`"]);
+    refused("--set data.text=revew", &["no column `revew`", "did you mean `review`?"]);
+    refused("--set data.label=star", &["no column `star`"]);
+    refused("--set data.validation_split=tset", &["tset", "report_hold_out"]);
+    refused("--set data.train_split=tain", &["tain"]);
+    refused(
+        r#"--set data.classes=["only"]"#,
+        &["has the classes [\"only\"], expected at least two"],
+    );
+    refused(
+        r#"--set data.classes=["a","b"] --set data.label=review"#,
+        &["label `the film", "`a`, `b`"],
+    );
+    refused("--set examples.max_len=33", &["`examples.max_len` is 33", "32 positions"]);
+    refused(
+        "--set examples.hold_out=48",
+        &["cannot use `examples.hold_out`", "cannot hold out 48 of 48"],
+    );
+    refused(
+        "--set examples.hold_out=0 --set examples.few_shot=25",
+        &["cannot use `examples.few_shot`", "fewer than the 25 per class"],
+    );
+    place.write("empty.csv", "review,stars,part\n");
+    refused("--set data.source=empty.csv", &["no rows"]);
+
+    tokenizer(Style::ByteLevel).save(place.path("model")).unwrap();
+    refused("", &["the tokenizer has ids up to", "`vocab_size`"]);
+    tokenizer(Style::WordPiece).save(place.path("model")).unwrap();
+
+    // From here on the folder holds the config: the model is loaded last.
+    let later = |arguments: &str, parts: &[&str]| {
+        place.refused(&format!("finetune run.toml {arguments}"), parts);
+    };
+    later("--set attention.kind=window --set surgery.layers=[2]", &["layer 2 is out of range"]);
+    later("--set train.freeze=[\"*.nothing\"]", &["`*.nothing` matches no parameter"]);
+    fs::write(place.path("model/model.safetensors"), b"torn").unwrap();
+    later("", &["cannot use the model `model`", "model.safetensors"]);
+    edit_config(&place, "model", |config| {
+        config.insert("model_type".into(), json!("t5"));
+    });
+    later("", &["`model_type` is `t5`"]);
+}
+
+#[test]
+fn random_weights_are_the_control_of_pretrained_ones() {
+    let place = place("distilbert");
+    fs::remove_file(place.path("model/model.safetensors")).unwrap();
+
+    place.refused(
+        "finetune run.toml --out out",
+        &["cannot use the model `model`", "model.safetensors"],
+    );
+    let ran = place.done("finetune run.toml --out b --set weights=random --set train.max_steps=2");
+
+    assert!(ran.stderr.contains("the whole model has random weights"), "{}", ran.stderr);
+    assert!(place.path("b/model/model.safetensors").exists());
+}
+
+#[test]
+fn unlabelled_rows_and_cut_texts_are_counted_and_said() {
+    let place = place("distilbert");
+    let text = place.read("data.csv").replacen(",0,train", ",-1,train", 3);
+    place.write("data.csv", &text);
+
+    let ran =
+        place.done("finetune run.toml --out out --set examples.max_len=6 --set train.max_steps=1");
+
+    assert!(ran.stderr.contains("3 of 48 rows of split `train` have no label"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("were cut to 6 tokens"), "{}", ran.stderr);
+    let summary = place.json("out/summary.json");
+    assert_eq!([&summary["n_train"], &summary["max_len"]], [&json!(37), &json!(6)]);
+}
+
+#[test]
+fn data_goes_to_stdout_and_quiet_silences_the_rest() {
+    let place = place("distilbert");
+    let ran = place.done("finetune run.toml --out out --set train.max_steps=2 -q");
+    assert_eq!(ran.stderr, "");
+    assert!(ran.stdout.contains("accuracy"));
+    let loud = place.done("finetune run.toml --out b --set train.max_steps=2 -v");
+    assert!(loud.stderr.contains("padding_changes_nothing held"), "{}", loud.stderr);
+}
