@@ -182,7 +182,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// The run's folder, new or empty; runs/<date>-<name> where not given
+    /// The run's folder, new or empty; runs/DATE-NAME where not given
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 
