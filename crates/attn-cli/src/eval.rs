@@ -248,7 +248,7 @@ fn score_language(
         convention(&language)
     )?;
     let rows_are = if packs {
-        "texts joined and cut into blocks of max_len"
+        "joined and cut into blocks of max_len"
     } else {
         "one text each, cut to max_len"
     };

@@ -166,7 +166,9 @@ fn say_cut(n_cut: usize, n_rows: usize, max_len: usize, longest: usize, split: &
 
 /// Joins texts and cuts them into blocks of `block` tokens, the last one shorter, for causal language models.
 ///
-/// Texts are set apart by what the tokenizer puts around each; where that is nothing, by its end-of-text token.
+/// Rows that end in a line break, as WikiText's, are lines of one running text and are joined as they are. Other rows
+/// are texts of their own, set apart by what the tokenizer puts around each; where that is nothing, by its end-of-text
+/// token; where it has none, by a line break.
 pub(crate) fn blocks(
     tokenizer: &TextTokenizer,
     rows: &[Example],
@@ -176,14 +178,20 @@ pub(crate) fn blocks(
         block >= 2,
         "a block of {block} token(s) has nothing to predict\nhint: expected at least 2"
     );
+    let is_running = rows.iter().all(|row| row.text.is_empty() || row.text.ends_with('\n'));
+    let options = EncodeOptions { add_special_tokens: !is_running, ..EncodeOptions::default() };
+    let around = tokenizer.ids("", !is_running)?;
+    let between = match tokenizer.eos_id() {
+        _ if is_running || !around.is_empty() => Vec::new(),
+        Some(eos) => vec![eos],
+        None => tokenizer.ids("\n", false)?,
+    };
     let inputs: Vec<Input<'_>> = rows.iter().map(|row| row.text.as_str().into()).collect();
-    let texts = tokenizer.encode(&inputs, &EncodeOptions::default()).context("cannot tokenize")?;
-    let around = tokenizer.ids("", true)?;
-    let end = tokenizer.eos_id().filter(|_| around.is_empty());
+    let texts = tokenizer.encode(&inputs, &options).context("cannot tokenize")?;
     let mut stream = Vec::new();
     for ids in texts.ids.iter().filter(|ids| **ids != around) {
         stream.extend_from_slice(ids);
-        stream.extend(end);
+        stream.extend_from_slice(&between);
     }
     let blocks: Vec<Encoded> = stream
         .chunks(block)
@@ -227,4 +235,48 @@ pub(crate) fn name_padding(model: &mut Model, tokenizer: &TextTokenizer) {
     };
     tracing::info!("the config names no padding token; it now names {id}, {why}");
     model.config_mut().set_pad_token_id(id.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use attn_data::tokenizer::{Style, train_bpe};
+
+    use super::*;
+
+    fn stream(style: Style, texts: &[&str], block: usize) -> (TextTokenizer, Vec<Vec<u32>>) {
+        let tokenizer = train_bpe(&["a b c a b c"], 300, style, None).unwrap();
+        let row = |text: &&str| Example { text: (*text).to_owned(), pair: None, label: None };
+        let rows: Vec<Example> = texts.iter().map(row).collect();
+        let blocks = blocks(&tokenizer, &rows, block).unwrap();
+        assert!(blocks.iter().enumerate().all(|(i, row)| row.index == i && row.label.is_none()));
+        (tokenizer, blocks.into_iter().map(|row| row.ids).collect())
+    }
+
+    #[test]
+    fn texts_are_set_apart_and_lines_of_running_text_are_not() {
+        let (tokenizer, blocks) = stream(Style::ByteLevel, &["a b", "", "c"], 100);
+        let eos = tokenizer.eos_id().unwrap();
+        let [ab, c] = ["a b", "c"].map(|text| tokenizer.ids(text, false).unwrap());
+        assert_eq!(blocks, [[ab, vec![eos], c, vec![eos]].concat()]);
+
+        let (tokenizer, blocks) = stream(Style::ByteLevel, &["a b\n", "", "c\n"], 100);
+        assert_eq!(blocks.concat(), tokenizer.ids("a b\nc\n", false).unwrap());
+
+        let (tokenizer, blocks) = stream(Style::WordPiece, &["a b", "", "c"], 100);
+        let [ab, c] = ["a b", "c"].map(|text| tokenizer.ids(text, true).unwrap());
+        assert_eq!(blocks, [[ab, c].concat()], "what stands around a text sets it apart");
+    }
+
+    #[test]
+    fn a_block_of_one_token_predicts_nothing_and_is_left_out() {
+        let (_, blocks) = stream(Style::WordPiece, &["a b c", "a"], 4);
+
+        assert_eq!(blocks.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
+        let (_, blocks) = stream(Style::WordPiece, &["a b c", "a b"], 4);
+        assert_eq!(
+            blocks.iter().map(Vec::len).collect::<Vec<_>>(),
+            [4, 4],
+            "the ninth stands alone"
+        );
+    }
 }
