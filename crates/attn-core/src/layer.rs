@@ -358,6 +358,11 @@ impl AttnLayer {
         if decoding {
             return refuse("a decoding state holds the keys of one sequence");
         }
+        if self.kind.masks() == Masks::Contiguous {
+            return refuse(
+                "it works on distances within one sequence\nhint: use `softmax` in this layer",
+            );
+        }
         if source.mask.causal() {
             return refuse(
                 "the source's mask is causal, while the two sequences have no common order",

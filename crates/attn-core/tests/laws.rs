@@ -94,6 +94,43 @@ fn settings_survive_json_and_defaults_fill_in() {
 }
 
 #[test]
+fn a_regrouped_kind_is_the_kind_built_for_the_groups() {
+    for variant in with_settings() {
+        let whole = Probe::new(8, [2, 20, 20], 4, 4, true);
+        let groups = [vec![0i64, 2], vec![1, 3]]; // not neighbours: query heads 0 and 2 read the first
+        let merge = |x: &Tensor| {
+            let mean = |group: &Vec<i64>| {
+                x.index_select(1, &Tensor::from_slice(group)).mean_dim(
+                    [1i64].as_slice(),
+                    true,
+                    Kind::Double,
+                )
+            };
+            Tensor::cat(&groups.iter().map(mean).collect::<Vec<_>>(), 1)
+        };
+        let mut grouped =
+            Probe { k: merge(&whole.k), v: merge(&whole.v), ..whole.to(Kind::Double, Device::Cpu) };
+        grouped.dims.n_kv_heads = 2;
+        grouped.dims.kv_of_head = vec![0, 1, 0, 1];
+
+        let mut kind = built(&variant, &whole);
+        kind.regroup_kv(&groups, &grouped.dims).unwrap();
+
+        let mask = Mask::new(true);
+        let expected = built(&variant, &grouped).forward(&grouped.input(&mask));
+        assert_close(variant.name(), &kind.forward(&grouped.input(&mask)), &expected, 1e-12);
+        let repeated = grouped.dims.expand_kv(&grouped.k);
+        let by_head = Probe {
+            k: repeated,
+            v: grouped.dims.expand_kv(&grouped.v),
+            ..whole.to(Kind::Double, Device::Cpu)
+        };
+        let plain = built(&variant, &by_head).forward(&by_head.input(&mask));
+        assert_close(variant.name(), &expected, &plain, 1e-12);
+    }
+}
+
+#[test]
 fn a_window_as_long_as_the_text_is_softmax() {
     let probe = Probe::new(5, [2, 40, 40], 4, 2, true);
     let mask = Mask::new(true);
@@ -217,7 +254,6 @@ fn rolling_serves_left_padding_as_no_padding() {
 fn with_settings() -> Vec<Variant> {
     let mut variants = Variant::all();
     variants.push(Variant::Window(variants::window::Config { size: NonZeroU32::new(5).unwrap() }));
-    variants.push(Variant::Gated(variants::gated::Config {}));
     variants
 }
 

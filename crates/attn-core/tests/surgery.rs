@@ -1,5 +1,7 @@
 //! Whole models: swapped, cut, gated, decoded, saved and loaded again.
 
+mod common;
+
 use std::num::NonZeroU32;
 
 use attn_core::{
@@ -453,6 +455,64 @@ fn a_layer_attends_to_another_sequence_under_its_own_mask() {
         let (expected, _) = naive_attention(&probe, |_, _| true);
         assert_close("z", &tap.z[0].narrow(0, example, 1), &expected, 1e-12);
     }
+}
+
+#[test]
+fn another_sequence_is_served_or_refused_by_every_kind() {
+    let (hidden, other) = (randn(21, &[2, 5, 24]), randn(22, &[2, 7, 24]));
+    let keep = Tensor::from_slice(&[1i64, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0]).view([2, 7]);
+    let (own_mask, source_mask) = (Mask::new(false), Mask::with_keep(false, &keep));
+    for variant in Variant::all() {
+        let mut model = model("bert");
+        model.swap(&[0], &variant, 1).unwrap();
+        let mut tap = Tap::default();
+        let mut pass = LayerPass {
+            mask: &own_mask,
+            positions: &Tensor::arange(5, (Kind::Int64, Device::Cpu)).repeat([2, 1]),
+            rotary: None,
+            gate: None,
+            train: false,
+            stream: Default::default(),
+            source: Some(Source { hidden: &other, mask: &source_mask }),
+            state: None,
+            tap: &mut tap,
+        };
+        match model.layers()[0].forward(&hidden, &mut pass) {
+            Ok(out) => assert_eq!(out.size(), [2, 5, 24], "{variant:?}"),
+            Err(error @ Error::Refused { .. }) => {
+                assert!(error.to_string().contains(variant.name()), "{error}");
+                assert_eq!(variant.name(), "window");
+            }
+            Err(error) => panic!("{variant:?}: {error}"),
+        }
+    }
+}
+
+/// What the folder's type is for. Needs Python with transformers, named by `ATTN_TEST_PYTHON`.
+#[test]
+fn transformers_refuses_a_swapped_folder_and_loads_a_plain_one() {
+    let Ok(python) = std::env::var("ATTN_TEST_PYTHON") else {
+        return common::skipped(
+            "transformers_refuses_a_swapped_folder",
+            "ATTN_TEST_PYTHON names no Python",
+        );
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let auto = |folder: &std::path::Path| {
+        let code = "import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])";
+        let output =
+            std::process::Command::new(&python).args(["-c", code]).arg(folder).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let mut model = model("gpt2");
+    let plain = dir.path().join("plain");
+    model.save(&plain, &WriteOptions::default()).unwrap();
+    assert!(auto(&plain).0, "{}", auto(&plain).1);
+    model.swap(&[1], &window(5), 1).unwrap();
+    let swapped = dir.path().join("swapped");
+    model.save(&swapped, &WriteOptions::default()).unwrap();
+    let (loads, said) = auto(&swapped);
+    assert!(!loads && said.contains("attn_gpt2"), "{said}");
 }
 
 #[test]
