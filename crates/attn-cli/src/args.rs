@@ -19,7 +19,13 @@ HF_TOKEN and HF_ENDPOINT mean what they mean to the Hub's own tools.";
 
 /// Attention surgery on pretrained transformers: load one, change its attention, fine-tune it, measure it.
 #[derive(Debug, Parser)]
-#[command(name = "attn", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(
+    name = "attn",
+    version,
+    about = "Change the attention of a pretrained transformer, and know exactly what that did.",
+    after_help = EXAMPLES,
+    arg_required_else_help = true
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,

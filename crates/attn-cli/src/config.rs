@@ -61,7 +61,10 @@ fn read_extended(path: &Path, above: &mut Vec<PathBuf>) -> Result<Table> {
     let shown = path.display();
     let real = path.canonicalize().with_context(|| format!("cannot read `{shown}`"))?;
     if above.contains(&real) {
-        bail!("`{shown}` extends itself, by way of {} other file(s)", above.len() - 1);
+        match above.len() - 1 {
+            0 => bail!("`{shown}` extends itself"),
+            others => bail!("`{shown}` extends itself, by way of {others} other file(s)"),
+        }
     }
     above.push(real);
     let text = fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;

@@ -205,7 +205,7 @@ fn gpus() -> (Vec<Check>, Vec<Device>) {
         }
         Err(error) => {
             let (problem, fix) = explain(&error, "run `scripts/setup_env.sh cuda`");
-            checks.push(Check::warn(
+            checks.push(Check::fail(
                 "CUDA",
                 format!("{found}, but the GPU is left idle: {problem}"),
                 fix,
@@ -315,26 +315,31 @@ fn hub(config: &HubConfig) -> Vec<Check> {
         true if config.cache.is_dir() => Check::ok("hub", "offline: the cache alone answers"),
         true => {
             let found = format!("offline, and there is no cache at {}", config.cache.display());
-            Check::warn("hub", found, "unset HF_HUB_OFFLINE, or point HF_HUB_CACHE at a cache")
+            Check::fail("hub", found, "unset HF_HUB_OFFLINE, or point HF_HUB_CACHE at a cache")
         }
     };
     let fix = "set HF_HOME or HF_HUB_CACHE to a folder that you may write";
-    vec![access, folder("hub cache", &config.cache, fix)]
+    // Offline a cache is only read: one that is shared and write-protected is as it should be.
+    let cache = match config.offline && config.cache.is_dir() {
+        true => Check::ok("hub cache", format!("{}, to read", config.cache.display())),
+        false => folder("hub cache", &config.cache, fix),
+    };
+    vec![access, cache]
 }
 
 /// Whether a folder, or the nearest one above that exists, can be written, and how much fits.
 fn folder(about: &str, path: &Path, fix: &str) -> Check {
     let shown = path.display();
     let Some(existing) = path.ancestors().find(|folder| folder.exists()) else {
-        return Check::warn(about, format!("{shown} has no root that exists"), fix);
+        return Check::fail(about, format!("{shown} has no root that exists"), fix);
     };
     let state = if existing == path { "" } else { ", made when first used" };
     if !existing.is_dir() {
-        return Check::warn(about, format!("{} is no folder", existing.display()), fix);
+        return Check::fail(about, format!("{} is no folder", existing.display()), fix);
     }
     // Trying tells more than permissions do: read-only mounts, quotas, other users' rules.
     if let Err(error) = tempfile::NamedTempFile::new_in(existing) {
-        return Check::warn(about, format!("{shown} cannot be written: {}", error.kind()), fix);
+        return Check::fail(about, format!("{shown} cannot be written: {}", error.kind()), fix);
     }
     match free_bytes(existing) {
         Some(free) if free < GIB => {
@@ -414,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_that_cannot_be_written_are_warned_of_and_missing_ones_are_made_later() {
+    fn folders_that_cannot_be_written_fail_and_missing_ones_are_made_later() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("file");
         fs::write(&file, "x").unwrap();
@@ -428,7 +433,7 @@ mod tests {
         assert_eq!(later.verdict, Verdict::Ok);
         assert!(later.found.ends_with("made when first used"), "{later}");
         assert!(!temp.path().join("a").exists(), "a doctor leaves no folders behind");
-        assert_eq!(blocked.verdict, Verdict::Warn);
+        assert_eq!(blocked.verdict, Verdict::Fail);
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nor files");
     }
 
@@ -442,11 +447,11 @@ mod tests {
     }
 
     #[test]
-    fn offline_without_a_cache_is_warned_of() {
+    fn offline_without_a_cache_fails() {
         let config =
             HubConfig { offline: true, cache: "/nowhere/at/all".into(), ..HubConfig::default() };
 
-        assert_eq!(hub(&config)[0].verdict, Verdict::Warn);
+        assert_eq!(hub(&config)[0].verdict, Verdict::Fail);
     }
 
     #[test]

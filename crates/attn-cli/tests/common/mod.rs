@@ -66,6 +66,8 @@ impl Place {
             command.env_remove(name);
         });
         command.env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1");
+        // Tests run side by side: several threads each would wait for one another.
+        command.env("OMP_NUM_THREADS", "1");
         command
     }
 
