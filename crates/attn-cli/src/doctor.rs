@@ -315,7 +315,7 @@ fn hub(config: &HubConfig) -> Vec<Check> {
         true if config.cache.is_dir() => Check::ok("hub", "offline: the cache alone answers"),
         true => {
             let found = format!("offline, and there is no cache at {}", config.cache.display());
-            Check::fail("hub", found, "unset HF_HUB_OFFLINE, or point HF_HUB_CACHE at a cache")
+            Check::warn("hub", found, "unset HF_HUB_OFFLINE, or point HF_HUB_CACHE at a cache")
         }
     };
     let fix = "set HF_HOME or HF_HUB_CACHE to a folder that you may write";
@@ -447,11 +447,11 @@ mod tests {
     }
 
     #[test]
-    fn offline_without_a_cache_fails() {
+    fn offline_without_a_cache_is_warned_of() {
         let config =
             HubConfig { offline: true, cache: "/nowhere/at/all".into(), ..HubConfig::default() };
 
-        assert_eq!(hub(&config)[0].verdict, Verdict::Fail);
+        assert_eq!(hub(&config)[0].verdict, Verdict::Warn);
     }
 
     #[test]

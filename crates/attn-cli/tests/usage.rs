@@ -76,6 +76,19 @@ fn doctor_finds_this_machine_fit() {
 }
 
 #[test]
+fn doctor_fails_with_the_fix_where_something_is_off() {
+    let place = Place::new();
+    std::fs::write(place.path("file"), "no folder").unwrap();
+    let mut command = place.command("doctor");
+    command.env_remove("HF_HUB_OFFLINE").env("HF_HUB_CACHE", place.path("file").join("hub"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let line = said.lines().find(|line| line.contains("hub cache")).unwrap();
+    assert!(line.contains("FAIL") && line.contains("set HF_HOME or HF_HUB_CACHE"), "{line}");
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_error() {
     use std::process::Stdio;
 
