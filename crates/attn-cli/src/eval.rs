@@ -84,13 +84,13 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
     let split = args.split.as_deref().unwrap_or(&data.validation_split);
+    let Split { rows, classes } = read(&data, split, args.limit, &folder, &hub)?;
     let is_classifier = matches!(folder.config.head, Head::Classifier { .. });
     ensure!(
         data.label.is_some() || !is_classifier,
         "`{}` is a classifier, and `data.label` is not set\nhint: name the column of the classes: --set data.label=COLUMN",
         args.model
     );
-    let Split { rows, classes } = read(&data, split, args.limit, &folder, &hub)?;
     let max_len = max_len(args.max_len, &folder.config, &folder.tokenizer, "`--max-len`")?;
     let options =
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };

@@ -200,7 +200,7 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
     refused(&format!("--model lm {DATA}"), &["cannot score `lm`", "a classifier", "fine-tune it"]);
     refused(
         "--model model --task data.csv --set data.text=review --set data.split_column=part",
-        &["cannot score `model`", "encoder"],
+        &["`model` is a classifier", "--set data.label="],
     );
     refused(&format!("--model model {DATA} --max-len 33"), &["`--max-len` is 33", "32 positions"]);
     refused(&format!("--model model {DATA} --limit 0"), &["a limit of 0 rows"]);
