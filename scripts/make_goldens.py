@@ -36,6 +36,11 @@ How classifiers pool: GPT-2 and Llama take the rightmost token that is not `pad_
 a real token, so this is the last token whose mask is 1. BERT and DistilBERT take whatever stands first, which is
 padding where rows are padded on the left: there the expected logits are those of each row alone and unpadded.
 
+The cases named in GENERATED also hold `generated.json`, what transformers' greedy `generate` makes of prompts of
+several lengths, one by one: `{"runs": [{"prompt": [..], "repetition_penalty": 1.0, "expected": [..]}]}`, `expected`
+without the prompt. A prompt is used only if at every step the likeliest token leads by a margin that rounding cannot
+close, so that equal output is owed.
+
 Running again on the same kind of CPU gives the same bytes: every draw comes from a generator seeded with the case's
 name, on one thread, and the metadata is one entry because safetensors writes several in no fixed order. Another CPU
 may round the last bits of `expected.safetensors` differently; configs and weights are the same everywhere.
@@ -58,6 +63,11 @@ from transformers.pytorch_utils import Conv1D
 GOLDEN = Path(__file__).resolve().parent.parent / "crates" / "attn-core" / "tests" / "golden"
 PAD = 0
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+# Cases whose greedy output is kept, too.
+GENERATED = ("gpt2_lm_tied", "gpt2_published", "llama_lm_untied", "llama_llama3", "llama_multi_query")
+# The least lead, in nats, of each token generated over the next.
+MARGIN = 1e-3
 
 ALL_LM_PROBES = ("plain", "right", "left", "arange", "positions", "single", "holes")
 CLASSIFIER_PROBES = ("plain", "right", "left", "single", "holes")
@@ -630,6 +640,35 @@ def load(case: Case, folder: Path, dtype: torch.dtype):
     return model.eval()
 
 
+def generate(name: str, model) -> list[dict]:
+    """Greedy continuations of prompts whose every step is decided clearly."""
+    generator = seeded(f"{name}.generated")
+    room = getattr(model.config, "n_positions", 64)
+    runs = []
+    for length, penalty in [(1, 1.0), (3, 1.0), (5, 1.0), (2, 1.3), (4, 1.3), (6, 1.7)]:
+        for _ in range(100):
+            prompt = torch.randint(2, model.config.vocab_size, (1, length), generator=generator)
+            out = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=min(24, room - length),
+                do_sample=False,
+                repetition_penalty=penalty,
+                pad_token_id=PAD,
+                eos_token_id=None,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+            best = torch.stack(out.scores).topk(2, -1).values  # scores: after the penalty
+            if (best[..., 0] - best[..., 1]).min() > MARGIN:
+                expected = out.sequences[0, length:].tolist()
+                runs.append(dict(prompt=prompt[0].tolist(), repetition_penalty=penalty, expected=expected))
+                break
+        else:
+            raise AssertionError(f"{name}: no prompt of {length} tokens is decided clearly")
+    return runs
+
+
 def make(case: Case, out: Path) -> str:
     folder = out / case.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -666,6 +705,9 @@ def make(case: Case, out: Path) -> str:
         probes={name: probe["positions"] for name, probe in probes.items()},
     )
     save_file(tensors, folder / "expected.safetensors", metadata={"golden": json.dumps(facts, sort_keys=True)})
+    if case.name in GENERATED:
+        runs = generate(case.name, load(case, folder, torch.float32))
+        (folder / "generated.json").write_text(json.dumps({"runs": runs}) + "\n")
     size = sum(file.stat().st_size for file in folder.iterdir())
     note = f"  {case.dtype} itself: {half_error:.1e}" if half_error is not None else ""
     return f"{case.name:26} {size / 1024:6.1f} KiB  {', '.join(probes)}{note}"

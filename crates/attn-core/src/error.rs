@@ -76,6 +76,17 @@ pub enum Error {
         problem: String,
     },
 
+    /// A setting of text generation is out of range.
+    #[error("`{field}` is {value}, expected {expected}")]
+    Sampling {
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+
     /// An attention kind refuses what was asked of it.
     #[error("attention kind `{kind}` cannot {what}: {reason}")]
     Refused {

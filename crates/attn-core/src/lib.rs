@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod gate;
+pub mod generate;
 pub mod laws;
 pub mod layer;
 pub mod mask;

@@ -1,0 +1,153 @@
+//! Generated text is transformers', token for token, and a row does not depend on its batch.
+
+use std::{fs, ops::ControlFlow, path::Path};
+
+use attn_core::{
+    Config, Error, ForwardOptions, LoadOptions, Model, ModelInput, Variant,
+    generate::{Ending, Generated, Limits, Sampling, generate},
+};
+use serde::Deserialize;
+use serde_json::json;
+use tch::{IndexOp, Kind, Tensor};
+
+#[derive(Deserialize)]
+struct Golden {
+    runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    prompt: Vec<i64>,
+    repetition_penalty: f64,
+    expected: Vec<i64>,
+}
+
+/// The golden cases that hold generated text, with their models.
+fn goldens() -> Vec<(String, Model, Vec<Run>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut cases = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let dir = entry.unwrap().path();
+        let Ok(text) = fs::read_to_string(dir.join("generated.json")) else { continue };
+        let golden: Golden = serde_json::from_str(&text).unwrap();
+        let (model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+        cases.push((dir.file_name().unwrap().to_string_lossy().into_owned(), model, golden.runs));
+    }
+    assert_eq!(cases.len(), 5);
+    cases
+}
+
+fn limits(max_new_tokens: usize) -> Limits {
+    Limits { max_new_tokens, stop_ids: Vec::new() }
+}
+
+fn all(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling, n: usize) -> Vec<Generated> {
+    generate(model, prompts, sampling, &limits(n), &mut |_, _| ControlFlow::Continue(())).unwrap()
+}
+
+#[test]
+fn greedy_output_is_transformers_token_for_token() {
+    for (name, model, runs) in goldens() {
+        for Run { prompt, repetition_penalty, expected } in runs {
+            let sampling = Sampling { repetition_penalty, ..Sampling::default() };
+            let prompts = [prompt];
+            let out = all(&model, &prompts, &sampling, expected.len());
+            assert_eq!(out[0].ids, expected, "{name}: {prompts:?}, penalty {repetition_penalty}");
+            assert_eq!(out[0].ending, Ending::Length);
+        }
+    }
+}
+
+#[test]
+fn rows_of_several_lengths_do_not_depend_on_each_other() {
+    for (name, model, runs) in goldens() {
+        let prompts: Vec<Vec<i64>> = runs.into_iter().map(|run| run.prompt).collect();
+        let sampling = Sampling {
+            temperature: 0.9,
+            top_k: Some(12),
+            top_p: 0.95,
+            seed: 3,
+            ..Sampling::default()
+        };
+        let batch = all(&model, &prompts[..2], &Sampling::default(), 8);
+        for (row, prompt) in prompts[..2].iter().enumerate() {
+            let alone = all(&model, std::slice::from_ref(prompt), &Sampling::default(), 8);
+            assert_eq!(batch[row], alone[0], "{name}, row {row}");
+        }
+        let [first, again] = [(), ()].map(|()| all(&model, &prompts[..1], &sampling, 8));
+        assert_eq!(first, again, "{name}: the same seed draws the same");
+    }
+}
+
+#[test]
+fn each_kind_decodes_as_a_full_pass_would() {
+    let config = Config::from_json(
+        json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 31, "hidden_size": 16,
+            "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "initializer_range": 0.3
+        })
+        .as_object()
+        .unwrap()
+        .clone(),
+    )
+    .unwrap();
+    let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+    for variant in Variant::all() {
+        let mut model = Model::init(config.clone(), &options).unwrap();
+        model.swap(&[0, 1], &variant, 1).unwrap();
+        let mut ids = vec![5, 9, 2];
+        let out = all(&model, &[ids.clone()], &Sampling::default(), 10);
+        for &id in &out[0].ids {
+            let input = ModelInput::new(Tensor::from_slice(&ids).unsqueeze(0));
+            let logits = tch::no_grad(|| model.forward(&input, &ForwardOptions::default()));
+            let expected = logits.unwrap().logits.i((0, -1)).argmax(-1, false).int64_value(&[]);
+            assert_eq!(id, expected, "{}, after {ids:?}", variant.name());
+            ids.push(id);
+        }
+    }
+}
+
+#[test]
+fn a_row_ends_at_a_stop_id_or_where_the_caller_says_so() {
+    let (_, model, runs) = goldens().swap_remove(0);
+    let Run { prompt, expected, .. } = &runs[0];
+    let first_of = |id: i64| expected.iter().position(|&x| x == id).unwrap() + 1;
+    let stop = expected[2];
+    let limits = Limits { max_new_tokens: 12, stop_ids: vec![stop] };
+    let prompts = [prompt.clone()];
+    let greedy = Sampling::default();
+
+    let mut seen = Vec::new();
+    let out = generate(&model, &prompts, &greedy, &limits, &mut |row, id| {
+        assert_eq!(row, 0);
+        seen.push(id);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(out[0].ids, expected[..first_of(stop)]);
+    assert_eq!((out[0].ending, &seen), (Ending::StopId, &out[0].ids));
+
+    let limits = Limits { stop_ids: Vec::new(), ..limits };
+    let out =
+        generate(&model, &prompts, &greedy, &limits, &mut |_, _| ControlFlow::Break(())).unwrap();
+    assert_eq!((out[0].ids.len(), out[0].ending), (1, Ending::Caller));
+}
+
+#[test]
+fn what_cannot_be_generated_is_refused_by_name() {
+    let (_, model, _) = goldens().into_iter().find(|(name, ..)| name == "gpt2_lm_tied").unwrap();
+    let rows = model.config().sizes.position_table.unwrap() as usize;
+    let refusal = |prompts: &[Vec<i64>], n: usize| -> String {
+        let never = &mut |_: usize, _: i64| ControlFlow::Continue(());
+        let error = generate(&model, prompts, &Sampling::default(), &limits(n), never).unwrap_err();
+        assert!(matches!(error, Error::Input { .. }), "{error}");
+        error.to_string()
+    };
+    assert!(refusal(&[], 1).contains("there is none"));
+    assert!(refusal(&[vec![1], vec![]], 1).contains("row 1 has no token"));
+    let long = refusal(&[vec![1; 4]], rows - 2);
+    assert!(long.contains(&format!("at most {} new tokens", rows - 3)), "{long}");
+    assert_eq!(all(&model, &[vec![1; 4]], &Sampling::default(), rows - 3)[0].ids.len(), rows - 3);
+    assert!(refusal(&[vec![99]], 1).contains("input_ids"), "an id beyond the vocabulary");
+}
