@@ -2,7 +2,7 @@
 """Makes the golden files of `crates/attn-core/tests/golden` with Hugging Face transformers.
 
     python3 -m venv /path/to/venv
-    /path/to/venv/bin/pip install torch==2.11.0 transformers==5.23.0
+    /path/to/venv/bin/pip install torch==2.11.0 transformers==5.23.0 peft==0.21.2
     /path/to/venv/bin/python scripts/make_goldens.py [--out FOLDER] [--only NAME]
 
 Each case is an ordinary model folder of a small random model, `config.json` and safetensors as `save_pretrained`
@@ -41,6 +41,8 @@ several lengths, one by one: `{"runs": [{"prompt": [..], "repetition_penalty": 1
 without the prompt. A prompt is used only if at every step the likeliest token leads by a margin that rounding cannot
 close, so that equal output is owed.
 
+The cases named in ADAPTED also hold a folder `adapter`, a LoRA adapter as PEFT saves it, with beside it `expected.safetensors`: `input_ids` and PEFT's `logits`.
+
 Running again on the same kind of CPU gives the same bytes: every draw comes from a generator seeded with the case's
 name, on one thread, and the metadata is one entry because safetensors writes several in no fixed order. Another CPU
 may round the last bits of `expected.safetensors` differently; configs and weights are the same everywhere.
@@ -55,6 +57,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -66,6 +69,17 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 # Cases whose greedy output is kept, too.
 GENERATED = ("gpt2_lm_tied", "gpt2_published", "llama_lm_untied", "llama_llama3", "llama_multi_query")
+# Cases with an adapter: what PEFT's LoraConfig is told.
+ADAPTED = {
+    "gpt2_lm_tied": dict(r=3, lora_alpha=5, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True),
+    "llama_lm_untied": dict(
+        r=2, lora_alpha=7, target_modules="all-linear", use_rslora=True, rank_pattern={"q_proj": 3},
+        alpha_pattern={"v_proj": 4},
+    ),
+    "distilbert_classifier_2": dict(
+        r=2, lora_alpha=2, target_modules=["q_lin", "v_lin"], modules_to_save=["pre_classifier", "classifier"]
+    ),
+}
 # The least lead, in nats, of each token generated over the next.
 MARGIN = 1e-3
 
@@ -669,6 +683,27 @@ def generate(name: str, model) -> list[dict]:
     return runs
 
 
+def adapt(name: str, model, folder: Path) -> None:
+    """An adapter with random factors, saved by PEFT, and what the model with it computes."""
+    generator = seeded(f"{name}.adapter")
+    model = peft.get_peft_model(model, peft.LoraConfig(**ADAPTED[name]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    ids = torch.randint(2, model.config.vocab_size, (2, 7), generator=generator)
+    model.eval().save_pretrained(folder)
+    (folder / "README.md").unlink()
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(folder.parent)), json.dumps(name)))  # No path of this machine.
+    case = next(case for case in CASES if case.name == name)
+    plain = peft.PeftModel.from_pretrained(load(case, folder.parent, torch.float32), folder)
+    logits = plain.eval()(ids).logits.detach()
+    with plain.disable_adapter():
+        assert relative_rms([logits], [plain(ids).logits.detach()]) > 0.05, f"{name}: the adapter changes nothing"
+    save_file({"input_ids": ids, "logits": logits.contiguous()}, folder / "expected.safetensors")
+
+
 def make(case: Case, out: Path) -> str:
     folder = out / case.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -708,7 +743,9 @@ def make(case: Case, out: Path) -> str:
     if case.name in GENERATED:
         runs = generate(case.name, load(case, folder, torch.float32))
         (folder / "generated.json").write_text(json.dumps({"runs": runs}) + "\n")
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    if case.name in ADAPTED:
+        adapt(case.name, load(case, folder, torch.float32), folder / "adapter")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     note = f"  {case.dtype} itself: {half_error:.1e}" if half_error is not None else ""
     return f"{case.name:26} {size / 1024:6.1f} KiB  {', '.join(probes)}{note}"
 

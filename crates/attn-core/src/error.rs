@@ -1,5 +1,7 @@
 //! What can go wrong in this crate.
 
+use std::path::PathBuf;
+
 use crate::checkpoint;
 
 /// What can go wrong in `attn-core`.
@@ -74,6 +76,30 @@ pub enum Error {
         value: String,
         /// What was expected.
         problem: String,
+    },
+
+    /// Adapters cannot be made, changed or read as asked.
+    #[error("LoRA: `{field}` {problem}")]
+    Lora {
+        /// The setting or file.
+        field: &'static str,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+
+    /// An adapter belongs to another model.
+    #[error(
+        "`{}` is no adapter of this model:\n  {}\nhint: it was made for `{base}`",
+        path.display(),
+        problems.join("\n  ")
+    )]
+    Adapter {
+        /// The file of its tensors.
+        path: PathBuf,
+        /// The model it names.
+        base: String,
+        /// What does not fit.
+        problems: Vec<String>,
     },
 
     /// A setting of text generation is out of range.

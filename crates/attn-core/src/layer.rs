@@ -7,6 +7,7 @@ use crate::{
     attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, State, Stream},
     config::LayerSpec,
     gate::Gate,
+    lora::Slot,
     mask::{Mask, Padding},
     nn::{Layout, Linear, Visitor},
     rotary::rotate,
@@ -268,7 +269,7 @@ impl AttnLayer {
         };
         if self.dims.n_heads == 0 {
             let zeros = Tensor::zeros([b, q_len, 0], (hidden.kind(), hidden.device()));
-            return Ok(self.out.forward(&zeros));
+            return Ok(self.out.forward(&zeros, pass.train));
         }
         if let Some(source) = &pass.source {
             self.check_source(source, pass.rotary.is_some(), pass.state.is_some(), b)?;
@@ -276,7 +277,8 @@ impl AttnLayer {
         let mask = pass.source.as_ref().map_or(pass.mask, |source| source.mask);
         self.check_mask(mask, pass.state.is_some())?;
 
-        let [q, k, v] = self.heads(hidden, pass.source.as_ref().map(|source| source.hidden));
+        let source_hidden = pass.source.as_ref().map(|source| source.hidden);
+        let [q, k, v] = self.heads(hidden, source_hidden, pass.train);
         let turned = pass.rotary.map(|tables| (rotate(&q, tables), rotate(&k, tables)));
         let unrotated = (turned.is_some() && self.kind.wants_unrotated()).then_some((&q, &k));
         let (q_in, k_in) = turned.as_ref().map_or((&q, &k), |(q, k)| (q, k));
@@ -314,11 +316,27 @@ impl AttnLayer {
             Some(gate) => gate.apply(&z)?,
             None => z,
         };
-        Ok(self.out.forward(&z.transpose(1, 2).reshape([
-            b,
-            q_len,
-            self.dims.n_heads * self.dims.head_dim,
-        ])))
+        let width = self.dims.n_heads * self.dims.head_dim;
+        Ok(self.out.forward(&z.transpose(1, 2).reshape([b, q_len, width]), pass.train))
+    }
+
+    /// The projections, to put adapters beside them.
+    pub(crate) fn linears_mut(&mut self) -> Vec<Slot<'_>> {
+        let d = self.dims.head_dim;
+        let [n_q, n_kv] = [self.dims.n_heads * d, self.dims.n_kv_heads * d];
+        let mut slots: Vec<Slot<'_>> = match &mut self.qkv {
+            Qkv::Fused(fused) => {
+                let qkv = vec![(0, 0, n_q), (1, n_q, n_kv), (2, n_q + n_kv, n_kv)];
+                vec![Slot { linear: fused, qkv }]
+            }
+            Qkv::Split(three) => {
+                let outputs = [n_q, n_kv, n_kv];
+                let slot = |(i, linear)| Slot { linear, qkv: vec![(i, 0, outputs[i])] };
+                three.iter_mut().enumerate().map(slot).collect()
+            }
+        };
+        slots.push((&mut self.out).into());
+        slots
     }
 
     /// Names the parameters.
@@ -399,24 +417,26 @@ impl AttnLayer {
     }
 
     /// q, k, v by head: `[batch, heads, len, head_dim]`.
-    fn heads(&self, hidden: &Tensor, source: Option<&Tensor>) -> [Tensor; 3] {
+    fn heads(&self, hidden: &Tensor, source: Option<&Tensor>, train: bool) -> [Tensor; 3] {
         let d = self.dims.head_dim;
         let kv_hidden = source.unwrap_or(hidden);
         let flat = match &self.qkv {
             Qkv::Fused(fused) => {
                 let sizes =
                     [self.dims.n_heads * d, self.dims.n_kv_heads * d, self.dims.n_kv_heads * d];
-                let mut parts = fused.forward(hidden).split_with_sizes(sizes.as_slice(), -1);
+                let mut parts = fused.forward(hidden, train).split_with_sizes(sizes.as_slice(), -1);
                 if source.is_some() {
                     let from_source =
-                        fused.forward(kv_hidden).split_with_sizes(sizes.as_slice(), -1);
+                        fused.forward(kv_hidden, train).split_with_sizes(sizes.as_slice(), -1);
                     parts.splice(1.., from_source.into_iter().skip(1));
                 }
                 <[Tensor; 3]>::try_from(parts).expect("split into three")
             }
-            Qkv::Split([wq, wk, wv]) => {
-                [wq.forward(hidden), wk.forward(kv_hidden), wv.forward(kv_hidden)]
-            }
+            Qkv::Split([wq, wk, wv]) => [
+                wq.forward(hidden, train),
+                wk.forward(kv_hidden, train),
+                wv.forward(kv_hidden, train),
+            ],
         };
         flat.map(|x| {
             let [b, len, width] = x.size()[..] else {

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod generate;
 pub mod laws;
 pub mod layer;
+pub mod lora;
 pub mod mask;
 mod model;
 pub mod nn;
@@ -27,6 +28,7 @@ pub use config::Config;
 pub use error::{Error, TensorMismatch};
 pub use gate::Gate;
 pub use layer::Rows;
+pub use lora::Lora;
 pub use mask::Mask;
 pub use model::{
     DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions, WantedHead,

@@ -12,6 +12,7 @@ use crate::{
     config::{Config, Head},
     gate::Gate,
     layer::{AttnLayer, LayerPass, Rows, Tap},
+    lora::Lora,
     mask::Mask,
     variants::Variant,
     weights::{LoadReport, Weights},
@@ -145,10 +146,12 @@ impl DecodeState {
 /// A pretrained transformer whose attention can be changed.
 #[derive(Debug)]
 pub struct Model {
-    config: Config,
-    arch: Box<dyn Architecture>,
-    kind: Kind,
-    device: Device,
+    pub(crate) config: Config,
+    pub(crate) arch: Box<dyn Architecture>,
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
+    /// The settings of the adapters in `arch`.
+    pub(crate) lora: Option<Lora>,
 }
 
 impl Model {
@@ -183,7 +186,7 @@ impl Model {
         let arch = config.arch.clone().build(&config, &mut weights)?;
         let replaced = if fresh { config.arch.head_prefixes() } else { &[] };
         let report = weights.finish(&|name| config.arch.is_buffer(name), replaced)?;
-        Ok((Self { config, arch, kind, device }, report))
+        Ok((Self { config, arch, kind, device, lora: None }, report))
     }
 
     /// Makes a model with random weights from a configuration alone.
@@ -195,7 +198,7 @@ impl Model {
         let Options { kind, device, seed } = Options::from(options);
         let mut weights = Weights::from_seed(seed, kind, device);
         let arch = config.arch.clone().build(&config, &mut weights)?;
-        Ok(Self { config, arch, kind, device })
+        Ok(Self { config, arch, kind, device, lora: None })
     }
 
     /// Writes the model as a folder that [`Self::load`] reads and, where plain transformers computes the same logits,
@@ -203,8 +206,10 @@ impl Model {
     /// without a `pad_token_id` gets its `eos_token_id` for one, with a notice.
     ///
     /// # Errors
-    /// If it cannot be written; what was there before is then still there.
+    /// If it cannot be written; what was there before is then still there. [`Error::Lora`] while there are adapters:
+    /// merge them, or write them alone ([`Self::save_adapter`]).
     pub fn save(&self, dir: &Path, options: &WriteOptions) -> Result<(), Error> {
+        self.refuse_lora("save an ordinary folder")?;
         let tensors = self.parameters();
         let mut config = self.config.clone();
         let is_classifier = matches!(config.head, Head::Classifier { .. });
@@ -276,6 +281,7 @@ impl Model {
     /// For a layer out of range, or settings that do not fit one; no layer is then changed.
     pub fn swap(&mut self, layers: &[usize], variant: &Variant, seed: u64) -> Result<(), Error> {
         self.check_layers(layers)?;
+        self.refuse_lora("swap the attention")?;
         // Built for every layer before any is changed.
         let built = layers
             .iter()
@@ -294,6 +300,7 @@ impl Model {
     /// As [`AttnLayer::select_heads`]; for a layer out of range.
     pub fn select_heads(&mut self, layer: usize, heads: &[i64]) -> Result<(), Error> {
         self.check_layers(&[layer])?;
+        self.refuse_lora("remove heads")?;
         self.arch.layer_mut(layer).select_heads(heads)?;
         self.sync_layers();
         Ok(())

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error,
+    lora::Adapter,
     weights::{Init, Weights},
 };
 
@@ -20,7 +21,7 @@ pub enum Layout {
     InOut,
 }
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, and what an adapter adds.
 #[derive(Debug)]
 pub struct Linear {
     /// Name in the checkpoint, without `.weight`.
@@ -31,6 +32,8 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// Which of the two.
     pub layout: Layout,
+    /// A low-rank correction.
+    pub(crate) adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -54,12 +57,17 @@ impl Linear {
         } else {
             None
         };
-        Ok(Self { name, weight, bias, layout })
+        Ok(Self { name, weight, bias, layout, adapter: None })
     }
 
-    /// `[.., in] -> [.., out]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.out_in(), self.bias.as_ref())
+    /// `[.., in] -> [.., out]`; `train` turns on the dropout of an adapter.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let weight = self.out_in();
+        let y = x.linear(&weight, self.bias.as_ref());
+        match &self.adapter {
+            Some(adapter) => y + adapter.forward(x, weight.size()[0], train),
+            None => y,
+        }
     }
 
     /// The matrix as `[out, in]`, a view.
@@ -88,6 +96,9 @@ impl Linear {
         f(&format!("{}.weight", self.name), &self.weight);
         if let Some(bias) = &self.bias {
             f(&format!("{}.bias", self.name), bias);
+        }
+        if let Some(adapter) = &self.adapter {
+            adapter.visit(&self.name, f);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
@@ -19,6 +19,8 @@ pub enum Init {
     Ones,
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
+    /// Uniform between minus this and this.
+    Uniform(f64),
     /// This value, copied.
     Value(Tensor),
 }
@@ -162,8 +164,15 @@ impl<'a> Weights<'a> {
         match init {
             Init::Zeros => Tensor::zeros(shape, options),
             Init::Ones => Tensor::ones(shape, options),
-            Init::Normal(std) => {
-                normal(self.seed, name, shape, std).to_device(self.device).to_kind(self.kind)
+            Init::Normal(std) => draw(self.seed, name, shape, |rng| {
+                std * Distribution::<f64>::sample(&StandardNormal, rng)
+            })
+            .to_device(self.device)
+            .to_kind(self.kind),
+            Init::Uniform(bound) => {
+                draw(self.seed, name, shape, |rng| rng.random_range(-bound..=bound))
+                    .to_device(self.device)
+                    .to_kind(self.kind)
             }
             Init::Value(value) => value.detach().to_device(self.device).to_kind(self.kind).copy(),
         }
@@ -207,14 +216,12 @@ pub struct LoadReport {
     pub buffers: Vec<String>,
 }
 
-/// Standard normal times `std`, a pure function of `seed` and `name`, in `f32` on the CPU.
-fn normal(seed: u64, name: &str, shape: &[i64], std: f64) -> Tensor {
+/// Values from `value`, a pure function of `seed` and `name`, in `f32` on the CPU.
+fn draw(seed: u64, name: &str, shape: &[i64], value: impl Fn(&mut ChaCha8Rng) -> f64) -> Tensor {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(fnv1a(name));
     let n: i64 = shape.iter().product();
-    let values: Vec<f32> = (0..n)
-        .map(|_| (std * Distribution::<f64>::sample(&StandardNormal, &mut rng)) as f32)
-        .collect();
+    let values: Vec<f32> = (0..n).map(|_| value(&mut rng) as f32).collect();
     Tensor::from_slice(&values).view(shape)
 }
 
@@ -231,10 +238,16 @@ mod tests {
 
     #[test]
     fn a_draw_depends_on_seed_and_name_alone() {
-        let draw = |seed, name| normal(seed, name, &[50, 40], 0.5);
+        let made = |seed, name, init| {
+            Weights::from_seed(seed, Kind::Float, Device::Cpu).make(name, &[50, 40], init)
+        };
+        let draw = |seed, name| made(seed, name, Init::Normal(0.5));
         assert!(draw(1, "a").equal(&draw(1, "a")));
         assert!(!draw(1, "a").equal(&draw(1, "b")));
         assert!(!draw(1, "a").equal(&draw(2, "a")));
+        let uniform = made(1, "a", Init::Uniform(0.5));
+        let [low, high] = [uniform.min(), uniform.max()].map(|x| x.double_value(&[]));
+        assert!((-0.5..-0.49).contains(&low) && (0.49..0.5).contains(&high), "{low} to {high}");
         let std = draw(3, "c").std(true).double_value(&[]);
         assert!((std - 0.5).abs() < 0.03, "{std}");
     }

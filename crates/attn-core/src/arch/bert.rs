@@ -18,6 +18,7 @@ use crate::{
     Error,
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass},
+    lora::Slot,
     mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
     weights::Weights,
@@ -29,6 +30,8 @@ pub(super) const PREFIX: &str = "bert.";
 /// The pooler serves the classifier alone; published checkpoints hold one, and the next-sentence head, beside the
 /// masked-LM head.
 pub(super) const HEAD_PREFIXES: &[&str] = &["cls.", "classifier.", "bert.pooler.", "pooler."];
+pub(super) const LORA_TARGETS: &[&str] = &["query", "value"];
+pub(super) const LAYOUT: Layout = Layout::OutIn;
 
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
@@ -261,11 +264,11 @@ impl Architecture for Bert {
         match &self.head {
             BertHead::Bare { .. } => hidden.shallow_clone(),
             BertHead::Classifier { pooler, out, dropout } => {
-                let pooled = pooler.forward(&first_token(hidden, mask)).tanh();
-                out.forward(&pooled.dropout(*dropout, train))
+                let pooled = pooler.forward(&first_token(hidden, mask), train).tanh();
+                out.forward(&pooled.dropout(*dropout, train), train)
             }
             BertHead::Vocabulary { transform, act, norm, projector } => {
-                projector.forward(&norm.forward(&act.forward(&transform.forward(hidden))))
+                projector.forward(&norm.forward(&act.forward(&transform.forward(hidden, train))))
             }
         }
     }
@@ -276,6 +279,10 @@ impl Architecture for Bert {
 
     fn layer_mut(&mut self, layer: usize) -> &mut AttnLayer {
         &mut self.blocks[layer].attn
+    }
+
+    fn linears_mut(&mut self) -> Vec<Slot<'_>> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut).collect()
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {

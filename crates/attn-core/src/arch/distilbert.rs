@@ -16,6 +16,7 @@ use crate::{
     Error,
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass},
+    lora::Slot,
     mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
     weights::{Init, Weights},
@@ -31,6 +32,8 @@ pub(super) const HEAD_PREFIXES: &[&str] = &[
     "pre_classifier.",
     "classifier.",
 ];
+pub(super) const LORA_TARGETS: &[&str] = &["q_lin", "v_lin"];
+pub(super) const LAYOUT: Layout = Layout::OutIn;
 
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
@@ -248,11 +251,11 @@ impl Architecture for DistilBert {
         match &self.head {
             EncoderHead::Bare => hidden.shallow_clone(),
             EncoderHead::Classifier { pre, out, dropout } => {
-                let pooled = pre.forward(&first_token(hidden, mask)).relu();
-                out.forward(&pooled.dropout(*dropout, train))
+                let pooled = pre.forward(&first_token(hidden, mask), train).relu();
+                out.forward(&pooled.dropout(*dropout, train), train)
             }
             EncoderHead::Vocabulary { transform, act, norm, projector } => {
-                projector.forward(&norm.forward(&act.forward(&transform.forward(hidden))))
+                projector.forward(&norm.forward(&act.forward(&transform.forward(hidden, train))))
             }
         }
     }
@@ -263,6 +266,10 @@ impl Architecture for DistilBert {
 
     fn layer_mut(&mut self, layer: usize) -> &mut AttnLayer {
         &mut self.blocks[layer].attn
+    }
+
+    fn linears_mut(&mut self) -> Vec<Slot<'_>> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut).collect()
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {

@@ -15,6 +15,7 @@ use crate::{
     attention::Dims,
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass, Naming},
+    lora::Slot,
     mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
     weights::Weights,
@@ -24,6 +25,8 @@ pub(super) const MODEL_TYPE: &str = "gpt2";
 pub(super) const CAUSAL: bool = true;
 pub(super) const PREFIX: &str = "transformer.";
 pub(super) const HEAD_PREFIXES: &[&str] = &["lm_head.", "score."];
+pub(super) const LORA_TARGETS: &[&str] = &["c_attn"];
+pub(super) const LAYOUT: Layout = Layout::InOut;
 
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
@@ -216,8 +219,8 @@ impl Architecture for Gpt2 {
         let block = &self.blocks[layer];
         let attended = block.attn.forward(&block.ln_1.forward(x), pass)?;
         let x = x + attended.dropout(block.dropout, pass.train);
-        let fed =
-            block.down.forward(&block.act.forward(&block.up.forward(&block.ln_2.forward(&x))));
+        let inner = block.act.forward(&block.up.forward(&block.ln_2.forward(&x), pass.train));
+        let fed = block.down.forward(&inner, pass.train);
         Ok(x + fed.dropout(block.dropout, pass.train))
     }
 
@@ -225,8 +228,8 @@ impl Architecture for Gpt2 {
         self.norm.forward(x)
     }
 
-    fn head(&self, hidden: &Tensor, mask: &Mask, _: bool) -> Tensor {
-        self.head.forward(hidden, mask)
+    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
+        self.head.forward(hidden, mask, train)
     }
 
     fn layers(&self) -> Vec<&AttnLayer> {
@@ -235,6 +238,15 @@ impl Architecture for Gpt2 {
 
     fn layer_mut(&mut self, layer: usize) -> &mut AttnLayer {
         &mut self.blocks[layer].attn
+    }
+
+    fn linears_mut(&mut self) -> Vec<Slot<'_>> {
+        let mut slots = Vec::new();
+        for Block { attn, up, down, .. } in &mut self.blocks {
+            slots.extend(attn.linears_mut());
+            slots.extend([up, down].map(Slot::from));
+        }
+        slots
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {

@@ -55,12 +55,12 @@ impl DecoderHead {
         })
     }
 
-    pub(super) fn forward(&self, hidden: &Tensor, mask: &Mask) -> Tensor {
+    pub(super) fn forward(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
         match self {
             Self::Bare => hidden.shallow_clone(),
             Self::Tied(weight) => hidden.linear(weight, None::<&Tensor>),
-            Self::Untied(linear) => linear.forward(hidden),
-            Self::Classifier(linear) => linear.forward(&last_token(hidden, mask)),
+            Self::Untied(linear) => linear.forward(hidden, train),
+            Self::Classifier(linear) => linear.forward(&last_token(hidden, mask), train),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     attention::Dims,
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass, Naming},
+    lora::Slot,
     mask::Mask,
     nn::{Activation, Embedding, Layout, Linear, RmsNorm, Visitor},
     rotary::{RopeConfig, Rotary},
@@ -24,6 +25,8 @@ pub(super) const MODEL_TYPE: &str = "llama";
 pub(super) const CAUSAL: bool = true;
 pub(super) const PREFIX: &str = "model.";
 pub(super) const HEAD_PREFIXES: &[&str] = &["lm_head.", "score."];
+pub(super) const LORA_TARGETS: &[&str] = &["q_proj", "v_proj"];
+pub(super) const LAYOUT: Layout = Layout::OutIn;
 
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
@@ -240,16 +243,16 @@ impl Architecture for Llama {
         let block = &self.blocks[layer];
         let x = x + block.attn.forward(&block.attn_norm.forward(x), pass)?;
         let normed = block.mlp_norm.forward(&x);
-        let gated = block.act.forward(&block.gate.forward(&normed)) * block.up.forward(&normed);
-        Ok(x + block.down.forward(&gated))
+        let [gate, up] = [&block.gate, &block.up].map(|part| part.forward(&normed, pass.train));
+        Ok(x + block.down.forward(&(block.act.forward(&gate) * up), pass.train))
     }
 
     fn finish(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 
-    fn head(&self, hidden: &Tensor, mask: &Mask, _: bool) -> Tensor {
-        self.head.forward(hidden, mask)
+    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
+        self.head.forward(hidden, mask, train)
     }
 
     fn rotary(&self) -> Option<&Rotary> {
@@ -262,6 +265,15 @@ impl Architecture for Llama {
 
     fn layer_mut(&mut self, layer: usize) -> &mut AttnLayer {
         &mut self.blocks[layer].attn
+    }
+
+    fn linears_mut(&mut self) -> Vec<Slot<'_>> {
+        let mut slots = Vec::new();
+        for Block { attn, gate, up, down, .. } in &mut self.blocks {
+            slots.extend(attn.linears_mut());
+            slots.extend([gate, up, down].map(Slot::from));
+        }
+        slots
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {

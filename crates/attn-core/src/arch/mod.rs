@@ -7,8 +7,9 @@ use crate::{
     Error,
     config::{Config, Head, Sizes},
     layer::{AttnLayer, LayerPass},
+    lora::Slot,
     mask::Mask,
-    nn::Visitor,
+    nn::{Layout, Visitor},
     rotary::Rotary,
     weights::Weights,
 };
@@ -60,6 +61,9 @@ pub trait Architecture: std::fmt::Debug + Send {
 
     /// One attention layer, to change it.
     fn layer_mut(&mut self, layer: usize) -> &mut AttnLayer;
+
+    /// The matrices of every block, in order: what adapters can be put beside.
+    fn linears_mut(&mut self) -> Vec<Slot<'_>>;
 
     /// Names the parameters; one that is shared (tied) is named once.
     fn visit(&self, f: &mut Visitor<'_>);
@@ -113,6 +117,16 @@ macro_rules! architectures {
             /// Whether a tensor is no parameter: a mask or table that old versions of transformers saved.
             pub(crate) fn is_buffer(&self, name: &str) -> bool {
                 match self { $(Self::$name(_) => $module::is_buffer(name),)* }
+            }
+
+            /// The matrices that PEFT adapts where nothing is named.
+            pub(crate) fn lora_targets(&self) -> &'static [&'static str] {
+                match self { $(Self::$name(_) => $module::LORA_TARGETS,)* }
+            }
+
+            /// How the blocks' matrices are stored.
+            pub(crate) fn layout(&self) -> Layout {
+                match self { $(Self::$name(_) => $module::LAYOUT,)* }
             }
 
             pub(crate) fn sizes(&self) -> Result<Sizes, Error> {

@@ -7,6 +7,7 @@ use crate::{
     attention::Dims,
     config::{LayerSpec, Sizes},
     layer::{AttnLayer, LayerPass, Naming},
+    lora::Slot,
     nn::{Activation, LayerNorm, Layout, Linear, Visitor},
     weights::Weights,
 };
@@ -83,8 +84,15 @@ impl Block {
     pub(super) fn forward(&self, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
         let attended = self.attn.forward(x, pass)?.dropout(self.dropout[1], pass.train);
         let x = self.attn_norm.forward(&(x + attended));
-        let fed = self.down.forward(&self.act.forward(&self.up.forward(&x)));
+        let inner = self.act.forward(&self.up.forward(&x, pass.train));
+        let fed = self.down.forward(&inner, pass.train);
         Ok(self.norm.forward(&(&x + fed.dropout(self.dropout[2], pass.train))))
+    }
+
+    pub(super) fn linears_mut(&mut self) -> Vec<Slot<'_>> {
+        let mut slots = self.attn.linears_mut();
+        slots.extend([&mut self.up, &mut self.down].map(Slot::from));
+        slots
     }
 
     pub(super) fn visit(&self, f: &mut Visitor<'_>) {
