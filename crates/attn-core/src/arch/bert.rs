@@ -7,10 +7,8 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Tokens, base_prefix,
-    distilbert::VocabProjector,
-    head_dim,
-    heads::first_token,
+    Architecture, Tokens, base_prefix, head_dim,
+    heads::{VocabHead, VocabParts, first_token},
     parse_fields, positive,
     post_norm::{Block, Parts},
 };
@@ -57,22 +55,22 @@ pub struct Config {
     num_hidden_layers: i64,
     num_attention_heads: i64,
     intermediate_size: i64,
-    #[serde(default = "gelu")]
+    #[serde(default = "super::gelu")]
     hidden_act: String,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     hidden_dropout_prob: f64,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     attention_probs_dropout_prob: f64,
     classifier_dropout: Option<f64>,
-    #[serde(default = "max_positions")]
+    #[serde(default = "super::encoder_positions")]
     max_position_embeddings: i64,
     #[serde(default = "type_vocab_size")]
     type_vocab_size: i64,
-    #[serde(default = "initializer_range")]
+    #[serde(default = "super::initializer_range")]
     initializer_range: f64,
     #[serde(default = "layer_norm_eps")]
     layer_norm_eps: f64,
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     tie_word_embeddings: bool,
     #[serde(default)]
     is_decoder: bool,
@@ -80,26 +78,11 @@ pub struct Config {
     position_embedding_type: String,
 }
 
-fn gelu() -> String {
-    "gelu".into()
-}
-fn tenth() -> f64 {
-    0.1
-}
-fn max_positions() -> i64 {
-    512
-}
 fn type_vocab_size() -> i64 {
     2
 }
-fn initializer_range() -> f64 {
-    0.02
-}
 fn layer_norm_eps() -> f64 {
     1e-12
-}
-fn yes() -> bool {
-    true
 }
 fn absolute() -> String {
     "absolute".into()
@@ -194,21 +177,24 @@ impl Config {
                 // transformers keeps the bias under two names, one parameter unless the model is untied. It computes
                 // with the decoder's.
                 let [tied_bias, bias] = ["cls.predictions.bias", "cls.predictions.decoder.bias"];
-                let transform = linear("cls.predictions.transform.dense".into(), hidden)?;
-                let norm =
-                    LayerNorm::new(weights, "cls.predictions.transform.LayerNorm", hidden, eps)?;
-                let names = [
-                    "cls.predictions.decoder.weight",
-                    if self.tie_word_embeddings { tied_bias } else { bias },
-                ];
                 let tied = self.tie_word_embeddings;
-                let projector = VocabProjector::new(weights, names, tied, &tokens, std)?;
+                let parts = VocabParts {
+                    transform: "cls.predictions.transform.dense",
+                    norm: "cls.predictions.transform.LayerNorm",
+                    weight: "cls.predictions.decoder.weight",
+                    bias: if tied { tied_bias } else { bias },
+                    tied,
+                    act,
+                    eps,
+                    std,
+                };
+                let head = VocabHead::new(weights, parts, &tokens)?;
                 if tied {
-                    let _shared = weights.tied(bias, projector.bias())?;
+                    let _shared = weights.tied(bias, head.bias())?;
                 } else {
                     weights.unread(tied_bias);
                 }
-                BertHead::Vocabulary { transform, act, norm, projector }
+                BertHead::Vocabulary(head)
             }
         };
         Ok(Box::new(Bert { tokens, positions, types, norm, dropout: drop, blocks, head }))
@@ -226,12 +212,7 @@ enum BertHead {
         out: Linear,
         dropout: f64,
     },
-    Vocabulary {
-        transform: Linear,
-        act: Activation,
-        norm: LayerNorm,
-        projector: VocabProjector,
-    },
+    Vocabulary(VocabHead),
 }
 
 #[derive(Debug)]
@@ -267,9 +248,7 @@ impl Architecture for Bert {
                 let pooled = pooler.forward(&first_token(hidden, mask), train).tanh();
                 out.forward(&pooled.dropout(*dropout, train), train)
             }
-            BertHead::Vocabulary { transform, act, norm, projector } => {
-                projector.forward(&norm.forward(&act.forward(&transform.forward(hidden, train))))
-            }
+            BertHead::Vocabulary(head) => head.forward(hidden, train),
         }
     }
 
@@ -295,11 +274,7 @@ impl Architecture for Bert {
                 pooler.visit(f);
                 out.visit(f);
             }
-            BertHead::Vocabulary { transform, norm, projector, .. } => {
-                transform.visit(f);
-                norm.visit(f);
-                projector.visit(f);
-            }
+            BertHead::Vocabulary(head) => head.visit(f),
         }
     }
 }

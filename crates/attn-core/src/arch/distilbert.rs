@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::{
     Architecture, Tokens, base_prefix, head_dim,
-    heads::first_token,
+    heads::{VocabHead, VocabParts, first_token},
     parse_fields, positive,
     post_norm::{Block, Parts},
 };
@@ -19,7 +19,7 @@ use crate::{
     lora::Slot,
     mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
-    weights::{Init, Weights},
+    weights::Weights,
 };
 
 pub(super) const MODEL_TYPE: &str = "distilbert";
@@ -52,43 +52,28 @@ pub(super) fn is_buffer(name: &str) -> bool {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
     vocab_size: i64,
-    #[serde(default = "max_positions")]
+    #[serde(default = "super::encoder_positions")]
     max_position_embeddings: i64,
     n_layers: i64,
     n_heads: i64,
     dim: i64,
     hidden_dim: i64,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     dropout: f64,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     attention_dropout: f64,
-    #[serde(default = "gelu")]
+    #[serde(default = "super::gelu")]
     activation: String,
-    #[serde(default = "initializer_range")]
+    #[serde(default = "super::initializer_range")]
     initializer_range: f64,
     #[serde(default = "fifth")]
     seq_classif_dropout: f64,
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     tie_word_embeddings: bool,
 }
 
-fn max_positions() -> i64 {
-    512
-}
-fn tenth() -> f64 {
-    0.1
-}
 fn fifth() -> f64 {
     0.2
-}
-fn gelu() -> String {
-    "gelu".into()
-}
-fn initializer_range() -> f64 {
-    0.02
-}
-fn yes() -> bool {
-    true
 }
 
 impl Config {
@@ -159,64 +144,21 @@ impl Config {
                 out: linear("classifier", n_classes)?,
                 dropout: self.seq_classif_dropout,
             },
-            Head::LanguageModel => EncoderHead::Vocabulary {
-                transform: linear("vocab_transform", dim)?,
-                act,
-                norm: LayerNorm::new(weights, "vocab_layer_norm", dim, EPS)?,
-                projector: VocabProjector::new(
-                    weights,
-                    ["vocab_projector.weight", "vocab_projector.bias"],
-                    self.tie_word_embeddings,
-                    &tokens,
+            Head::LanguageModel => {
+                let parts = VocabParts {
+                    transform: "vocab_transform",
+                    norm: "vocab_layer_norm",
+                    weight: "vocab_projector.weight",
+                    bias: "vocab_projector.bias",
+                    tied: self.tie_word_embeddings,
+                    act,
+                    eps: EPS,
                     std,
-                )?,
-            },
+                };
+                EncoderHead::Vocabulary(VocabHead::new(weights, parts, &tokens)?)
+            }
         };
         Ok(Box::new(DistilBert { tokens, positions, norm, dropout: self.dropout, blocks, head }))
-    }
-}
-
-/// From hidden states to the vocabulary, the matrix usually the token embedding's.
-#[derive(Debug)]
-pub(super) struct VocabProjector {
-    names: [&'static str; 2],
-    weight: Tensor,
-    bias: Tensor,
-    tied: bool,
-}
-
-impl VocabProjector {
-    pub(super) fn new(
-        weights: &mut Weights<'_>,
-        names: [&'static str; 2],
-        tied: bool,
-        tokens: &Embedding,
-        std: f64,
-    ) -> Result<Self, Error> {
-        let size = tokens.weight.size();
-        let weight = if tied {
-            weights.tied(names[0], &tokens.weight)?
-        } else {
-            weights.get(names[0], &size, Init::Normal(std))?
-        };
-        let bias = weights.get(names[1], &size[..1], Init::Zeros)?;
-        Ok(Self { names, weight, bias, tied })
-    }
-
-    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
-    }
-
-    /// `[vocab_size]`.
-    pub(super) fn bias(&self) -> &Tensor {
-        &self.bias
-    }
-
-    pub(super) fn visit(&self, f: &mut Visitor<'_>) {
-        if !self.tied {
-            f(self.names[0], &self.weight);
-        }
-        f(self.names[1], &self.bias);
     }
 }
 
@@ -224,7 +166,7 @@ impl VocabProjector {
 enum EncoderHead {
     Bare,
     Classifier { pre: Linear, out: Linear, dropout: f64 },
-    Vocabulary { transform: Linear, act: Activation, norm: LayerNorm, projector: VocabProjector },
+    Vocabulary(VocabHead),
 }
 
 #[derive(Debug)]
@@ -254,9 +196,7 @@ impl Architecture for DistilBert {
                 let pooled = pre.forward(&first_token(hidden, mask), train).relu();
                 out.forward(&pooled.dropout(*dropout, train), train)
             }
-            EncoderHead::Vocabulary { transform, act, norm, projector } => {
-                projector.forward(&norm.forward(&act.forward(&transform.forward(hidden, train))))
-            }
+            EncoderHead::Vocabulary(head) => head.forward(hidden, train),
         }
     }
 
@@ -283,11 +223,7 @@ impl Architecture for DistilBert {
                 pre.visit(f);
                 out.visit(f);
             }
-            EncoderHead::Vocabulary { transform, norm, projector, .. } => {
-                transform.visit(f);
-                norm.visit(f);
-                projector.visit(f);
-            }
+            EncoderHead::Vocabulary(head) => head.visit(f),
         }
     }
 }

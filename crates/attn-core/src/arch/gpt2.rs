@@ -52,40 +52,31 @@ pub struct Config {
     n_inner: Option<i64>,
     #[serde(default = "gelu_new")]
     activation_function: String,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     resid_pdrop: f64,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     embd_pdrop: f64,
-    #[serde(default = "tenth")]
+    #[serde(default = "super::tenth")]
     attn_pdrop: f64,
     #[serde(default = "layer_norm_epsilon")]
     layer_norm_epsilon: f64,
-    #[serde(default = "initializer_range")]
+    #[serde(default = "super::initializer_range")]
     initializer_range: f64,
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     scale_attn_weights: bool,
     #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
     #[serde(default)]
     add_cross_attention: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     tie_word_embeddings: bool,
 }
 
 fn gelu_new() -> String {
     "gelu_new".into()
 }
-fn tenth() -> f64 {
-    0.1
-}
 fn layer_norm_epsilon() -> f64 {
     1e-5
-}
-fn initializer_range() -> f64 {
-    0.02
-}
-fn yes() -> bool {
-    true
 }
 
 impl Config {

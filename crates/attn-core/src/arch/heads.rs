@@ -1,4 +1,4 @@
-//! What decoders end in: GPT-2 and Llama differ in names alone.
+//! What models end in. Decoders differ from each other in names alone, and so do the masked-LM heads of encoders.
 
 use tch::{Kind, Tensor};
 
@@ -6,8 +6,8 @@ use crate::{
     Error,
     config::Head,
     mask::Mask,
-    nn::{Embedding, Layout, Linear, Visitor},
-    weights::Weights,
+    nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
+    weights::{Init, Weights},
 };
 
 /// A decoder's head.
@@ -68,6 +68,102 @@ impl DecoderHead {
         if let Self::Untied(linear) | Self::Classifier(linear) = self {
             linear.visit(f);
         }
+    }
+}
+
+/// What encoders call the parts of their masked-LM head.
+#[derive(Debug)]
+pub(super) struct VocabParts {
+    pub(super) transform: &'static str,
+    pub(super) norm: &'static str,
+    pub(super) weight: &'static str,
+    pub(super) bias: &'static str,
+    /// Whether `weight` is the token embedding's matrix.
+    pub(super) tied: bool,
+    pub(super) act: Activation,
+    pub(super) eps: f64,
+    pub(super) std: f64,
+}
+
+/// An encoder's masked-LM head: `[batch, seq_len, hidden_size] -> [batch, seq_len, vocab_size]`.
+#[derive(Debug)]
+pub(super) struct VocabHead {
+    transform: Linear,
+    act: Activation,
+    norm: LayerNorm,
+    projector: VocabProjector,
+}
+
+impl VocabHead {
+    pub(super) fn new(
+        weights: &mut Weights<'_>,
+        parts: VocabParts,
+        tokens: &Embedding,
+    ) -> Result<Self, Error> {
+        let VocabParts { transform, norm, weight, bias, tied, act, eps, std } = parts;
+        let hidden = tokens.weight.size()[1];
+        let square = [hidden, hidden];
+        Ok(Self {
+            transform: Linear::new(weights, transform, square, true, Layout::OutIn, std)?,
+            act,
+            norm: LayerNorm::new(weights, norm, hidden, eps)?,
+            projector: VocabProjector::new(weights, [weight, bias], tied, tokens, std)?,
+        })
+    }
+
+    pub(super) fn forward(&self, hidden: &Tensor, train: bool) -> Tensor {
+        let transformed = self.act.forward(&self.transform.forward(hidden, train));
+        self.projector.forward(&self.norm.forward(&transformed))
+    }
+
+    /// `[vocab_size]`.
+    pub(super) fn bias(&self) -> &Tensor {
+        &self.projector.bias
+    }
+
+    pub(super) fn visit(&self, f: &mut Visitor<'_>) {
+        self.transform.visit(f);
+        self.norm.visit(f);
+        self.projector.visit(f);
+    }
+}
+
+/// From hidden states to the vocabulary, the matrix usually the token embedding's.
+#[derive(Debug)]
+struct VocabProjector {
+    names: [&'static str; 2],
+    weight: Tensor,
+    bias: Tensor,
+    tied: bool,
+}
+
+impl VocabProjector {
+    fn new(
+        weights: &mut Weights<'_>,
+        names: [&'static str; 2],
+        tied: bool,
+        tokens: &Embedding,
+        std: f64,
+    ) -> Result<Self, Error> {
+        let size = tokens.weight.size();
+        let weight = if tied {
+            weights.tied(names[0], &tokens.weight)?
+        } else {
+            weights.get(names[0], &size, Init::Normal(std))?
+        };
+        let bias = weights.get(names[1], &size[..1], Init::Zeros)?;
+        Ok(Self { names, weight, bias, tied })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+
+    fn visit(&self, f: &mut Visitor<'_>) {
+        if !self.tied {
+            f(self.names[0], &self.weight);
+        }
+        f(self.names[1], &self.bias);
     }
 }
 

@@ -55,7 +55,7 @@ pub struct Config {
     hidden_act: String,
     #[serde(default = "max_positions")]
     max_position_embeddings: i64,
-    #[serde(default = "initializer_range")]
+    #[serde(default = "super::initializer_range")]
     initializer_range: f64,
     #[serde(default = "rms_norm_eps")]
     rms_norm_eps: f64,
@@ -77,9 +77,6 @@ fn silu() -> String {
 }
 fn max_positions() -> i64 {
     2048
-}
-fn initializer_range() -> f64 {
-    0.02
 }
 fn rms_norm_eps() -> f64 {
     1e-6

@@ -151,6 +151,23 @@ architectures! {
     Llama => llama,
 }
 
+// What transformers fills in where a `config.json` leaves a field out, as far as architectures agree.
+fn yes() -> bool {
+    true
+}
+fn tenth() -> f64 {
+    0.1
+}
+fn initializer_range() -> f64 {
+    0.02
+}
+fn gelu() -> String {
+    "gelu".into()
+}
+fn encoder_positions() -> i64 {
+    512
+}
+
 /// The base model's tensors carry its prefix under a head, and none without.
 fn base_prefix(head: Head, prefix: &'static str) -> &'static str {
     if head == Head::Bare { "" } else { prefix }
