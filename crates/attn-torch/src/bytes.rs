@@ -2,12 +2,13 @@
 
 use std::ffi::{c_int, c_void};
 use std::fs::File;
+use std::io;
 use std::ops::{DerefMut, Range};
 use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 
-use memmap2::MmapOptions;
+use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ struct Region {
     len: usize,
     // From `Box::into_raw`: a `Box` may not move while `data` points into what it holds.
     owner: *mut (dyn Send + 'static),
+    // The same box where it is a file's mapping, whose pages can be given back.
+    map: Option<*const MmapMut>,
 }
 
 impl Drop for Region {
@@ -48,7 +51,8 @@ impl Drop for Region {
 
 // SAFETY: the owner is `Send`, is never used again but to be dropped, and the pointer is into what it owns.
 unsafe impl Send for Region {}
-// SAFETY: a shared region gives out its length and copies of the pointer; it reads and writes nothing.
+// SAFETY: a shared region gives out its length and copies of the pointer; it reads and writes nothing. Advice on a
+// mapping is a system call, which threads may make at the same time.
 unsafe impl Sync for Region {}
 
 impl std::fmt::Debug for Region {
@@ -69,7 +73,7 @@ impl Bytes {
         // until then, and with it the slice: safe code cannot move or free what it has lent out.
         let bytes = unsafe { &mut *owner }.deref_mut().as_mut();
         let (data, len) = (bytes.as_mut_ptr(), bytes.len());
-        Self(Arc::new(Region { data, len, owner }))
+        Self(Arc::new(Region { data, len, owner, map: None }))
     }
 
     /// Maps a whole file privately: pages are read when first used, and copied when first written.
@@ -82,16 +86,45 @@ impl Bytes {
     /// [`Error::Map`] where the file cannot be opened or mapped.
     pub fn map(path: &Path) -> Result<Self> {
         let failed = |source| Error::Map { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.len() == 0 {
+        Self::map_file(&File::open(path).map_err(failed)?).map_err(failed)
+    }
+
+    /// As [`Bytes::map`] for a file that is open, so that what was read of it before and what is mapped are one file.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn map_file(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() == 0 {
             return Ok(Self::new(Vec::new())); // A mapping of no bytes is refused by some systems.
         }
         // SAFETY: the mapping is private, so our writes stay here. That others do not shorten or rewrite the file
         // cannot be had from the system; it is what the doc comment asks for, as every memory-mapping loader does.
         // No swap is reserved: most weights are only read, and a model may be larger than memory.
-        let map =
-            unsafe { MmapOptions::new().no_reserve_swap().map_copy(&file) }.map_err(failed)?;
-        Ok(Self::new(map))
+        let mut map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file) }?;
+        let (data, len) = (map.as_mut_ptr(), map.len());
+        let owner = Box::into_raw(Box::new(map));
+        Ok(Self(Arc::new(Region { data, len, owner, map: Some(owner) })))
+    }
+
+    /// Gives the pages around `range` of a mapped file back to the system: they stay in its cache and come back when
+    /// they are read again, but no longer count as memory of this process.
+    ///
+    /// What was written to them is lost: the file's content is read again. Bytes that are no mapped file stay as they
+    /// are, and so do pages that the system will not take.
+    pub fn give_back(&self, range: Range<usize>) {
+        // A page fault maps a few pages to both sides as well (64 KiB on Linux).
+        const AROUND: usize = 1 << 18;
+        let Some(map) = self.0.map else { return };
+        let begin = range.start.saturating_sub(AROUND).min(self.0.len);
+        let end = range.end.saturating_add(AROUND).min(self.0.len);
+        if begin >= end {
+            return;
+        }
+        // SAFETY: the mapping lives as long as the region, and the range lies inside it. No Rust reference to its
+        // bytes is left, so that none can see them change: tensors hold the bare pointer.
+        let _ =
+            unsafe { (*map).unchecked_advise_range(UncheckedAdvice::DontNeed, begin, end - begin) };
     }
 
     /// How many bytes there are.
@@ -283,6 +316,25 @@ mod tests {
 
         assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [9., 9., 9.]);
         assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn pages_given_back_are_read_again_and_what_was_written_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, [7; 1 << 20]).unwrap();
+        let bytes = Bytes::map(&path).unwrap();
+        let mut tensor = bytes.tensor(0..1 << 20, &[1 << 20], Kind::Uint8).unwrap();
+        let _ = tensor.fill_(9);
+
+        bytes.give_back((1 << 19)..(1 << 19) + 1);
+
+        assert_eq!(tensor.int64_value(&[1 << 19]), 7);
+        assert_eq!(tensor.int64_value(&[0]), 9, "far from the range");
+        bytes.give_back(usize::MAX - 1..usize::MAX); // beyond the end: nothing to give
+        let own = Bytes::new(vec![5u8; 1 << 20]);
+        own.give_back(0..1 << 20);
+        assert_eq!(own.tensor(0..1, &[1], Kind::Uint8).unwrap().int64_value(&[0]), 5);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use memmap2::{Mmap, UncheckedAdvice};
+use attn_torch::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, TchError, Tensor};
@@ -41,7 +42,7 @@ pub struct Checkpoint {
 struct Mapped {
     path: PathBuf,
     /// None where the file holds no byte of data.
-    data: Option<Mmap>,
+    data: Option<Bytes>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -215,7 +216,7 @@ impl Checkpoint {
     }
 
     fn copy(&self, stored: &Stored, kind: Kind, device: Device) -> Result<Tensor, TchError> {
-        let Some(map) = self.files[stored.file].data.as_ref().filter(|_| stored.len > 0) else {
+        let Some(bytes) = self.files[stored.file].data.as_ref().filter(|_| stored.len > 0) else {
             return Tensor::f_empty(&stored.shape, (kind, device));
         };
         // A byte other than 0 and 1 is no valid `bool` in C++, so such bytes are converted, not copied.
@@ -223,7 +224,7 @@ impl Checkpoint {
         let element = stored.kind.elt_size_in_bytes();
         // Files whose header is not padded hold tensors that are not aligned for their kind; those go by way of this.
         // It is made before the result, so that the hole it leaves in the heap fits that of the next tensor.
-        let is_aligned = (map[stored.begin..].as_ptr() as usize).is_multiple_of(element);
+        let is_aligned = stored.begin.is_multiple_of(element); // A mapping begins with a page.
         let bounce = match is_aligned {
             true => None,
             false => {
@@ -235,18 +236,19 @@ impl Checkpoint {
         let flat = tensor.f_view(-1)?;
         for begin in (0..stored.len).step_by(PIECE) {
             let len = PIECE.min(stored.len - begin);
-            let begin_in_map = stored.begin + begin;
+            let range = stored.begin + begin..stored.begin + begin + len;
+            let piece = |n, kind| view(bytes, range.clone(), n, kind);
             let n_elements = (len / element) as i64;
             let mut to = flat.f_narrow(0, (begin / element) as i64, n_elements)?;
             match &bounce {
-                None => to.f_copy_(&view(map, begin_in_map, n_elements, stored_kind)?)?,
+                None => to.f_copy_(&piece(n_elements, stored_kind)?)?,
                 Some(bounce) => {
                     let mut bounce = bounce.f_narrow(0, 0, len as i64)?;
-                    bounce.f_copy_(&view(map, begin_in_map, len as i64, Kind::Uint8)?)?;
+                    bounce.f_copy_(&piece(len as i64, Kind::Uint8)?)?;
                     to.f_copy_(&bounce.f_view_dtype(stored_kind)?)?;
                 }
             }
-            release(map, begin_in_map, len);
+            bytes.give_back(range);
         }
         Ok(tensor)
     }
@@ -345,33 +347,13 @@ fn no_weights(dir: &Path) -> Error {
     }
 }
 
-#[expect(unsafe_code, reason = "mapping a file is unsafe: another process can change it")]
-fn map(file: &File, len: u64) -> io::Result<Mmap> {
-    // SAFETY: the mapped bytes are only ever copied, as numbers of which every bit pattern is valid. A file cut short
-    // by another process ends this one with SIGBUS, which the type's documentation says.
-    let map = unsafe { Mmap::map(file)? };
-    if map.len() as u64 == len { Ok(map) } else { Err(io::Error::other("its length changed")) }
+/// Maps `len` bytes. They are only ever copied, as numbers of which every bit pattern is valid.
+fn map(file: &File, len: u64) -> io::Result<Bytes> {
+    let bytes = Bytes::map_file(file)?;
+    if bytes.len() as u64 == len { Ok(bytes) } else { Err(io::Error::other("its length changed")) }
 }
 
-/// `n_elements` of `map` from its byte `begin`, which must be aligned for `kind`, not copied.
-#[expect(unsafe_code, reason = "a tensor laid over a map does not keep the map alive")]
-fn view(map: &Mmap, begin: usize, n_elements: i64, kind: Kind) -> Result<Tensor, TchError> {
-    let bytes = &map[begin..][..n_elements as usize * kind.elt_size_in_bytes()];
-    debug_assert!((bytes.as_ptr() as usize).is_multiple_of(kind.elt_size_in_bytes()));
-    // SAFETY: all elements lie inside the map. The one caller reads the tensor and drops it while it borrows the map,
-    // and writes nothing to it.
-    unsafe { Tensor::f_from_blob(bytes.as_ptr(), &[n_elements], &[1], kind, Device::Cpu) }
-}
-
-/// Gives the pages of `map` around `len` bytes from `begin` back to the system. They stay in its cache, and come
-/// back when read again, but no longer count as memory of this process.
-#[expect(unsafe_code, reason = "giving pages back is unsafe for maps that were written to")]
-fn release(map: &Mmap, begin: usize, len: usize) {
-    // A page fault maps a few pages to both sides as well (64 KiB on Linux).
-    const AROUND: usize = 1 << 18;
-    let begin = begin.saturating_sub(AROUND);
-    let end = begin.saturating_add(len + 2 * AROUND).min(map.len());
-    // SAFETY: the range lies inside the map, which is shared and read-only, so the pages hold nothing of their own.
-    // Failing to give them back costs memory and nothing else.
-    let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, end - begin) };
+/// `n` elements over `range`, which is aligned for `kind`, not copied.
+fn view(bytes: &Bytes, range: Range<usize>, n: i64, kind: Kind) -> Result<Tensor, TchError> {
+    bytes.tensor(range, &[n], kind).map_err(|error| TchError::Torch(error.to_string()))
 }
