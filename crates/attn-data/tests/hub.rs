@@ -13,7 +13,9 @@ use attn_data::{
     Error,
     hub::{Hub, HubConfig, Progress, RepoKind, resolve_model},
 };
-use common::{COMMIT, Faults, Server};
+use common::{COMMIT, Faults, Server, hex};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 const MODEL: RepoKind = RepoKind::Model;
@@ -61,17 +63,8 @@ fn files_arrive_in_the_layout_that_the_python_library_uses() {
     names.sort_by_key(String::len);
     assert_eq!(names.iter().map(String::len).collect::<Vec<_>>(), [40, 64]);
     assert!(small.is_symlink() && large.is_symlink());
-    assert!(walk(&cache.path().join(".locks")).iter().all(|name| !name.ends_with(".unchecked")));
-}
-
-fn walk(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .flat_map(|entry| match entry.path().is_dir() {
-            true => walk(&entry.path()),
-            false => vec![entry.path().to_string_lossy().into_owned()],
-        })
-        .collect()
+    let link = fs::read_link(&large).unwrap();
+    assert_eq!(link, Path::new("../../blobs").join(hex(Sha256::digest([7; 5000]))));
 }
 
 #[test]
@@ -198,29 +191,19 @@ fn an_error_page_in_place_of_the_content_is_not_taken_for_it() {
 
     let error = server.hub(cache.path()).file(MODEL, "o/m", "model.safetensors", None).unwrap_err();
 
-    assert!(matches!(error, Error::HashMismatch { .. }), "{error:?}");
-    assert_eq!(blobs(cache.path()), Vec::<String>::new());
-}
-
-#[test]
-fn a_connection_that_breaks_once_is_tried_again() {
-    let (server, cache) = start();
-    server.set(Faults { cut: Some((1234, 1)), ..Faults::default() });
-
-    let path = server.hub(cache.path()).file(MODEL, "o/m", "model.safetensors", None).unwrap();
-
-    assert_eq!(fs::read(path).unwrap(), [7; 5000]);
+    assert!(message(&error).contains("HTTP 403 Forbidden in place of the content"), "{error:?}");
+    assert!(blobs(cache.path()).iter().all(|name| name.ends_with(".incomplete")));
 }
 
 #[test]
 fn a_connection_that_always_breaks_leaves_no_file() {
     let (server, cache) = start();
-    server.set(Faults { cut: Some((1234, usize::MAX)), ..Faults::default() });
+    server.set(Faults { cut: Some((0, usize::MAX)), ..Faults::default() });
     let hub = server.hub(cache.path());
 
     let error = hub.file(MODEL, "o/m", "model.safetensors", None).unwrap_err();
 
-    assert!(matches!(error, Error::Unreachable { .. } | Error::Hub { .. }), "{error:?}");
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(
         !cache
             .path()
@@ -301,43 +284,239 @@ fn a_repository_that_moved_is_followed() {
     assert_eq!(fs::read(path).unwrap(), b"{\"model_type\": \"gpt2\"}");
 }
 
-#[test]
-fn a_download_that_nobody_checked_is_checked_before_use() {
-    let (server, cache) = start();
-    let hub = server.hub(cache.path());
-    let path = hub.file(MODEL, "o/m", "model.safetensors", None).unwrap();
-    // As a process leaves it that was killed between the download and its check.
-    let blob = fs::canonicalize(&path).unwrap();
-    fs::write(&blob, [9; 5000]).unwrap();
-    let marks = cache.path().join(".locks/models--o--m");
-    fs::create_dir_all(&marks).unwrap();
-    fs::write(marks.join(format!("{COMMIT}--model.safetensors.unchecked")), b"").unwrap();
+/// What was asked of contents: `Range` and `If-Range` of each request.
+fn ranges(server: &Server) -> Vec<(Option<String>, Option<String>)> {
+    let requests = server.requests().into_iter().filter(|request| request.method == "GET");
+    let contents = requests.filter(|request| request.path.starts_with("/cdn/"));
+    contents
+        .map(|mut request| (request.headers.remove("range"), request.headers.remove("if-range")))
+        .collect()
+}
 
-    let offline = Hub::new(HubConfig { offline: true, ..server.config(cache.path()) });
-    let error = offline.file(MODEL, "o/m", "model.safetensors", None).unwrap_err();
+fn range(from: usize, tag: Option<&str>) -> (Option<String>, Option<String>) {
+    (Some(format!("bytes={from}-")), tag.map(|tag| format!("\"{tag}\"")))
+}
 
-    assert!(matches!(error, Error::HashMismatch { .. }), "{error:?}");
-    assert!(!blob.exists());
-    assert_eq!(
-        fs::read(hub.file(MODEL, "o/m", "model.safetensors", None).unwrap()).unwrap(),
-        [7; 5000]
-    );
+/// Contents of the repository's folder of contents that are parts.
+fn parts(cache: &Path) -> Vec<String> {
+    blobs(cache).into_iter().filter(|name| name.ends_with(".incomplete")).collect()
+}
+
+const LARGE: &str = "model.safetensors";
+
+/// 5000 bytes of which no two stretches are alike.
+fn varied() -> Vec<u8> {
+    (0..5000u32).flat_map(|i| [(i / 7) as u8, (i * 31 >> 3) as u8]).take(5000).collect()
+}
+
+/// A server with one large file of [`varied`] bytes.
+fn start_varied() -> (Server, TempDir) {
+    let server = Server::start();
+    server.put_large("o/m", LARGE, varied());
+    (server, tempfile::tempdir().unwrap())
 }
 
 #[test]
-fn content_that_another_revision_left_unchecked_is_checked() {
-    let (server, cache) = start();
-    server.put_at("o/m", "v2", "copy.safetensors", [7; 5000], true);
-    let hub = server.hub(cache.path());
-    let path = hub.file(MODEL, "o/m", "model.safetensors", None).unwrap();
-    fs::write(fs::canonicalize(&path).unwrap(), [9; 5000]).unwrap();
-    let marks = cache.path().join(".locks/models--o--m");
-    fs::write(marks.join(format!("{COMMIT}--model.safetensors.unchecked")), b"").unwrap();
+fn a_connection_that_breaks_goes_on_where_it_stopped() {
+    let (server, cache) = start_varied();
+    server.set(Faults { cut: Some((1234, 3)), ..Faults::default() });
 
-    // The same content under another name: nothing is fetched, the blob is there.
-    let error = hub.file(MODEL, "o/m", "copy.safetensors", Some("v2")).unwrap_err();
+    let path = server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap();
+
+    assert_eq!(fs::read(path).unwrap(), varied());
+    let tag = Some("store");
+    let expected = [(None, None), range(1234, tag), range(2468, tag), range(3702, tag)];
+    assert_eq!(ranges(&server), expected);
+    assert_eq!(parts(cache.path()), Vec::<String>::new());
+}
+
+/// A Hub whose server changes its faults once so many bytes are there.
+fn changing(server: &Arc<Server>, cache: &Path, at: u64, faults: Faults) -> Hub {
+    let changed = Arc::clone(server);
+    server.hub(cache).with_progress(move |progress| {
+        if progress.n_bytes == at {
+            changed.set(faults.clone());
+        }
+    })
+}
+
+#[test]
+fn a_later_run_goes_on_where_an_earlier_one_stopped() {
+    let (server, cache) = start_varied();
+    let server = Arc::new(server);
+    server.set(Faults { cut: Some((1234, 1)), ..Faults::default() });
+    let out = Faults { cut: Some((0, usize::MAX)), ..Faults::default() };
+    changing(&server, cache.path(), 1234, out).file(MODEL, "o/m", LARGE, None).unwrap_err();
+    server.set(Faults::default());
+    server.requests();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    let hub = server
+        .hub(cache.path())
+        .with_progress(move |progress| sink.lock().unwrap().push(progress.n_bytes));
+
+    let path = hub.file(MODEL, "o/m", LARGE, None).unwrap();
+
+    assert_eq!(fs::read(path).unwrap(), varied());
+    assert_eq!(ranges(&server), [range(1234, None)]);
+    let seen = seen.lock().unwrap();
+    assert_eq!((seen[0], *seen.last().unwrap()), (1234, 5000));
+    assert!(seen.is_sorted(), "{seen:?}");
+}
+
+#[test]
+fn a_small_file_is_continued_under_its_own_tag() {
+    let (server, cache) = start();
+    let bytes = b"{\"model_type\": \"gpt2\"}";
+    let mut tag = Sha1::new_with_prefix(format!("blob {}\0", bytes.len()));
+    tag.update(bytes);
+    let tag = hex(tag.finalize());
+    let blobs = cache.path().join("models--o--m/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join(format!("{tag}.incomplete")), &bytes[..9]).unwrap();
+
+    let path = server.hub(cache.path()).file(MODEL, "o/m", "config.json", None).unwrap();
+
+    assert_eq!(fs::read(path).unwrap(), bytes);
+    let asked = server.requests().pop().unwrap().headers;
+    assert_eq!((asked["range"].as_str(), &asked["if-range"]), ("bytes=9-", &format!("\"{tag}\"")));
+}
+
+#[test]
+fn a_content_that_changed_begins_anew() {
+    let (server, cache) = start_varied();
+    let blobs = cache.path().join("models--o--m/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let old = hex(Sha256::digest(varied()));
+    fs::write(blobs.join(format!("{old}.incomplete")), &varied()[..100]).unwrap();
+    server.put_large("o/m", LARGE, [3; 4000]);
+
+    let path = server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap();
+
+    assert_eq!(fs::read(path).unwrap(), [3; 4000]);
+    assert_eq!(ranges(&server), [(None, None)]);
+}
+
+#[test]
+fn a_store_whose_tag_changed_sends_the_whole() {
+    let (server, cache) = start_varied();
+    let server = Arc::new(server);
+    server.set(Faults { cut: Some((1234, 1)), ..Faults::default() });
+    let other = Faults { store_tag: Some("other"), ..Faults::default() };
+
+    let hub = changing(&server, cache.path(), 1234, other);
+    let path = hub.file(MODEL, "o/m", LARGE, None).unwrap();
+
+    assert_eq!(fs::read(path).unwrap(), varied());
+    assert_eq!(ranges(&server), [(None, None), range(1234, Some("store"))]);
+}
+
+#[test]
+fn a_server_without_ranges_or_with_others_than_asked_serves_all_the_same() {
+    for faults in [
+        Faults { no_ranges: true, ..Faults::default() },
+        Faults { shifted: 7, ..Faults::default() },
+    ] {
+        let (server, cache) = start_varied();
+        server.set(Faults { cut: Some((1234, 1)), ..faults.clone() });
+
+        let path = server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap();
+
+        assert_eq!(fs::read(path).unwrap(), varied(), "{faults:?}");
+    }
+}
+
+#[test]
+fn a_server_that_never_gets_further_is_not_asked_for_ever() {
+    let (server, cache) = start_varied();
+    let cut = Some((1234, usize::MAX));
+    server.set(Faults { cut, no_ranges: true, ..Faults::default() });
+
+    let error = server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap_err();
+
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert_eq!(ranges(&server).len(), 6);
+}
+
+#[test]
+fn a_part_as_long_as_the_whole_is_checked_before_it_is_used() {
+    let (server, cache) = start_varied();
+    let blobs_dir = cache.path().join("models--o--m/blobs");
+    fs::create_dir_all(&blobs_dir).unwrap();
+    let tag = hex(Sha256::digest(varied()));
+    let part = blobs_dir.join(format!("{tag}.incomplete"));
+    let hub = server.hub(cache.path());
+
+    fs::write(&part, [9; 5000]).unwrap();
+    let error = hub.file(MODEL, "o/m", LARGE, None).unwrap_err();
 
     assert!(matches!(error, Error::HashMismatch { .. }), "{error:?}");
+    assert!(message(&error).contains("was deleted"), "{error:?}");
+    assert_eq!((ranges(&server).len(), blobs(cache.path()).len()), (0, 0));
+
+    fs::write(&part, varied()).unwrap();
+    hub.file(MODEL, "o/m", LARGE, None).unwrap();
+    assert_eq!((ranges(&server).len(), blobs(cache.path())), (0, vec![tag]));
+}
+
+#[test]
+fn a_content_longer_than_announced_is_cut_off_and_deleted() {
+    let (server, cache) = start_varied();
+    server.set(Faults { replace: Some(vec![1; 50_000]), ..Faults::default() });
+
+    let error = server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap_err();
+
+    let Error::HashMismatch { expected, found, .. } = &error else { panic!("{error:?}") };
+    assert!(expected == "5000" && found.starts_with("at least "), "{expected} {found}");
+    assert_eq!(blobs(cache.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_busy_server_is_asked_again_when_it_says_to() {
+    for status in [429, 503] {
+        let (server, cache) = start_varied();
+        server.set(Faults { busy: Some((status, "1", 1)), ..Faults::default() });
+        let begun = std::time::Instant::now();
+
+        server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap();
+
+        assert!(begun.elapsed().as_secs_f64() >= 1.0, "HTTP {status}");
+    }
+}
+
+#[test]
+fn a_server_that_asks_to_wait_for_hours_is_not_waited_for() {
+    let (server, cache) = start_varied();
+    server.set(Faults { busy: Some((429, "7200", usize::MAX)), ..Faults::default() });
+
+    let error = server.hub(cache.path()).file(MODEL, "o/m", LARGE, None).unwrap_err();
+
+    let text = message(&error);
+    assert!(text.contains("HTTP 429") && text.contains("7200 s"), "{text}");
+}
+
+#[test]
+fn who_finds_another_at_work_waits_and_fetches_nothing() {
+    let (server, cache) = start_varied();
+    let tag = hex(Sha256::digest(varied()));
+    let (locks, blobs) =
+        (cache.path().join(".locks/models--o--m"), cache.path().join("models--o--m/blobs"));
+    fs::create_dir_all(&locks).unwrap();
+    fs::create_dir_all(&blobs).unwrap();
+    let lock = fs::File::create(locks.join(format!("{tag}.lock"))).unwrap();
+    lock.lock().unwrap();
+
+    thread::scope(|scope| {
+        let hub = server.hub(cache.path());
+        let waiting = scope.spawn(move || hub.file(MODEL, "o/m", LARGE, None).unwrap());
+        thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!waiting.is_finished());
+        fs::write(blobs.join(&tag), varied()).unwrap();
+        lock.unlock().unwrap();
+        assert_eq!(fs::read(waiting.join().unwrap()).unwrap(), varied());
+    });
+
+    assert_eq!(ranges(&server), []);
 }
 
 #[test]
@@ -444,6 +623,8 @@ fn two_that_want_one_file_both_get_it() {
             assert_eq!(one.join().unwrap(), [7; 5000]);
         }
     });
+
+    assert_eq!(ranges(&server).len(), 1);
 }
 
 #[test]

@@ -3,16 +3,18 @@
 //! ```text
 //! models--OWNER--NAME/refs/main                    a commit id
 //! models--OWNER--NAME/blobs/ETAG                   content
+//! models--OWNER--NAME/blobs/ETAG.incomplete        a part of it, not checked
 //! models--OWNER--NAME/snapshots/COMMIT/FILE   ->   ../../blobs/ETAG
 //! models--OWNER--NAME/.no_exist/COMMIT/FILE        an empty file: the commit has no such file
-//! .locks/models--OWNER--NAME/COMMIT--FILE.unchecked     ours: the download has not been verified yet
+//! .locks/models--OWNER--NAME/ETAG.lock             locked by who fetches it
 //! ```
 
 use std::{
-    collections::HashSet,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use sha1::Sha1;
@@ -31,14 +33,14 @@ impl Cache {
 
     pub(super) fn repository(&self, prefix: &str, id: &str) -> Repository {
         let name = format!("{prefix}--{}", id.replace('/', "--"));
-        Repository { marks: self.root.join(".locks").join(&name), root: self.root.join(name) }
+        Repository { locks: self.root.join(".locks").join(&name), root: self.root.join(name) }
     }
 }
 
 /// The part of the cache that belongs to one repository.
 pub(super) struct Repository {
     root: PathBuf,
-    marks: PathBuf,
+    locks: PathBuf,
 }
 
 /// What a check of a download found.
@@ -46,7 +48,7 @@ pub(super) struct Repository {
 pub(super) enum Verdict {
     Same,
     /// The entity tag is no hash of a kind we know.
-    Unknown(String),
+    Unknown,
     Differs {
         algorithm: &'static str,
         expected: String,
@@ -139,84 +141,87 @@ impl Repository {
         write().map(|_| ()).map_err(Error::io("write", &path))
     }
 
-    /// Names of all contents.
-    pub(super) fn blobs(&self) -> HashSet<PathBuf> {
-        let entries = fs::read_dir(self.root.join("blobs")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
+    /// Where a content stands, and where a part of it does.
+    pub(super) fn blob(&self, tag: &str) -> PathBuf {
+        self.root.join("blobs").join(tag)
     }
 
-    /// The content behind a file, where the file is a link to it.
-    pub(super) fn blob(&self, commit: &str, file: &str) -> Option<PathBuf> {
-        let target = fs::read_link(self.path(commit, file)).ok()?;
-        Some(self.root.join("blobs").join(target.file_name()?))
+    pub(super) fn part(&self, tag: &str) -> PathBuf {
+        self.root.join("blobs").join(format!("{tag}.incomplete"))
     }
 
-    /// Compares a file's content with the hash it is named by.
-    pub(super) fn verify(&self, commit: &str, file: &str) -> Result<Verdict> {
-        let Some(blob) = self.blob(commit, file) else {
-            return Ok(Verdict::Unknown("a file that is no link".into()));
-        };
-        let tag = blob.file_name().expect("made from a name").to_string_lossy().to_lowercase();
-        let is_hex = tag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let (algorithm, found) = match tag.len() {
-            64 if is_hex => ("sha256", digest(Sha256::new(), &blob)?),
-            40 if is_hex => {
-                let size = blob.metadata().map_err(Error::io("read", &blob))?.len();
-                ("git blob sha1", digest(Sha1::new_with_prefix(format!("blob {size}\0")), &blob)?)
+    /// Keeps others, other processes included, from fetching the same content until it is dropped.
+    ///
+    /// `wait` is called each time another has it, and says for how long to wait; nothing to give up waiting.
+    pub(super) fn lock(
+        &self,
+        tag: &str,
+        mut wait: impl FnMut() -> Option<Duration>,
+    ) -> Result<Option<File>> {
+        let path = self.locks.join(format!("{tag}.lock"));
+        fs::create_dir_all(&self.locks).map_err(Error::io("create", &self.locks))?;
+        let file = File::create(&path).map_err(Error::io("write", &path))?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+                Err(TryLockError::WouldBlock) => match wait() {
+                    Some(pause) => thread::sleep(pause),
+                    None => return Ok(None),
+                },
             }
-            _ => return Ok(Verdict::Unknown(tag)),
+        }
+    }
+
+    /// Makes a part that has been checked the content.
+    pub(super) fn finish(&self, tag: &str) -> Result<()> {
+        let (part, blob) = (self.part(tag), self.blob(tag));
+        fs::rename(&part, &blob).map_err(Error::io("write", &blob))
+    }
+
+    /// Makes a file of a commit lead to its content.
+    pub(super) fn link(&self, commit: &str, file: &str, tag: &str) -> Result<()> {
+        let path = self.path(commit, file);
+        let folder = path.parent().expect("a file in a folder");
+        let up = "../".repeat(file.matches('/').count() + 2);
+        let make = || {
+            fs::create_dir_all(folder)?;
+            // By way of another name, so that whoever looks finds the old link or the new one.
+            let beside = tempfile::Builder::new().prefix(".link").make_in(folder, |path| {
+                std::os::unix::fs::symlink(format!("{up}blobs/{tag}"), path)
+            })?;
+            beside.persist(&path).map_err(|error| error.error)
         };
-        Ok(if found == tag {
+        make().map_err(Error::io("write", &path))
+    }
+
+    /// Compares a part's content with the hash it is named by.
+    pub(super) fn verify(&self, tag: &str) -> Result<Verdict> {
+        let part = self.part(tag);
+        let expected = tag.to_lowercase();
+        let is_hex = expected.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let (algorithm, found) = match expected.len() {
+            64 if is_hex => ("sha256", digest(Sha256::new(), &part)?),
+            40 if is_hex => {
+                let size = part.metadata().map_err(Error::io("read", &part))?.len();
+                ("git blob sha1", digest(Sha1::new_with_prefix(format!("blob {size}\0")), &part)?)
+            }
+            _ => return Ok(Verdict::Unknown),
+        };
+        Ok(if found == expected {
             Verdict::Same
         } else {
-            Verdict::Differs { algorithm, expected: tag, found }
+            Verdict::Differs { algorithm, expected, found }
         })
     }
 
-    pub(super) fn delete(&self, commit: &str, file: &str) -> Result<()> {
-        for path in self.blob(commit, file).into_iter().chain([self.path(commit, file)]) {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("delete", &path)(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn mark(&self, commit: &str, file: &str) -> PathBuf {
-        self.marks.join(format!("{commit}--{}.unchecked", file.replace('/', "--")))
-    }
-
-    pub(super) fn is_checked(&self, commit: &str, file: &str) -> bool {
-        !self.mark(commit, file).exists()
-    }
-
-    /// Whether a download other than this one waits for its check: its content may be the one this file shares.
-    pub(super) fn others_unchecked(&self, commit: &str, file: &str) -> bool {
-        let own = self.mark(commit, file);
-        let mut entries =
-            fs::read_dir(&self.marks).into_iter().flatten().flatten().map(|entry| entry.path());
-        entries.any(|path| path.extension().is_some_and(|end| end == "unchecked") && path != own)
-    }
-
-    pub(super) fn mark_unchecked(&self, commit: &str, file: &str) -> Result<()> {
-        let path = self.mark(commit, file);
-        let write = || {
-            fs::create_dir_all(&self.marks)?;
-            fs::write(&path, b"")
-        };
-        write().map_err(Error::io("write", &path))
-    }
-
-    pub(super) fn unmark(&self, commit: &str, file: &str) {
-        let path = self.mark(commit, file);
-        match fs::remove_file(&path) {
+    pub(super) fn delete_part(&self, tag: &str) -> Result<()> {
+        let part = self.part(tag);
+        match fs::remove_file(&part) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::debug!("cannot delete `{}`: {error}", path.display());
+                Err(Error::io("delete", &part)(error))
             }
-            _ => {}
+            _ => Ok(()),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Files of the Hugging Face Hub, by repository id.
 //!
-//! Downloads go through the `hf-hub` crate into the cache that the Python libraries use, so that nothing is fetched
-//! twice. What the crate leaves out is done here:
+//! Files stand in the cache that the Python libraries use, so that nothing is fetched twice. `hf-hub` asks what a
+//! repository holds; contents are fetched here, for what that crate leaves out:
 //!
 //! - **Offline mode.** `HF_HUB_OFFLINE=1` answers from the cache alone. No socket is opened.
-//! - **Hashes.** The Hub's entity tag is the content's SHA-256 or its git blob id. A download that does not match is
-//!   deleted and reported. A process killed between download and check leaves a mark, and the next one checks.
+//! - **Resuming.** A download that breaks off goes on where it stopped, at once or in a later run, and waits as long
+//!   as the server asks it to. Of those who want one content at a time, one fetches it.
+//! - **Hashes.** The Hub's entity tag is the content's SHA-256 or its git blob id. A download takes its name in the
+//!   cache once it matches; one that does not match is deleted and reported.
 //! - **One revision.** A branch is resolved to a commit once, and every file is fetched at that commit: a repository
 //!   that changes meanwhile cannot mix two versions. A pinned commit that is cached needs no request.
 //! - **Messages.** What is missing, refused, not cached or out of reach is told apart, with a way out.
@@ -15,10 +17,12 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, repository::RepoType};
+use hf_hub::{HFClient, HFClientSync, HFError};
+use reqwest::{StatusCode, Url, redirect::Policy};
 use serde_json::Value;
 
 use crate::{
@@ -28,27 +32,24 @@ use crate::{
 
 mod cache;
 mod config;
+mod content;
 mod progress;
 
 use cache::{Cache, Repository};
 pub use config::HubConfig;
+use content::{Description, Failure, Requests};
 pub use progress::{Progress, progress_bar};
 use progress::{Report, Reporter};
 
 /// What is fetched where no revision is given.
 const MAIN: &str = "main";
 
-/// Downloads of one file that broke off before giving up.
-const ATTEMPTS: usize = 3;
-
-/// How long to wait for another process that fetches the same file.
+/// How long to wait for another process that fetches the same content, and how often to look.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How long a connection may take to come about, and to say nothing.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
-
-const USER_AGENT: &str = concat!("attn-data/", env!("CARGO_PKG_VERSION"));
+/// The first pause after a request that failed; the next ones double.
+const PAUSE: Duration = Duration::from_secs(1);
 
 const SINGLE_WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
@@ -118,6 +119,8 @@ pub struct Hub {
     config: HubConfig,
     cache: Cache,
     client: OnceLock<HFClientSync>,
+    requests: OnceLock<Requests>,
+    pause: Duration,
     listings: Mutex<HashMap<(RepoKind, String, String), Arc<Listing>>>,
     report: Option<Report>,
 }
@@ -133,8 +136,9 @@ impl Hub {
     /// A Hub with these settings. Nothing is asked for yet.
     pub fn new(config: HubConfig) -> Self {
         let cache = Cache::new(config.cache.clone());
-        let (client, listings) = (OnceLock::new(), Mutex::new(HashMap::new()));
-        Self { config, cache, client, listings, report: None }
+        let (client, requests) = (OnceLock::new(), OnceLock::new());
+        let listings = Mutex::new(HashMap::new());
+        Self { config, cache, client, requests, pause: PAUSE, listings, report: None }
     }
 
     /// A Hub as the environment describes it; see [`HubConfig::from_env`].
@@ -145,6 +149,11 @@ impl Hub {
     /// Calls `report` as downloads advance, from the downloading thread. [`progress_bar`] makes one that draws.
     pub fn with_progress(self, report: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         Self { report: Some(Arc::new(report)), ..self }
+    }
+
+    /// Waits this long after the first request that fails, twice as long after the next, and so on; 1 s otherwise.
+    pub fn with_pause(self, pause: Duration) -> Self {
+        Self { pause, ..self }
     }
 
     /// The settings in use.
@@ -269,13 +278,6 @@ impl Hub {
 
     fn file_at(&self, at: &At, commit: &str, file: &str) -> Result<PathBuf> {
         if let Some(path) = at.repository.cached(commit, file) {
-            if !at.repository.is_checked(commit, file) {
-                tracing::info!(
-                    "checking `{file}` of {}: an earlier run was stopped before it could",
-                    at.repo
-                );
-                self.check(at, commit, file)?;
-            }
             // Fetched under another name of this commit: offline, the branch must lead here too.
             if !self.config.offline
                 && !cache::is_commit(&at.revision)
@@ -299,99 +301,125 @@ impl Hub {
     }
 
     fn download(&self, at: &At, commit: &str, file: &str) -> Result<PathBuf> {
-        let before = at.repository.blobs();
-        at.repository.mark_unchecked(commit, file)?;
-        let begun = Instant::now();
-        let mut attempt = 1;
-        let reporter = loop {
-            let reporter = Arc::new(Reporter::new(file, self.report.clone()));
-            let client = self.client(&at.repo)?;
-            let (owner, name) = hf_hub::split_id(&at.repo.id);
-            let fetched = match at.repo.kind {
-                RepoKind::Model => fetch(&client.model(owner, name), commit, file, &reporter),
-                RepoKind::Dataset => fetch(&client.dataset(owner, name), commit, file, &reporter),
-            };
-            match fetched {
-                Ok(_) => break reporter,
-                Err(HFError::CacheLockTimeout { .. }) if begun.elapsed() < MAX_WAIT => {
-                    tracing::info!("another process is fetching `{file}` of {}; waiting", at.repo);
-                    if at.repository.cached(commit, file).is_some() {
-                        break reporter;
-                    }
-                }
-                Err(HFError::Request { source, .. })
-                    if attempt < ATTEMPTS
-                        && (source.is_body() || source.is_decode() || source.is_timeout()) =>
-                {
-                    tracing::warn!(
-                        "`{file}` of {} broke off; attempt {} of {ATTEMPTS}",
-                        at.repo,
-                        attempt + 1
-                    );
-                    attempt += 1;
-                }
-                Err(error) => {
-                    at.repository.unmark(commit, file);
-                    return Err(self.explain(at, file, error));
-                }
+        let url = self.url(at, commit, file)?;
+        let description = self.requests(at)?.describe(&url);
+        let description = description.map_err(|failure| {
+            let error = self.explain_failure(at, file, failure);
+            if matches!(error, Error::FileNotFound { .. }) {
+                at.repository.mark_absent(commit, file);
             }
-        };
-        let path = at.repository.cached(commit, file).ok_or_else(|| self.not_cached(at, file))?;
-        // Content that was there before has been checked, or was put there by a program that is trusted to.
-        let is_new = at.repository.blob(commit, file).is_none_or(|blob| !before.contains(&blob));
-        let is_doubtful = at.repository.others_unchecked(commit, file);
-        if is_new {
-            self.check_size(at, commit, file, reporter.announced())?;
+            error
+        })?;
+        let report = self.report.as_ref();
+        let reporter = Reporter { file, total: description.size.unwrap_or(0), report };
+        let blob = at.repository.blob(&description.tag);
+        if !blob.is_file() {
+            let _lock = self.lock(at, file, &description.tag)?;
+            // Another process may have fetched it meanwhile.
+            if !blob.is_file() {
+                self.fetch(at, file, &url, &description, &reporter)?;
+            }
         }
-        if is_new || is_doubtful {
-            self.check(at, commit, file)?;
-        }
-        at.repository.unmark(commit, file);
+        at.repository.link(commit, file, &description.tag)?;
         if !cache::is_commit(&at.revision) {
             at.repository.write_ref(&at.revision, commit)?;
         }
-        reporter.finish();
+        let path = at.repository.path(commit, file);
+        let size = path.metadata().map_err(Error::io("read", &path))?.len();
+        reporter.send(size, true);
         Ok(path)
     }
 
-    /// Compares a download with what the Hub announced, and deletes it where they differ.
-    fn check(&self, at: &At, commit: &str, file: &str) -> Result<()> {
-        match at.repository.verify(commit, file)? {
+    /// Fetches a content, or the rest of it, and checks it before it gets its name.
+    fn fetch(
+        &self,
+        at: &At,
+        file: &str,
+        url: &Url,
+        description: &Description,
+        reporter: &Reporter<'_>,
+    ) -> Result<()> {
+        let tag = &description.tag;
+        let part = at.repository.part(tag);
+        let folder = part.parent().expect("a file in a folder");
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let damaged = |algorithm, expected, found| {
+            at.repository.delete_part(tag)?;
+            let (repo, file) = (at.boxed(), file.into());
+            Err(Error::HashMismatch { repo, file, algorithm, expected, found })
+        };
+        let report = |n_bytes| reporter.send(n_bytes, false);
+        match self.requests(at)?.fetch(url, description, &part, &report) {
+            Ok(()) => {}
+            Err(Failure::Size { expected, found }) => {
+                let found =
+                    if found > expected { format!("at least {found}") } else { found.to_string() };
+                return damaged("a size in bytes of", expected.to_string(), found);
+            }
+            // Whether there is such a file and who may read it, its description has answered.
+            Err(Failure::Status { status, .. }) if status.is_client_error() => {
+                let source = format!("HTTP {status} in place of the content").into();
+                return Err(Error::Hub { repo: at.boxed(), file: file.into(), source });
+            }
+            Err(failure) => return Err(self.explain_failure(at, file, failure)),
+        }
+        match at.repository.verify(tag)? {
             cache::Verdict::Same => {}
-            cache::Verdict::Unknown(tag) => {
+            cache::Verdict::Unknown => {
                 tracing::debug!("`{file}` of {}: `{tag}` is no hash to check", at.repo)
             }
             cache::Verdict::Differs { algorithm, expected, found } => {
-                at.repository.delete(commit, file)?;
-                at.repository.unmark(commit, file);
-                return Err(Error::HashMismatch {
-                    repo: at.boxed(),
-                    file: file.into(),
-                    algorithm,
-                    expected,
-                    found,
-                });
+                return damaged(algorithm, expected, found);
             }
         }
-        at.repository.unmark(commit, file);
-        Ok(())
+        at.repository.finish(tag)
     }
 
-    fn check_size(&self, at: &At, commit: &str, file: &str, announced: u64) -> Result<()> {
-        let path = at.repository.path(commit, file);
-        let size = path.metadata().map_err(Error::io("read", &path))?.len();
-        if announced == 0 || announced == size {
-            return Ok(());
-        }
-        at.repository.delete(commit, file)?;
-        at.repository.unmark(commit, file);
-        Err(Error::HashMismatch {
+    /// Waits until nobody else fetches the content.
+    fn lock(&self, at: &At, file: &str, tag: &str) -> Result<std::fs::File> {
+        let begun = Instant::now();
+        let mut told = false;
+        let lock = at.repository.lock(tag, || {
+            if !told {
+                tracing::info!("another process is fetching `{file}` of {}; waiting", at.repo);
+                told = true;
+            }
+            (begun.elapsed() < MAX_WAIT).then_some(LOOK_EVERY)
+        })?;
+        lock.ok_or_else(|| Error::Hub {
             repo: at.boxed(),
             file: file.into(),
-            algorithm: "a size in bytes of",
-            expected: announced.to_string(),
-            found: size.to_string(),
+            source: format!("another process has been fetching it for {} s", MAX_WAIT.as_secs())
+                .into(),
         })
+    }
+
+    /// The address of a file at a commit.
+    fn url(&self, at: &At, commit: &str, file: &str) -> Result<Url> {
+        let Repo { endpoint, kind, id } = &at.repo;
+        let address = format!("{endpoint}/{}{id}/resolve/{commit}", kind.url_prefix());
+        let refused = |source| Error::Hub { repo: at.boxed(), file: file.into(), source };
+        let mut url = Url::parse(&address).map_err(|error| refused(error.into()))?;
+        match url.path_segments_mut() {
+            Ok(mut segments) => segments.extend(file.split('/')),
+            Err(()) => {
+                return Err(refused(format!("`{endpoint}` is no address of a server").into()));
+            }
+        };
+        Ok(url)
+    }
+
+    fn requests(&self, at: &At) -> Result<&Requests> {
+        if let Some(requests) = self.requests.get() {
+            return Ok(requests);
+        }
+        let requests = Requests::new(self.config.token.as_deref(), self.pause);
+        let requests = requests.map_err(|source| Error::Hub {
+            repo: at.boxed(),
+            file: "anything".into(),
+            source,
+        })?;
+        Ok(self.requests.get_or_init(|| requests))
     }
 
     /// The commit a revision stands for.
@@ -432,19 +460,32 @@ impl Hub {
         let (owner, name) = hf_hub::split_id(&at.repo.id);
         // Only what is used is asked for: the full description is large and changes its shape now and then.
         let expand = vec!["sha".to_string(), "siblings".to_string()];
-        let revision = at.revision.clone();
-        let info = match at.repo.kind {
-            RepoKind::Model => {
-                let info =
-                    client.model(owner, name).info().revision(revision).expand(expand).send();
-                info.map(|info| (info.sha, info.siblings))
-            }
-            RepoKind::Dataset => {
-                let info =
-                    client.dataset(owner, name).info().revision(revision).expand(expand).send();
-                info.map(|info| (info.sha, info.siblings))
+        let ask = || {
+            let (revision, expand) = (at.revision.clone(), expand.clone());
+            match at.repo.kind {
+                RepoKind::Model => {
+                    let model = client.model(owner, name);
+                    let info = model.info().revision(revision).expand(expand).send();
+                    info.map(|info| (info.sha, info.siblings))
+                }
+                RepoKind::Dataset => {
+                    let dataset = client.dataset(owner, name);
+                    let info = dataset.info().revision(revision).expand(expand).send();
+                    info.map(|info| (info.sha, info.siblings))
+                }
             }
         };
+        let mut info = ask();
+        // The client asks again by itself, but not when the Hub says to.
+        for _ in 1..content::DESCRIPTIONS {
+            let Err(HFError::RateLimited { retry_after: Some(after), .. }) = &info else { break };
+            if *after > content::MAX_RETRY_AFTER {
+                break;
+            }
+            tracing::warn!("{} asks to wait for {} s", at.repo.endpoint, after.as_secs());
+            thread::sleep(*after);
+            info = ask();
+        }
         match info {
             Ok((Some(commit), Some(siblings))) => {
                 let mut files: Vec<String> =
@@ -480,27 +521,19 @@ impl Hub {
         // Without a token the client looks for one in the environment, which is not what these settings say. A line
         // break cannot be sent in a header: with it the client finds a token and sends none.
         let token = self.config.token.clone().unwrap_or_else(|| "\n".into());
-        // The client waits for ever where packets vanish. Its first question for a branch goes through this one.
-        let http = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build();
-        let client = http.map_err(HFError::from).and_then(|http| {
-            HFClient::builder()
-                .client(http)
-                .user_agent(USER_AGENT)
-                .endpoint(&repo.endpoint)
-                .cache_dir(&self.config.cache)
-                .token(token)
-                .retry_max_attempts(2)
-                .build_sync()
-        });
-        let client = client.map_err(|source| Error::Hub {
-            repo: Box::new(repo.clone()),
-            file: "anything".into(),
-            source: source.into(),
-        })?;
+        let refused =
+            |source| Error::Hub { repo: Box::new(repo.clone()), file: "anything".into(), source };
+        // The client's own waits for ever where packets vanish.
+        let http = content::http(Policy::default()).map_err(refused)?;
+        let client = HFClient::builder()
+            .client(http)
+            .user_agent(content::USER_AGENT)
+            .endpoint(&repo.endpoint)
+            .cache_dir(&self.config.cache)
+            .token(token)
+            .retry_max_attempts(2)
+            .build_sync()
+            .map_err(|error| refused(error.into()))?;
         Ok(self.client.get_or_init(|| client))
     }
 
@@ -514,21 +547,44 @@ impl Hub {
 
     fn not_cached(&self, at: &At, file: &str) -> Error {
         let (repo, revision, cache) = (at.boxed(), at.revision.clone(), self.config.cache.clone());
-        if self.config.offline {
-            return Error::NotCached { repo, file: file.into(), revision, cache };
+        Error::NotCached { repo, file: file.into(), revision, cache }
+    }
+
+    fn refused(&self, at: &At, status: u16) -> Error {
+        Error::Refused { repo: at.boxed(), status, token_sent: self.config.token.is_some() }
+    }
+
+    /// Tells apart why no file came.
+    fn explain_failure(&self, at: &At, file: &str, failure: Failure) -> Error {
+        let (repo, file) = (at.boxed(), file.to_string());
+        match failure {
+            Failure::Disk(error) => error,
+            Failure::Connection(source) => Error::Unreachable { repo, file, source },
+            Failure::Status { status, ref code, .. } => match (status, code.as_deref()) {
+                // So the Hub answers who is not logged in, rather than say whether a private repository exists.
+                (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some("RepoNotFound")) => {
+                    Error::RepoNotFound { repo }
+                }
+                (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                    self.refused(at, status.as_u16())
+                }
+                (StatusCode::NOT_FOUND, Some("RevisionNotFound")) => {
+                    Error::RevisionNotFound { repo, revision: at.revision.clone() }
+                }
+                (StatusCode::NOT_FOUND, _) => at.no_such_file(&file),
+                _ if status.is_server_error() => {
+                    Error::Unreachable { repo, file, source: failure.into() }
+                }
+                _ => Error::Hub { repo, file, source: failure.into() },
+            },
+            failure => Error::Hub { repo, file, source: failure.into() },
         }
-        let source = "the download ended without a file in the cache".into();
-        Error::Hub { repo, file: file.into(), source }
     }
 
     /// Tells apart what the client's errors leave to their texts and headers.
     fn explain(&self, at: &At, file: &str, error: HFError) -> Error {
         let (repo, file) = (at.boxed(), file.to_string());
-        let refused = |status| Error::Refused {
-            repo: at.boxed(),
-            status,
-            token_sent: self.config.token.is_some(),
-        };
+        let refused = |status| self.refused(at, status);
         match error {
             HFError::AuthRequired { context } => match context.error_code.as_deref() {
                 // So the Hub answers who is not logged in, rather than say whether a private repository exists.
@@ -546,7 +602,6 @@ impl Hub {
                 }
             }
             HFError::EntryNotFound { .. } => at.no_such_file(&file),
-            HFError::LocalEntryNotFound { .. } => self.not_cached(at, &file),
             error if is_outage(&error) => Error::Unreachable { repo, file, source: error.into() },
             error => Error::Hub { repo, file, source: error.into() },
         }
@@ -582,15 +637,6 @@ impl At {
             revision: self.revision.clone(),
         }
     }
-}
-
-fn fetch<T: RepoType>(
-    repo: &HFRepositorySync<T>,
-    commit: &str,
-    file: &str,
-    reporter: &Arc<Reporter>,
-) -> Result<PathBuf, HFError> {
-    repo.download_file().filename(file).revision(commit).progress(Arc::clone(reporter)).send()
 }
 
 /// Whether the Hub could not be asked, as opposed to what it answered.

@@ -1,11 +1,7 @@
 //! How far a download is.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How far the download of one file is.
@@ -13,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub struct Progress {
     /// Path within the repository.
     pub file: String,
-    /// Bytes that have arrived.
+    /// Bytes that have arrived, those of earlier runs included.
     pub n_bytes: u64,
     /// Bytes of the whole file, 0 where the Hub does not say.
     pub total: u64,
@@ -34,7 +30,9 @@ pub fn progress_bar() -> impl Fn(&Progress) + Send + Sync + 'static {
         if current.as_ref().is_none_or(|(file, _)| *file != progress.file) {
             let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
             let bar = ProgressBar::new(progress.total).with_message(progress.file.clone());
+            let bar = bar.with_position(progress.n_bytes); // goes on where an earlier run stopped
             bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+            bar.reset_eta(); // what is there already says nothing about the rate
             *current = Some((progress.file.clone(), bar));
         }
         let (_, bar) = current.as_ref().expect("set above");
@@ -47,54 +45,18 @@ pub fn progress_bar() -> impl Fn(&Progress) + Send + Sync + 'static {
     }
 }
 
-/// Turns the client's events into ours.
-pub(super) struct Reporter {
-    file: String,
-    report: Option<Report>,
-    n_bytes: AtomicU64,
-    total: AtomicU64,
+/// Tells of one file.
+pub(super) struct Reporter<'a> {
+    pub(super) file: &'a str,
+    /// Bytes of the whole file, 0 where the Hub does not say.
+    pub(super) total: u64,
+    pub(super) report: Option<&'a Report>,
 }
 
-impl Reporter {
-    pub(super) fn new(file: &str, report: Option<Report>) -> Self {
-        Self { file: file.into(), report, n_bytes: AtomicU64::new(0), total: AtomicU64::new(0) }
-    }
-
-    /// The size the Hub announced before the first byte, 0 where it did not.
-    pub(super) fn announced(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn finish(&self) {
-        self.send(true);
-    }
-
-    fn send(&self, finished: bool) {
-        if let Some(report) = &self.report {
-            let (n_bytes, total) = (self.n_bytes.load(Ordering::Relaxed), self.announced());
-            report(&Progress { file: self.file.clone(), n_bytes, total, finished });
+impl Reporter<'_> {
+    pub(super) fn send(&self, n_bytes: u64, finished: bool) {
+        if let Some(report) = self.report {
+            report(&Progress { file: self.file.into(), n_bytes, total: self.total, finished });
         }
-    }
-}
-
-impl ProgressHandler for Reporter {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => {
-                self.total.store(*total_bytes, Ordering::Relaxed)
-            }
-            DownloadEvent::Progress { files } => {
-                if let Some(file) = files.iter().find(|file| file.filename == self.file) {
-                    self.n_bytes.store(file.bytes_completed, Ordering::Relaxed);
-                }
-            }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => {
-                self.n_bytes.store(*bytes_completed, Ordering::Relaxed);
-            }
-            // Ours is sent once the content has been checked.
-            DownloadEvent::Complete => return,
-        }
-        self.send(false);
     }
 }

@@ -8,6 +8,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use attn_data::hub::{Hub, HubConfig};
@@ -26,6 +27,14 @@ pub(crate) struct Faults {
     pub(crate) refuse_content: Option<u16>,
     /// Sends this many bytes of a file and hangs up, in as many requests as the second number says.
     pub(crate) cut: Option<(usize, usize)>,
+    /// Answers to requests for a content or a description, so many of them: status and `Retry-After`.
+    pub(crate) busy: Option<(u16, &'static str, usize)>,
+    /// Sends whole contents, whatever `Range` asks for.
+    pub(crate) no_ranges: bool,
+    /// Sends the part that begins so many bytes after the one asked for.
+    pub(crate) shifted: usize,
+    /// The tag that the store of large files gives.
+    pub(crate) store_tag: Option<&'static str>,
     /// Content sent instead of the file's own.
     pub(crate) replace: Option<Vec<u8>>,
     /// Answers every request for the description of a repository with this status.
@@ -133,7 +142,7 @@ impl Server {
 
     /// A Hub that asks this server and caches in `cache`.
     pub(crate) fn hub(&self, cache: &std::path::Path) -> Hub {
-        Hub::new(self.config(cache))
+        Hub::new(self.config(cache)).with_pause(Duration::from_millis(1))
     }
 
     pub(crate) fn config(&self, cache: &std::path::Path) -> HubConfig {
@@ -235,7 +244,8 @@ fn answer(state: &mut State, request: &Request, endpoint: &str) -> Response {
         return describe(state, rest);
     }
     if let Some(key) = path.strip_prefix("/cdn/") {
-        return content(state, &key.replace('\u{1}', "/"), None);
+        let tag = format!("\"{}\"", state.faults.store_tag.unwrap_or("store"));
+        return content(state, &key.replace('\u{1}', "/"), &tag, request);
     }
     let Some((repo, rest)) = path[1..].split_once("/resolve/") else {
         return Response::error(404, "");
@@ -243,6 +253,10 @@ fn answer(state: &mut State, request: &Request, endpoint: &str) -> Response {
     let Some((revision, file)) = rest.split_once('/') else { return Response::error(404, "") };
     if let Some((status, code)) = state.faults.refuse_files {
         return Response::error(status, code);
+    }
+    if let Some((status, after, n @ 1..)) = state.faults.busy {
+        state.faults.busy = Some((status, after, n - 1));
+        return Response::error(status, "").with("Retry-After", after);
     }
     let revision = revision.replace('\u{1}', "/");
     let commit = if revision.len() == 40 { revision.clone() } else { commit_of(&revision) };
@@ -266,25 +280,35 @@ fn answer(state: &mut State, request: &Request, endpoint: &str) -> Response {
         let head = Response::new(200).with("ETag", tag).with("X-Repo-Commit", &commit);
         return head.with("Content-Length", found.bytes.len());
     }
-    content(state, &format!("{key}!{file}"), Some(tag))
+    content(state, &format!("{key}!{file}"), &tag, request)
 }
 
-fn content(state: &mut State, key: &str, tag: Option<String>) -> Response {
+fn content(state: &mut State, key: &str, tag: &str, request: &Request) -> Response {
     let Some((key, file)) = key.split_once('!') else { return Response::error(404, "") };
     if let Some(status) = state.faults.refuse_content {
         return Response::error(status, "");
     }
     let bytes = state.repos[key][file].bytes.clone();
-    let mut response = Response::new(200);
-    response.body = state.faults.replace.clone().unwrap_or(bytes);
+    let bytes = state.faults.replace.clone().unwrap_or(bytes);
+    let range = request.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
+    let is_same = request.headers.get("if-range").is_none_or(|asked| asked == tag);
+    let begin = range.filter(|_| is_same && !state.faults.no_ranges);
+    let mut response =
+        match begin.map(|range| range.trim_end_matches('-').parse::<usize>().unwrap()) {
+            Some(begin) if begin >= bytes.len() => Response::error(416, ""),
+            Some(begin) => {
+                let (begin, n) = (begin + state.faults.shifted, bytes.len());
+                let range = format!("bytes {begin}-{}/{n}", n - 1);
+                Response { body: bytes[begin..].to_vec(), ..Response::new(206) }
+                    .with("Content-Range", range)
+            }
+            None => Response { body: bytes, ..Response::new(200) },
+        };
     if let Some((n_bytes, n_requests @ 1..)) = state.faults.cut {
         state.faults.cut = Some((n_bytes, n_requests - 1));
         response.cut = Some(n_bytes);
     }
-    match tag {
-        Some(tag) => response.with("ETag", tag),
-        None => response,
-    }
+    response.with("ETag", tag)
 }
 
 fn describe(state: &State, rest: &str) -> Response {
