@@ -139,7 +139,7 @@ CONFIG is a TOML file; those in configs/finetune/ say what they show and what th
 Its tables:
   model, head      the pretrained model, and whether it gets a new classifier
   [data]           source (a name of `attn list`, a file, a folder, a Hub id), columns, splits
-  [examples]       max_len, limit, few_shot, hold_out
+  [examples]       max_len, limit, few_shot, hold_out, hold_out_by
   [attention]      kind and its settings; [surgery] layers says where
   [train]          lr, epochs, batch_size, schedule, freeze, seed, ...
 

@@ -5,12 +5,12 @@ use attn_data::{
     batch::Encoded,
     dataset::{self, Example},
     hub::Hub,
-    select::{few_shot, hold_out},
+    select::{few_shot, hold_out, hold_out_related},
 };
 
 use crate::{
     monitor::grouped,
-    settings::{Finetune, is_nothing},
+    settings::{Finetune, HoldOutBy, is_nothing},
     texts::{Folder, encode, max_len, read_split},
 };
 
@@ -63,13 +63,31 @@ impl Data {
         let labels = |of: &[usize]| -> Vec<i64> {
             of.iter().map(|&row| rows[row].label.unwrap_or(-1)).collect()
         };
+        // Some of `of`, apart from the rest of it.
+        let cut = |of: &[usize], part, seed| -> Result<(Vec<usize>, Vec<usize>)> {
+            let (kept, held) = match config.examples.hold_out_by {
+                HoldOutBy::Row => hold_out(&labels(of), part, seed)?,
+                HoldOutBy::Containment => {
+                    let texts: Vec<&str> = of.iter().map(|&row| rows[row].text.as_str()).collect();
+                    let split = hold_out_related(&texts, &labels(of), part, seed)?;
+                    tracing::info!(
+                        "held out {} of {} sentences; {} of their phrases are left out of training",
+                        grouped(split.held.len()),
+                        grouped(split.n_sentences),
+                        grouped(split.dropped.len())
+                    );
+                    (split.rest, split.held)
+                }
+            };
+            Ok((pick(of, &kept), pick(of, &held)))
+        };
         let seed = config.train.seed;
         let mut report_from_train = None;
         if let Some(part) = config.examples.report_hold_out {
-            let (kept, held) = hold_out(&labels(&rest), part, seed ^ REPORT_STREAM)
+            let (kept, held) = cut(&rest, part, seed ^ REPORT_STREAM)
                 .context("cannot use `examples.report_hold_out`")?;
-            report_from_train = Some(pick(&rest, &held));
-            rest = pick(&rest, &kept);
+            report_from_train = Some(held);
+            rest = kept;
         }
         let mut selection = Vec::new();
         let train = if let Some(k) = config.examples.few_shot {
@@ -77,10 +95,9 @@ impl Data {
                 few_shot(&labels(&rest), k, seed).context("cannot use `examples.few_shot`")?;
             pick(&rest, &chosen)
         } else if let Some(part) = config.examples.hold_out.filter(|&part| !is_nothing(part)) {
-            let (kept, held) =
-                hold_out(&labels(&rest), part, seed).context("cannot use `examples.hold_out`")?;
-            selection = pick(&rest, &held);
-            pick(&rest, &kept)
+            let (kept, held) = cut(&rest, part, seed).context("cannot use `examples.hold_out`")?;
+            selection = held;
+            kept
         } else {
             rest
         };

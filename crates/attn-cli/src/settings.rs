@@ -84,6 +84,19 @@ pub(crate) struct Examples {
     pub(crate) hold_out: Option<Part>,
     /// The part of the train split to report on, for data without a validation split.
     pub(crate) report_hold_out: Option<Part>,
+    /// What is held out. `row`: any row. `containment`: rows that are part of no other row, for data such as SST-2,
+    /// whose rows are phrases of each other; parts are then counted in such sentences, and what remains of theirs in
+    /// the train split, phrases of three words and more, is left out.
+    pub(crate) hold_out_by: HoldOutBy,
+}
+
+/// What is held out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HoldOutBy {
+    #[default]
+    Row,
+    Containment,
 }
 
 /// Where the attention is changed.
@@ -121,6 +134,16 @@ impl Finetune {
             bail!(
                 "`examples.few_shot` and `examples.hold_out` are both set\nhint: rows held out would be more than the \
                  few shots; set a number of steps (`train.max_steps`) and take the last model"
+            );
+        }
+        if self.examples.hold_out_by == HoldOutBy::Containment {
+            ensure!(
+                holds_out || self.examples.report_hold_out.is_some(),
+                "`examples.hold_out_by` is `containment`, and nothing is held out\nhint: set `examples.hold_out`"
+            );
+            ensure!(
+                self.data.text_pair.is_none(),
+                "`examples.hold_out_by` is `containment`, which is for rows of one text, and `data.text_pair` is set"
             );
         }
         match (&self.train.select, holds_out) {
@@ -233,6 +256,10 @@ impl Pretrain {
             report_hold_out.is_none(),
             "`examples.report_hold_out` is for fine-tuning\nhint: `examples.hold_out` cuts off what pre-training is \
              measured on"
+        );
+        ensure!(
+            self.examples.hold_out_by == HoldOutBy::Row,
+            "`examples.hold_out_by` is `containment`, which is for fine-tuning"
         );
         let tokenizer = &mut self.tokenizer;
         if tokenizer.from.is_some() {
@@ -379,5 +406,21 @@ mod tests {
         assert_eq!((few.examples.hold_out, few.train.select), (Some(Part::Count(0)), None));
         let none = parse("data.source = 'sst2'\nexamples.hold_out = 0.0");
         assert_eq!(none.train.select, None);
+    }
+
+    #[test]
+    fn holding_out_by_containment_is_refused_where_it_would_change_nothing() {
+        let refusal = |text: &str| {
+            let text = format!("model = 'm'\nexamples.hold_out_by = 'containment'\n{text}");
+            toml::from_str::<Finetune>(&text).unwrap().complete("name").unwrap_err().to_string()
+        };
+
+        let few = refusal("data.source = 'sst2'\nexamples.few_shot = 8");
+        assert!(few.contains("nothing is held out\nhint: "), "{few}");
+        let pairs = refusal("data.source = 'mnli'");
+        assert!(pairs.contains("`data.text_pair` is set"), "{pairs}");
+        let text = "init.model_type = 'gpt2'\nexamples.hold_out_by = 'containment'";
+        let text = toml::from_str::<Pretrain>(text).unwrap().complete("name").unwrap_err();
+        assert!(text.to_string().contains("is for fine-tuning"), "{text}");
     }
 }

@@ -212,6 +212,28 @@ fn data_without_a_validation_split_can_be_cut() {
 }
 
 #[test]
+fn sentences_are_held_out_with_their_phrases_when_asked() {
+    let place = place("distilbert");
+    let of = |(text, label): &(String, usize)| {
+        format!("{text},{label},train\n{text} in the end,{label},train\n")
+    };
+    let train: String = common::rows(20).iter().map(of).collect();
+    let report = "the film was good,1,validation\nthe film was bad,0,validation\n";
+    place.write("data.csv", &format!("review,stars,part\n{train}{report}"));
+
+    let ran = place.done(
+        "finetune run.toml --out out --set examples.hold_out_by=containment --set \
+         examples.hold_out=4 --set train.max_steps=1",
+    );
+
+    let said = "held out 4 of 20 sentences; 4 of their phrases are left out of training";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    let summary = place.json("out/summary.json");
+    assert_eq!([&summary["n_train"], &summary["n_selection"]], [&json!(32), &json!(4)]);
+    assert!(place.read("out/config.toml").contains("hold_out_by = \"containment\""));
+}
+
+#[test]
 fn a_saved_head_is_trained_further_when_asked() {
     let place = place("distilbert");
     place.done("finetune run.toml --out a");
