@@ -27,6 +27,18 @@ pub(crate) fn loss(metrics: &Path, title: &str, unit: &str, out: &Path) -> Resul
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()
         .with_context(|| format!("`{}` is damaged", metrics.display()))?;
+    let chart = LineChart {
+        title: title.to_owned(),
+        x_label: "step".into(),
+        y_label: format!("loss ({unit})"),
+        series: curves(&lines),
+        ..LineChart::default()
+    };
+    Ok(chart.png(out)?)
+}
+
+/// The curves of a loss picture.
+fn curves(lines: &[Line]) -> Vec<Series> {
     let points = |name: &str| -> Vec<(f64, f64)> {
         let of_name = lines.iter().filter(|line| line.metric == name);
         of_name.filter_map(|line| Some((line.step as f64, line.value?))).collect()
@@ -34,10 +46,12 @@ pub(crate) fn loss(metrics: &Path, title: &str, unit: &str, out: &Path) -> Resul
     let (train, held_out) = (points("train_loss"), points("loss"));
     let mut series = Vec::new();
     if train.len() > 2 * SMOOTHED_OVER {
-        let raw = Series { stroke: Stroke::Faint, color: Some(0), ..Series::new("", train) };
+        let raw =
+            Series { stroke: Stroke::Faint, color: Some(0), ..Series::new("training", train) };
         let smooth = raw.smoothed(SMOOTHED_OVER);
         series.push(raw);
-        series.push(Series { name: "training".into(), stroke: Stroke::Solid, ..smooth });
+        let name = format!("training, mean of {SMOOTHED_OVER} points");
+        series.push(Series { name, stroke: Stroke::Solid, ..smooth });
     } else if !train.is_empty() {
         series.push(Series { color: Some(0), ..Series::new("training", train) });
     }
@@ -45,14 +59,7 @@ pub(crate) fn loss(metrics: &Path, title: &str, unit: &str, out: &Path) -> Resul
         let color = Some(1);
         series.push(Series { stroke: Stroke::Dotted, color, ..Series::new("held out", held_out) });
     }
-    let chart = LineChart {
-        title: title.to_owned(),
-        x_label: "step".into(),
-        y_label: format!("loss ({unit})"),
-        series,
-        ..LineChart::default()
-    };
-    Ok(chart.png(out)?)
+    series
 }
 
 /// Draws two accuracies and their 95 % intervals in percent, against always saying the most frequent class.
@@ -90,5 +97,23 @@ pub(crate) fn short(source: &str) -> String {
     match path.file_name() {
         Some(name) if path.exists() => name.to_string_lossy().into_owned(),
         _ => source.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_curve_is_in_the_legend() {
+        let line = |step, metric: &str| Line { step, metric: metric.into(), value: Some(0.5) };
+        let lines: Vec<Line> =
+            (1..=40).map(|step| line(step, "train_loss")).chain([line(40, "loss")]).collect();
+        let names = |lines: &[Line]| -> Vec<String> {
+            curves(lines).into_iter().map(|series| series.name).collect()
+        };
+
+        assert_eq!(names(&lines), ["training", "training, mean of 9 points", "held out"]);
+        assert_eq!(names(&lines[..18]), ["training"], "too few to smooth");
     }
 }

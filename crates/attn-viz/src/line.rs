@@ -67,8 +67,9 @@ impl Series {
         Self { name: name.into(), points: points.into_iter().collect(), ..Self::default() }
     }
 
-    /// The same curve with each y replaced by the mean over the `window` points around it, or over those of them that
-    /// exist at the ends. An even window is taken as the odd one below it. The band is left out.
+    /// The same curve with each y replaced by the mean over the `window` points around it. Towards the ends the window
+    /// shrinks on both sides alike, so that it stays centred and a straight line stays one. An even window is taken as
+    /// the odd one below it. The band is left out.
     pub fn smoothed(&self, window: usize) -> Self {
         let half = window.saturating_sub(1) / 2;
         // Sums of everything before a point, so that long windows cost no more than short ones.
@@ -79,7 +80,8 @@ impl Series {
         }));
         let n = self.points.len();
         let mean = |i: usize| {
-            let (start, end) = (i.saturating_sub(half), (i + half + 1).min(n));
+            let half = half.min(i).min(n - 1 - i);
+            let (start, end) = (i - half, i + half + 1);
             (sums[end] - sums[start]) / (end - start) as f64
         };
         let points = self.points.iter().enumerate().map(|(i, (x, _))| (*x, mean(i))).collect();
@@ -101,6 +103,7 @@ impl Picture for LineChart {
             };
             let frame = Frame::new(pen, self.size, self.theme, words, ys, 1)?;
             let x = Scale::new(xs.0, xs.1, x_ticks(&frame, xs)?);
+            let x = if self.counts() { x.whole() } else { x };
             self.draw(pen, &frame, &x)
         })
     }
@@ -165,6 +168,11 @@ impl LineChart {
             }
         };
         Ok((x_range, y_range))
+    }
+
+    /// Whether every x is a whole number, such as a step: half of one then means nothing.
+    fn counts(&self) -> bool {
+        self.series.iter().flat_map(|series| &series.points).all(|(x, _)| x.fract() == 0.)
     }
 
     fn legend(&self) -> Vec<Entry> {
@@ -363,9 +371,15 @@ mod tests {
     #[test]
     fn smoothing_takes_the_mean_of_a_centred_window() {
         let series = Series::new("loss", [(0., 4.), (1., 1.), (2., 4.), (3., 1.), (4., 4.)]);
-        assert_eq!(series.smoothed(3).points, [(0., 2.5), (1., 3.), (2., 2.), (3., 3.), (4., 2.5)]);
+        assert_eq!(series.smoothed(3).points, [(0., 4.), (1., 3.), (2., 2.), (3., 3.), (4., 4.)]);
         assert_eq!(series.smoothed(1), series);
         assert_eq!(series.smoothed(100).points[2], (2., 2.8));
         assert!(Series::default().smoothed(5).points.is_empty());
+    }
+
+    #[test]
+    fn smoothing_leaves_a_straight_line_straight_to_its_ends() {
+        let line = Series::new("loss", (0..20).map(|i| (f64::from(i), 7. - 0.25 * f64::from(i))));
+        assert_eq!(line.smoothed(9), line);
     }
 }

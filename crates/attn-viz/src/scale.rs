@@ -19,6 +19,11 @@ impl Scale {
         Self { low, high, step: step.unwrap_or(10. * power) }
     }
 
+    /// The same with no round value between two whole numbers.
+    pub(crate) fn whole(self) -> Self {
+        Self { step: self.step.max(1.), ..self }
+    }
+
     /// The round values within the scale.
     pub(crate) fn ticks(&self) -> Vec<f64> {
         // A tick may miss its bound by rounding alone: 0.1 * 3 is above 0.3.
@@ -93,6 +98,17 @@ mod tests {
             labels(0., 5e-5, 5),
             ["0", "1e\u{2212}5", "2e\u{2212}5", "3e\u{2212}5", "4e\u{2212}5", "5e\u{2212}5"]
         );
+    }
+
+    #[test]
+    fn a_count_has_no_tick_between_whole_numbers() {
+        let labels = |low, high| {
+            let scale = Scale::new(low, high, 8).whole();
+            scale.ticks().into_iter().map(|tick| scale.label(tick)).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(0.97, 3.03), ["1", "2", "3"]);
+        assert_eq!(labels(3., 3.), ["3"]);
+        assert_eq!(labels(0., 700.), ["0", "100", "200", "300", "400", "500", "600", "700"]);
     }
 
     #[test]

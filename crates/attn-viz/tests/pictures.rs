@@ -136,6 +136,22 @@ fn series_can_share_a_colour_and_a_faint_one_is_paler() {
 }
 
 #[test]
+fn steps_have_no_tick_between_them() {
+    // Vertical grid lines, in a row of pixels that no horizontal one crosses.
+    let n_lines = |points: [(f64, f64); 2]| {
+        let image = line_chart(vec![Series::new("", points)]).render().unwrap();
+        let lines = |y: u32| {
+            let ground = Theme::Light.ground();
+            let is_grid = |x: u32| image.get_pixel(x, y).0 != ground && x > 100;
+            (1..image.width()).filter(|&x| is_grid(x) && !is_grid(x - 1)).count()
+        };
+        (300..310).map(lines).min().unwrap()
+    };
+    assert_eq!(n_lines([(1., 0.), (3., 0.)]), 3);
+    assert!(n_lines([(1., 0.), (3.5, 0.)]) > 4, "other numbers keep theirs");
+}
+
+#[test]
 fn a_dotted_series_shows_its_points() {
     let flat = |stroke| Series { stroke, ..Series::new("", [(0., 1.), (1., 1.), (2., 1.)]) };
     let thickness = |stroke| {
