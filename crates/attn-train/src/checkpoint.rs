@@ -67,6 +67,9 @@ pub struct TrainState {
     pub batch: usize,
     /// Tokens so far, without padding.
     pub n_tokens: u64,
+    /// Seconds so far, over all processes; 0 where an older version saved it.
+    #[serde(default)]
+    pub elapsed_s: f64,
     /// The step after which the model was last evaluated.
     pub evaluated_at: Option<u64>,
     /// What the evaluation before the first step gave.

@@ -50,10 +50,11 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Steps whose mean loss makes one line in `metrics.jsonl`.
     pub log_every: u64,
-    /// Checkpoints kept, at least 1. The best model is kept beside them.
+    /// Checkpoints kept while the run goes, at least 1. The best model is kept beside them.
     pub keep_last: usize,
-    /// The metric by which the model is chosen among those evaluated. Without it the last one is taken, as few-shot
-    /// runs, which have no data to choose by, must.
+    /// The metric by which the model is chosen among those evaluated, the one before the first step included: a run
+    /// leaves nothing worse than it began with. Of equals the first is taken, a trained one before the untrained.
+    /// Without it the last one is taken, as few-shot runs, which have no data to choose by, must.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub select: Option<String>,
     /// Seed of dropout and of attention kinds that draw.

@@ -114,7 +114,8 @@ pub struct Summary {
     pub total_steps: u64,
     /// Steps done when it was resumed, if it was.
     pub resumed_from: Option<u64>,
-    /// Steps of the model that [`train`](crate::train) leaves: those of the best one where a finished run selects, else all.
+    /// Steps of the model that [`train`](crate::train) leaves: those of the best one where a finished run selects, else
+    /// all. 0 where no step was better than none.
     pub selected_step: u64,
     /// The evaluation before the first step; empty without one.
     pub before: Vec<Metric>,
@@ -128,7 +129,8 @@ pub struct Summary {
     pub n_tokens: u64,
     /// Tokens per second in this process, evaluations and checkpoints left out.
     pub tokens_per_s: f64,
-    /// Seconds in this process, everything included.
+    /// Seconds of the run, everything included: those of earlier processes up to the checkpoint that was resumed, and
+    /// all of this one.
     pub elapsed_s: f64,
     /// The last checkpoint saved, or resumed from.
     pub checkpoint: Option<PathBuf>,

@@ -53,14 +53,14 @@ pub fn train(model: &mut Model, run: Run<'_>) -> Result<Summary> {
     }
     let data = run.data;
     let accumulation = run.config.accumulation;
-    let mut session = Session::start(model, run)?;
+    let mut session = Session::start(model, run, started)?;
     let position = session.position();
     let n_steps = session.state.total_steps - session.state.step;
     let outcome = thread::scope(|scope| {
         let batches = prefetch::spawn(scope, data, position, accumulation, n_steps);
         session.run(&batches)
     })?;
-    session.finish(outcome, started)
+    session.finish(outcome)
 }
 
 /// A run under way.
@@ -72,6 +72,9 @@ struct Session<'a, 'm> {
     warmup_steps: u64,
     metrics: Option<MetricsFile>,
     meter: Meter,
+    /// When this process began, and the seconds that earlier ones took up to the checkpoint it goes on from.
+    started: Instant,
+    earlier_s: f64,
     resumed_from: Option<u64>,
     /// Whether the newest checkpoint holds `state`.
     is_saved: bool,
@@ -88,7 +91,7 @@ enum Step {
 }
 
 impl<'a, 'm> Session<'a, 'm> {
-    fn start(model: &'m mut Model, mut run: Run<'a>) -> Result<Self> {
+    fn start(model: &'m mut Model, mut run: Run<'a>, started: Instant) -> Result<Self> {
         let config = run.config;
         let total_steps = match config.max_steps {
             Some(steps) => steps,
@@ -111,6 +114,7 @@ impl<'a, 'm> Session<'a, 'm> {
             epoch: 0,
             batch: 0,
             n_tokens: 0,
+            elapsed_s: 0.0,
             evaluated_at: None,
             before: Vec::new(),
             latest: Vec::new(),
@@ -166,6 +170,7 @@ impl<'a, 'm> Session<'a, 'm> {
             n_parameters: model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum(),
             laws: &verdicts,
         });
+        let earlier_s = state.elapsed_s;
         Ok(Self {
             model,
             run,
@@ -174,6 +179,8 @@ impl<'a, 'm> Session<'a, 'm> {
             warmup_steps,
             metrics,
             meter: Meter::default(),
+            started,
+            earlier_s,
             is_saved: resumed_from.is_some(),
             resumed_from,
             checkpoint: found,
@@ -377,7 +384,8 @@ impl<'a, 'm> Session<'a, 'm> {
         Ok(true)
     }
 
-    /// Whether a model with `metrics` is the best so far. The untouched model does not take part.
+    /// Whether a model with `metrics` is the best so far. The model before the first step takes part, so that a run
+    /// leaves nothing worse than it began with; of equals the first is taken, but a trained one before that.
     fn is_best(&self, metrics: &[Metric]) -> Result<bool> {
         let Some(name) = &self.run.config.select else { return Ok(false) };
         let find = |metrics: &[Metric]| metrics.iter().find(|metric| metric.name == *name).cloned();
@@ -385,8 +393,11 @@ impl<'a, 'm> Session<'a, 'm> {
             let given = metrics.iter().map(|metric| metric.name.clone()).collect();
             return Err(Error::NoMetric { metric: name.clone(), given });
         };
-        let best = self.state.best.as_ref().and_then(|best| find(&best.metrics));
-        Ok(self.state.step > 0 && best.is_none_or(|best| metric.is_better_than(best.value)))
+        let Some(best) = &self.state.best else { return Ok(true) };
+        let Some(found) = find(&best.metrics) else { return Ok(true) };
+        let is_equal =
+            metric.value == found.value || (metric.value.is_nan() && found.value.is_nan());
+        Ok(metric.is_better_than(found.value) || (best.step == 0 && is_equal))
     }
 
     fn keep_best(&mut self, best: &Best) -> Result<()> {
@@ -413,6 +424,7 @@ impl<'a, 'm> Session<'a, 'm> {
             metrics.sync()?;
             self.state.metrics_bytes = metrics.len();
         }
+        self.state.elapsed_s = self.elapsed_s();
         let path =
             checkpoint::save(dir, self.model, &self.optimizer, &self.state, &self.run.files)?;
         (self.run.observe)(Event::Saved { step: self.state.step, path: &path });
@@ -421,7 +433,13 @@ impl<'a, 'm> Session<'a, 'm> {
         Ok(())
     }
 
-    fn finish(self, outcome: Outcome, started: Instant) -> Result<Summary> {
+    /// Seconds of the run so far, those of earlier processes included.
+    fn elapsed_s(&self) -> f64 {
+        self.earlier_s + self.started.elapsed().as_secs_f64()
+    }
+
+    fn finish(self, outcome: Outcome) -> Result<Summary> {
+        let elapsed_s = self.elapsed_s();
         let state = self.state;
         non_finite::check_parameters(self.model, state.step)?;
         let mut selected_step = state.step;
@@ -455,7 +473,7 @@ impl<'a, 'm> Session<'a, 'm> {
             train_loss: state.train_loss,
             n_tokens: state.n_tokens,
             tokens_per_s: self.meter.mean_tokens_per_s(),
-            elapsed_s: started.elapsed().as_secs_f64(),
+            elapsed_s,
             checkpoint: self.checkpoint,
         })
     }

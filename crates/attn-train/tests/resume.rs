@@ -169,7 +169,7 @@ impl Trace {
         Self {
             weights: weights(model),
             state: tensors(&newest.join("train_state.safetensors")),
-            json: serde_json::from_str(&text).unwrap(),
+            json: without_clock(&text),
             metrics: fs::read_to_string(dir.join(METRICS_FILE)).unwrap(),
             summary,
         }
@@ -186,6 +186,13 @@ impl Trace {
         assert_eq!((&a.before, &a.after, &a.best), (&b.before, &b.after, &b.best));
         assert_eq!(a.train_loss, b.train_loss);
     }
+}
+
+/// A `train_state.json` without the seconds, the one field that no two runs share.
+fn without_clock(text: &str) -> serde_json::Value {
+    let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
+    assert!(json.as_object_mut().unwrap().remove("elapsed_s").unwrap().as_f64().unwrap() > 0.0);
+    json
 }
 
 fn unbroken(case: &Case) -> Trace {
@@ -408,8 +415,8 @@ fn the_best_model_is_left_and_kept() {
     for in_folder in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let data = case.data();
-        // Steps 0, 3, 6, 9, 12: the untouched model does not take part, the first of equals wins.
-        let mut script = [0.9, 0.4, 0.6, 0.6, 0.5].into_iter();
+        // Steps 0, 3, 6, 9, 12: the first of equals wins.
+        let mut script = [0.5, 0.4, 0.6, 0.6, 0.5].into_iter();
         let mut at_6 = None;
         let mut model = case.model(1);
         let run = Run {
@@ -430,7 +437,7 @@ fn the_best_model_is_left_and_kept() {
 
         assert_eq!((summary.step, summary.selected_step), (12, 6));
         let values = |metrics: &[Metric]| metrics[0].value;
-        assert_eq!((values(&summary.before), values(&summary.after)), (0.9, 0.6));
+        assert_eq!((values(&summary.before), values(&summary.after)), (0.5, 0.6));
         assert_same(&weights(&model), &at_6.unwrap());
         if in_folder {
             let best = checkpoint::best_folder(dir.path(), 6);
@@ -439,6 +446,67 @@ fn the_best_model_is_left_and_kept() {
             assert_eq!(kept(dir.path()), ["best-000006", "step-000008", "step-000012"]);
         }
     }
+}
+
+#[test]
+fn a_model_that_no_step_improved_is_left_as_it_was() {
+    let _turn = turn();
+    let case = case("classifier");
+    let data = case.data();
+    // Steps 0, 3, 6, 9, 12. A trained model that is as good as the untrained one is taken before it.
+    for (script, selected) in [([0.9, 0.4, 0.6, 0.8, 0.5], 0), ([0.9, 0.4, 0.9, 0.9, 0.5], 6)] {
+        for in_folder in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut values = script.into_iter();
+            let mut bests = Vec::new();
+            let mut model = case.model(1);
+            let untrained = weights(&model);
+            let run = Run {
+                dir: in_folder.then(|| dir.path().to_owned()),
+                evaluate: Some(Box::new(|model| {
+                    let mut metrics = score(model);
+                    metrics[0].value = values.next().unwrap();
+                    Ok(metrics)
+                })),
+                observe: Box::new(|event| {
+                    if let Event::Evaluated { step, is_best: true, .. } = event {
+                        bests.push(step);
+                    }
+                }),
+                ..Run::new(&case.config, &Classification, &data)
+            };
+
+            let summary = train(&mut model, run).unwrap();
+
+            assert_eq!((summary.step, summary.selected_step), (12, selected));
+            assert_eq!(summary.after[0].value, 0.9);
+            assert_eq!(bests, if selected == 0 { vec![0] } else { vec![0, selected] });
+            if selected == 0 {
+                assert_same(&weights(&model), &untrained);
+            }
+        }
+    }
+}
+
+#[test]
+fn seconds_add_up_over_the_processes_of_a_run() {
+    let _turn = turn();
+    let case = case("classifier");
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { stop_at: Some(4), ..Options::default() };
+    let first = case.run(&mut case.model(1), dir.path(), options).unwrap();
+    // As if the first part had taken an hour.
+    let path = first.checkpoint.unwrap().join("train_state.json");
+    let mut state: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let saved = state["elapsed_s"].as_f64().unwrap();
+    assert!(saved > 0.0 && saved <= first.elapsed_s, "{saved} {}", first.elapsed_s);
+    state["elapsed_s"] = 3600.0.into();
+    fs::write(&path, state.to_string()).unwrap();
+
+    let summary = case.run(&mut case.model(1), dir.path(), RESUME).unwrap();
+
+    assert!((3600.0..3700.0).contains(&summary.elapsed_s), "{}", summary.elapsed_s);
 }
 
 /// The folders of checkpoints, sorted.
