@@ -9,7 +9,8 @@
 IDS.json is `{"input_ids": [[..]], "attention_mask": [[..]], "position_ids": [[..]]}`, the last two optional.
 Transformers runs in f32 with eager attention. Prints one line per tensor of OUT.safetensors (`logits`,
 `hidden_states.{i}`, `attentions.{layer}`) with its relative rms, `rms(ours - theirs) / rms(theirs)`, over real
-tokens: what stands at padding is unspecified. Exit code 0 if all are within the tolerance, 1 otherwise, 2 for usage.
+tokens: what stands at padding is unspecified. Exit code 0 if all are within the tolerance, 1 otherwise, 2 where there
+is nothing to compare: wrong usage, and a folder whose attention was changed, for which transformers has no model.
 
 Without `position_ids`, `attn` counts real tokens where transformers, left to itself, counts places; transformers is
 therefore handed the counted positions. `--positions arange` compares with its bare forward instead; give the same
@@ -22,9 +23,53 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-import transformers
-from safetensors.torch import load_file
+
+def fail(message: str):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read `{path}`: {getattr(error, 'strerror', None) or 'it is no text'}")
+    except json.JSONDecodeError as error:
+        fail(f"`{path}` is not JSON: {error}")
+    if not isinstance(value, dict):
+        fail(f"`{path}` holds no JSON object")
+    return value
+
+
+def read_config(folder: Path) -> dict:
+    """The folder's config.json, of a model that transformers has."""
+    if not folder.is_dir():
+        fail(f"there is no folder `{folder}`")
+    if not (folder / "config.json").is_file():
+        inner = folder / "model"
+        hint = f"; the model is in `{inner}`" if (inner / "config.json").is_file() else ""
+        fail(f"`{folder}` is no model folder, it has no config.json{hint}")
+    config = read_json(folder / "config.json")
+    kind = str(config.get("model_type"))
+    if kind.startswith("attn_"):
+        fail(f"`{folder}` is of type `{kind}`: its attention was changed, and transformers has no such model")
+    return config
+
+
+def read_ids(path: Path, vocab_size: int | None) -> dict:
+    given = read_json(path)
+    if unknown := set(given) - {"input_ids", "attention_mask", "position_ids"}:
+        fail(f"`{path}` holds {sorted(unknown)}, expected `input_ids`, `attention_mask`, `position_ids`")
+    rows = given.get("input_ids")
+    is_matrix = isinstance(rows, list) and rows and all(isinstance(row, list) and row for row in rows)
+    if not is_matrix or not all(isinstance(id_, int) for row in rows for id_ in row):
+        fail(f"`{path}` has no `input_ids` of the form [[5, 6, 7], ...]")
+    if len({len(row) for row in rows}) > 1:
+        fail(f"`{path}`: the rows of `input_ids` have different lengths")
+    highest = max(max(row) for row in rows)
+    if vocab_size is not None and highest >= vocab_size:
+        fail(f"`{path}` holds the id {highest}, and the model has ids from 0 to {vocab_size - 1}: other model's ids?")
+    return given
 
 
 def load(folder: Path):
@@ -35,10 +80,7 @@ def load(folder: Path):
     )
 
 
-def read_inputs(path: Path, positions: str) -> dict[str, torch.Tensor]:
-    given = json.loads(path.read_text())
-    if unknown := set(given) - {"input_ids", "attention_mask", "position_ids"}:
-        sys.exit(f"error: `{path}` holds {sorted(unknown)}, expected `input_ids`, `attention_mask`, `position_ids`")
+def to_inputs(given: dict, positions: str) -> "dict[str, torch.Tensor]":
     inputs = {key: torch.tensor(value) for key, value in given.items() if value is not None}
     # Always there: positions without a mask make transformers look for several texts in one row.
     mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
@@ -47,7 +89,7 @@ def read_inputs(path: Path, positions: str) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def run(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def run(model, inputs: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     with torch.no_grad():
         out = model(**inputs, output_hidden_states=True, output_attentions=True)
     values = {} if "logits" not in out else {"logits": out.logits}
@@ -55,7 +97,7 @@ def run(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return values | {f"attentions.{layer}": weights for layer, weights in enumerate(out.attentions)}
 
 
-def at_real_tokens(name: str, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def at_real_tokens(name: str, value: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
     if name.startswith("attentions"):
         return value.transpose(1, 2)[mask == 1]  # [real queries, n_heads, k]
     return value[mask == 1] if value.dim() == 3 else value
@@ -72,15 +114,31 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative rms (default: %(default)s)")
     args = parser.parse_args()
 
-    if not args.model.is_dir():
-        parser.error(f"`{args.model}` is not a folder")
+    config = read_config(args.model)
+    given = read_ids(args.input_ids, config.get("vocab_size"))
+    if not args.ours.is_file():
+        fail(f"there is no file `{args.ours}`")
+    # After what can be wrong without them: they take seconds.
+    global torch, transformers
+    try:
+        import torch
+        import transformers
+        from safetensors.torch import load_file
+    except ImportError as error:
+        fail(f"{error}; this script needs torch, transformers and safetensors, see --help")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    inputs = read_inputs(args.input_ids, args.positions)
+    inputs = to_inputs(given, args.positions)
     theirs = run(load(args.model), inputs)
-    ours = load_file(args.ours)
+    try:
+        ours = load_file(args.ours)
+    except Exception as error:  # Whatever safetensors finds wrong with a file.
+        fail(f"`{args.ours}` cannot be read as safetensors: {error}")
     if not ours:
-        sys.exit(f"error: `{args.ours}` holds no tensor")
+        fail(f"`{args.ours}` holds no tensor")
+    if "logits" in ours and "logits" in theirs and ours["logits"].shape != theirs["logits"].shape:
+        shapes = [list(values["logits"].shape) for values in (ours, theirs)]
+        fail(f"`logits` is {shapes[0]} in `{args.ours}` and {shapes[1]} by transformers: other ids or another model")
 
     n_bad = 0
     print(f"{'tensor':20} {'shape':22} {'relative rms':>12}")

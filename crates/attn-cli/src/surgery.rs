@@ -1,0 +1,128 @@
+//! The attention of a model in words: for tables, pictures and the names of folders.
+
+use attn_core::{Model, Variant};
+use serde_json::Value;
+
+/// The attention kind of each layer, with its settings.
+pub(crate) fn variants(model: &Model) -> Vec<Variant> {
+    model.layers().iter().map(|layer| layer.variant().clone()).collect()
+}
+
+/// What stands in which layers, such as `window (size 4) in layers 0-1, softmax elsewhere`; `None` where all layers have
+/// the attention of plain transformers.
+pub(crate) fn describe(layers: &[Variant]) -> Option<String> {
+    let plain = Variant::default();
+    let mut kinds: Vec<&Variant> = Vec::new();
+    for variant in layers.iter().filter(|variant| **variant != plain) {
+        if !kinds.contains(&variant) {
+            kinds.push(variant);
+        }
+    }
+    let of = |variant: &Variant| -> Vec<usize> {
+        (0..layers.len()).filter(|&layer| layers[layer] == *variant).collect()
+    };
+    let mut parts: Vec<String> = kinds
+        .iter()
+        .map(|variant| {
+            let own = of(variant);
+            let place =
+                if own.len() == layers.len() { "all layers".to_owned() } else { numbers(&own) };
+            format!("{} in {place}", with_settings(variant))
+        })
+        .collect();
+    if parts.is_empty() {
+        return None;
+    }
+    if layers.contains(&plain) {
+        parts.push(format!("{} elsewhere", plain.name()));
+    }
+    Some(parts.join(", "))
+}
+
+/// `window (size 4)`.
+fn with_settings(variant: &Variant) -> String {
+    let Ok(Value::Object(fields)) = serde_json::to_value(variant) else {
+        return variant.name().to_owned();
+    };
+    let settings: Vec<String> = fields
+        .iter()
+        .filter(|(key, _)| *key != "kind")
+        .map(|(key, value)| match value {
+            Value::String(text) => format!("{key} {text}"),
+            other => format!("{key} {other}"),
+        })
+        .collect();
+    match settings.is_empty() {
+        true => variant.name().to_owned(),
+        false => format!("{} ({})", variant.name(), settings.join(", ")),
+    }
+}
+
+/// `layer 2`, `layers 0-3, 5`.
+fn numbers(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let shown: Vec<String> = runs
+        .iter()
+        .map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        })
+        .collect();
+    format!("layer{} {}", if layers.len() == 1 { "" } else { "s" }, shown.join(", "))
+}
+
+/// The name of a run that puts `attention` into a model: the kind comes last, in place of another one.
+pub(crate) fn run_name(name: &str, attention: Option<&Variant>) -> String {
+    let Some(variant) = attention else { return name.to_owned() };
+    let kinds = Variant::all();
+    let stem = kinds.iter().find_map(|kind| name.strip_suffix(kind.name())?.strip_suffix('-'));
+    format!("{}-{}", stem.unwrap_or(name), variant.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variant(json: &str) -> Variant {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn layers_are_named_with_their_settings() {
+        let soft = Variant::default();
+        let four = variant(r#"{"kind": "window", "size": 4}"#);
+        let eight = variant(r#"{"kind": "window", "size": 8}"#);
+        let said = |layers: &[&Variant]| {
+            describe(&layers.iter().map(|&variant| variant.clone()).collect::<Vec<_>>())
+        };
+
+        assert_eq!(said(&[&soft, &soft]), None);
+        assert_eq!(said(&[&four, &four]).unwrap(), "window (size 4) in all layers");
+        assert_eq!(
+            said(&[&four, &four, &soft]).unwrap(),
+            "window (size 4) in layers 0-1, softmax elsewhere"
+        );
+        assert_eq!(
+            said(&[&eight, &four, &soft, &four, &four]).unwrap(),
+            "window (size 8) in layer 0, window (size 4) in layers 1, 3-4, softmax elsewhere"
+        );
+    }
+
+    #[test]
+    fn a_run_is_named_after_its_attention_once() {
+        let window = variant(r#"{"kind": "window", "size": 4}"#);
+        let named = |name: &str| run_name(name, Some(&window));
+
+        assert_eq!(run_name("default", None), "default");
+        assert_eq!(named("default"), "default-window");
+        assert_eq!(named("default-window"), "default-window");
+        assert_eq!(named("default-gated"), "default-window");
+        assert_eq!(named("mywindow"), "mywindow-window");
+    }
+}
