@@ -17,15 +17,19 @@ use tracing_subscriber::{
 /// Sends the log to stderr: notices and warnings, more with `verbose`, errors alone with `quiet`. `RUST_LOG` wins.
 pub(crate) fn init(verbose: u8, quiet: bool) {
     let default = match (quiet, verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn,attn=info", // a prefix: our libraries too
+        // The client of the Hub logs what it then returns, and we say.
+        (true, _) => "error,hf_hub=off",
+        (false, 0) => "warn,attn=info,hf_hub=off", // a prefix: our libraries too
         (false, 1) => "info,attn=debug",
         (false, _) => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Stderr)
+        .with_ansi(io::stderr().is_terminal());
     if verbose > 0 {
-        builder.with_ansi(io::stderr().is_terminal()).init();
+        builder.init();
     } else {
         builder.event_format(Plain).init();
     }

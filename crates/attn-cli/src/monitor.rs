@@ -1,6 +1,7 @@
 //! What the user sees of work under way, and how it is stopped.
 
 use std::{
+    io,
     ops::ControlFlow,
     sync::{
         Arc,
@@ -24,6 +25,9 @@ pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Time between lines where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// Characters of a bar.
+const BAR_WIDTH: usize = 16;
 
 /// Lets the first Ctrl-C (or SIGTERM) set `stop`. The second one ends the process at once.
 pub(crate) fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<()> {
@@ -50,11 +54,23 @@ impl Meter {
             true => logging::bars().add(ProgressBar::new(total)),
             false => ProgressBar::hidden(),
         };
-        let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} {wide_msg}");
-        bar.set_style(style.expect("a valid template"));
+        let template = format!("{{prefix}} {{bar:{BAR_WIDTH}}} {{pos}}/{{len}} {{wide_msg}}");
+        bar.set_style(ProgressStyle::with_template(&template).expect("a valid template"));
         bar.set_prefix(what);
         bar.set_position(position);
         Self { bar, last_line: Instant::now(), what }
+    }
+
+    /// Characters that a message may have: what the terminal leaves beside the bar, or no end without one.
+    fn room(&self) -> usize {
+        if self.bar.is_hidden() {
+            return usize::MAX;
+        }
+        let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+        let columns = if columns == 0 { 80 } else { columns.into() };
+        let total = self.bar.length().unwrap_or_default().to_string().len();
+        let taken = self.what.len() + BAR_WIDTH + 2 * total + "   /".len() + 1;
+        usize::saturating_sub(columns, taken)
     }
 
     fn advance(&mut self, position: u64, message: String) {
@@ -108,21 +124,24 @@ impl Monitor {
                 if step > 0 {
                     tracing::info!("going on after step {step}");
                 }
+                let names: Vec<String> =
+                    laws.iter().map(|verdict| verdict.law.replace('_', " ")).collect();
+                tracing::info!("laws that hold on this model: {}", names.join(", "));
                 tracing::info!(
-                    "training {} of {} parameters, {total_steps} steps; {} laws hold",
+                    "training {} of {} parameters, {total_steps} steps",
                     grouped(n_trainable),
-                    grouped(n_parameters),
-                    laws.len()
+                    grouped(n_parameters)
                 );
                 self.meter = Some(Meter::new("training", total_steps, step));
             }
             Event::Step(progress) => {
                 if let Some(meter) = &mut self.meter {
-                    meter.advance(progress.step, describe(progress));
+                    let room = meter.room();
+                    meter.advance(progress.step, describe(progress, room));
                 }
             }
             Event::Evaluated { step, metrics, is_best } => {
-                let best = if is_best { " (the best so far)" } else { "" };
+                let best = if is_best && step > 0 { " (the best so far)" } else { "" };
                 tracing::info!("step {step}: {}{best}", list(metrics));
             }
             Event::Saved { step, path } => {
@@ -133,15 +152,26 @@ impl Monitor {
     }
 }
 
-fn describe(progress: &Progress) -> String {
+/// What a step came to, in at most `room` characters: what matters least goes first.
+fn describe(progress: &Progress, room: usize) -> String {
     let Progress { loss, lr, tokens_per_s, eta, .. } = progress;
     let seconds = eta.as_secs();
-    format!(
-        "loss {loss:.3}, lr {lr:.2e}, {} tokens/s, {}:{:02} left",
-        grouped(*tokens_per_s as usize),
-        seconds / 60,
-        seconds % 60
-    )
+    // With their ranks, 0 the last to go.
+    let mut parts = vec![
+        (0, format!("loss {loss:.3}")),
+        (3, format!("lr {lr:.2e}")),
+        (2, format!("{} tokens/s", grouped(*tokens_per_s as usize))),
+        (1, format!("{}:{:02} left", seconds / 60, seconds % 60)),
+    ];
+    loop {
+        let shown: Vec<&str> = parts.iter().map(|(_, text)| &text[..]).collect();
+        let shown = shown.join(", ");
+        if shown.len() <= room || parts.len() == 1 {
+            return shown;
+        }
+        let last = parts.iter().map(|(rank, _)| *rank).max();
+        parts.retain(|(rank, _)| Some(*rank) != last);
+    }
 }
 
 fn list(metrics: &[Metric]) -> String {
@@ -166,6 +196,29 @@ pub(crate) fn grouped(count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_matters_least_goes_first() {
+        let progress = Progress {
+            step: 1,
+            total_steps: 2,
+            epoch: 0.5,
+            loss: 0.69314,
+            lr: 5e-4,
+            grad_norm: 1.0,
+            step_tokens: 100,
+            n_tokens: 100,
+            tokens_per_s: 12_345.6,
+            eta: Duration::from_secs(83),
+        };
+        let shown = |room| describe(&progress, room);
+
+        assert_eq!(shown(usize::MAX), "loss 0.693, lr 5.00e-4, 12,345 tokens/s, 1:23 left");
+        // Beside `training`, a bar and `1234/1234` on a terminal of 80.
+        assert_eq!(shown(43), "loss 0.693, 12,345 tokens/s, 1:23 left");
+        assert_eq!(shown(30), "loss 0.693, 1:23 left");
+        assert_eq!(shown(20), "loss 0.693");
+    }
 
     #[test]
     fn thousands_stand_apart() {
