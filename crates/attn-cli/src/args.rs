@@ -57,6 +57,10 @@ pub(crate) enum Command {
     #[command(after_long_help = FORWARD_FORMATS)]
     Forward(ForwardArgs),
 
+    /// Turn texts into the token ids that `forward` reads, as JSON on stdout
+    #[command(after_long_help = TOKENIZE_HELP)]
+    Tokenize(TokenizeArgs),
+
     /// Check LibTorch, devices and folders, and say what to fix
     Doctor,
 
@@ -84,8 +88,34 @@ Formats:
              first block) to n_layers; all in f32.
 
 Example:
-  echo '{\"input_ids\": [[101, 7592, 2088, 102]]}' > ids.json
+  attn tokenize --model results/models/tiny-mlm \"i hated the soup\" \"great\" > ids.json
   attn forward --model results/models/tiny-mlm --input-ids ids.json --out out.safetensors";
+
+const TOKENIZE_HELP: &str = "\
+Writes {\"input_ids\": [[...], ...], \"attention_mask\": [[...], ...]}, a row a text, special
+tokens as the model takes them, shorter rows padded on the right.
+
+Example:
+  attn tokenize --model results/models/tiny-mlm --tokens \"i hated the soup\" > ids.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenizeArgs {
+    /// Model folder or Hub id; its weights are not needed
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: String,
+
+    /// The texts
+    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    pub(crate) texts: Vec<String>,
+
+    /// A file with a text a line, after those typed
+    #[arg(long, value_name = "F")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Show the tokens of each text on stderr, as the vocabulary has them; so does -v
+    #[arg(long)]
+    pub(crate) tokens: bool,
+}
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ForwardArgs {
@@ -97,7 +127,7 @@ pub(crate) struct ForwardArgs {
     #[arg(long, value_name = "IDS.json")]
     pub(crate) input_ids: PathBuf,
 
-    /// Where to write the tensors, as safetensors
+    /// Where to write the tensors, as safetensors; folders that are missing are made
     #[arg(long, value_name = "OUT.safetensors")]
     pub(crate) out: PathBuf,
 
@@ -144,8 +174,8 @@ Its tables:
   [train]          lr, epochs, batch_size, schedule, freeze, seed, ...
 
 The run's folder holds config.toml (complete: feeding it back repeats the run),
-metrics.jsonl, summary.json, predictions.jsonl, env.json, plots/, model/ and checkpoints/.
-Ctrl-C saves a checkpoint and exits with code 130; --resume goes on.
+metrics.jsonl, summary.json, predictions.jsonl, env.json, plots/ and model/; checkpoints/ until
+the run has finished. Ctrl-C saves a checkpoint and exits with code 130; --resume goes on.
 
 Examples:
   attn finetune
@@ -188,7 +218,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// The run's folder, new or empty; runs/DATE-NAME where not given
+    /// The run's folder, new or empty; folders that are missing are made. Where not given: runs/DATE-NAME, with the
+    /// attention kind behind it where [attention] sets one and no name was chosen
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 
@@ -223,7 +254,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
 
-    /// Where to write the result
+    /// Where to write the result; folders that are missing are made
     #[arg(long, value_name = "OUT.json")]
     pub(crate) out: PathBuf,
 

@@ -11,7 +11,7 @@ use attn_data::{
 use crate::{
     monitor::grouped,
     settings::{Finetune, HoldOutBy, is_nothing},
-    texts::{Folder, encode, max_len, read_split},
+    texts::{Folder, encode, max_len, no_source, read_split},
 };
 
 /// Keeps the rows that are reported on apart from those that choose the model, drawn by the same seed.
@@ -25,6 +25,8 @@ pub(crate) struct Data {
     pub(crate) selection: Vec<Encoded>,
     /// Looked at once before and once after.
     pub(crate) report: Vec<Encoded>,
+    /// Their texts, in the same order.
+    pub(crate) report_texts: Vec<Example>,
     /// What the reported rows are called.
     pub(crate) report_split: String,
     /// The most frequent class of the rows trained on.
@@ -42,6 +44,7 @@ impl Data {
             "`examples.max_len`",
         )?;
         let classes = dataset::classes(spec, hub)
+            .map_err(|error| no_source(error, &spec.source))
             .with_context(|| format!("cannot find the classes of `{}`", spec.source))?;
         ensure!(
             classes.len() > 1,
@@ -113,9 +116,10 @@ impl Data {
                 numbers.iter().map(|&row| (row, &rows[row])).collect();
             encode(tokenizer, &numbered, max_len, split)
         };
-        let (report, report_split) = match report_from_train {
+        let ((report, report_texts), report_split) = match report_from_train {
             Some(numbers) => {
-                (encode_some(&numbers, train_split)?, format!("held out of {train_split}"))
+                let texts = numbers.iter().map(|&row| rows[row].clone()).collect();
+                ((encode_some(&numbers, train_split)?, texts), format!("held out of {train_split}"))
             }
             None => {
                 (Self::read_report(config, folder, max_len, hub)?, spec.validation_split.clone())
@@ -126,6 +130,7 @@ impl Data {
             train: encode_some(&train, train_split)?,
             selection: encode_some(&selection, train_split)?,
             report,
+            report_texts,
             report_split,
             majority,
             classes,
@@ -138,7 +143,7 @@ impl Data {
         folder: &Folder,
         max_len: usize,
         hub: &Hub,
-    ) -> Result<Vec<Encoded>> {
+    ) -> Result<(Vec<Encoded>, Vec<Example>)> {
         let (spec, split) = (&config.data, &config.data.validation_split);
         let split_rows = read_split(spec, split, config.examples.report_limit, hub).map_err(|error| {
             match error.downcast_ref::<attn_data::Error>() {
@@ -156,7 +161,7 @@ impl Data {
              `data.validation_split` to a labelled split"
         );
         let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-        encode(&folder.tokenizer, &numbered, max_len, split)
+        Ok((encode(&folder.tokenizer, &numbered, max_len, split)?, rows))
     }
 }
 

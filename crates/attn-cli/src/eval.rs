@@ -3,15 +3,15 @@
 use std::{io::Write, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{Config, LoadOptions, Model, checkpoint::read_json, config::Head};
+use attn_core::{Config, LoadOptions, Model, Variant, checkpoint::read_json, config::Head};
 use attn_data::{
     batch::Encoded,
     dataset::{DatasetSpec, Example},
     hub::{Hub, progress_bar},
 };
 use attn_eval::{
-    Accuracy, Batching, ClassScore, Classification, LanguageScore, Prediction, classify,
-    masked_token, next_token,
+    Accuracy, Batching, ClassScore, Classification, LanguageScore, classify, masked_token,
+    next_token,
 };
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -22,7 +22,10 @@ use crate::{
     monitor::{count_rows, grouped},
     pretrain::convention,
     run_dir::{check_writable, device_name, write_json},
-    texts::{Folder, Split, blocks, encode, masking, max_len, read_split},
+    surgery::variants,
+    texts::{
+        Folder, PredictionOf, Split, blocks, encode, masking, max_len, read_split, with_texts,
+    },
 };
 
 /// The share of tokens that is hidden from a masked language model.
@@ -35,8 +38,8 @@ struct Report<'a> {
     /// Whether the weights were made at random from the config, for comparison.
     random_weights: bool,
     model_type: &'static str,
-    /// Attention kind of each layer.
-    attention: Vec<&'a str>,
+    /// Attention kind of each layer, with its settings.
+    attention: Vec<Variant>,
     task: &'a str,
     data: &'a DatasetSpec,
     split: &'a str,
@@ -48,16 +51,16 @@ struct Report<'a> {
     libtorch: String,
     attn: &'static str,
     #[serde(flatten)]
-    score: Score,
+    score: Score<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Score {
+enum Score<'a> {
     Classes {
         accuracy: Option<Accuracy>,
         classes: Vec<ClassScore>,
-        predictions: Vec<Prediction>,
+        predictions: Vec<PredictionOf<'a>>,
     },
     Language {
         language: LanguageScore,
@@ -77,14 +80,28 @@ struct Settings {
 }
 
 pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
-    check_writable(&args.out)?;
+    let _made = check_writable(&args.out)?;
     ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
     let data = dataset(args)?;
     let device = attn_torch::device(&args.device)?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
     let split = args.split.as_deref().unwrap_or(&data.validation_split);
-    let Split { rows, classes } = read(&data, split, args.limit, &folder, &hub)?;
+    let Split { rows, classes } =
+        read(&data, split, args.limit, &folder, &hub).map_err(|error| {
+            use attn_data::Error::SplitNotFound;
+            match error.downcast_ref() {
+                Some(SplitNotFound { available, .. })
+                    if args.split.is_none() && !available.is_empty() =>
+                {
+                    let hint = format!("hint: name the split to score: --split {}", available[0]);
+                    error.context(format!(
+                        "`--split` is not given, and `{split}` is not there\n{hint}"
+                    ))
+                }
+                _ => error,
+            }
+        })?;
     let is_classifier = matches!(folder.config.head, Head::Classifier { .. });
     ensure!(
         data.label.is_some() || !is_classifier,
@@ -96,16 +113,19 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
     let model = load(args, &folder, &options)?;
 
+    let predictions;
     let (score, n_rows) = if data.label.is_some() {
         check_classes(classes.as_deref(), &model)?;
         let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-        let rows = encode(&folder.tokenizer, &numbered, max_len, split)?;
-        let mut progress = count_rows(rows.len(), &NEVER);
-        let scores = classify(&model, &rows, &batching(args, &folder), &mut progress)
+        let encoded = encode(&folder.tokenizer, &numbered, max_len, split)?;
+        let mut progress = count_rows(encoded.len(), &NEVER);
+        let scores = classify(&model, &encoded, &batching(args, &folder), &mut progress)
             .with_context(|| format!("cannot score `{}`", args.model))?;
         drop(progress);
         print_classes(&scores, out)?;
-        let Classification { accuracy, classes, predictions } = scores;
+        let Classification { accuracy, classes, predictions: found } = scores;
+        predictions = found;
+        let predictions = with_texts(&predictions, &rows);
         (Score::Classes { accuracy, classes, predictions }, rows.len())
     } else {
         score_language(args, &folder, &model, &rows, max_len, split, out)?
@@ -114,7 +134,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
         model: &args.model,
         random_weights: args.init == Some(Init::Random),
         model_type: model.config().base_model_type(),
-        attention: model.layers().iter().map(|layer| layer.variant().name()).collect(),
+        attention: variants(&model),
         task: &args.task,
         data: &data,
         split,
@@ -221,7 +241,7 @@ fn score_language(
     max_len: usize,
     split: &str,
     out: &mut dyn Write,
-) -> Result<(Score, usize)> {
+) -> Result<(Score<'static>, usize)> {
     let tokenizer = &folder.tokenizer;
     let by_text = |texts: &[Example]| -> Result<Vec<Encoded>> {
         let numbered: Vec<(usize, &Example)> =

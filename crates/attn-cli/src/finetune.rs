@@ -1,19 +1,20 @@
 //! `attn finetune`: a pretrained model becomes a classifier.
 
 use std::{
+    borrow::Borrow,
     fs,
     io::Write,
     sync::{Arc, atomic::AtomicBool},
 };
 
 use anyhow::{Context, Result};
-use attn_core::{LoadOptions, LoadReport, Model, WantedHead, config::Head};
+use attn_core::{LoadOptions, LoadReport, Model, Variant, WantedHead, config::Head};
 use attn_data::{
     batch::Encoded,
     dataset::{DatasetSpec, tasks},
 };
 use attn_eval::{Accuracy, Batching, ClassScore, Classification, Error as EvalError, classify};
-use attn_train::{Examples, METRICS_FILE, Metric, Run, train};
+use attn_train::{Event, Examples, METRICS_FILE, Metric, Run, train};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -23,14 +24,12 @@ use crate::{
     data::Data,
     monitor::{Monitor, count_rows, grouped},
     plots,
-    run_dir::{self, RunDir, SUMMARY_FILE},
+    run_dir::{self, BEFORE_FILE, RunDir, SUMMARY_FILE, UNTOUCHED_FILE},
     settings::{Finetune, HeadChoice, WeightsChoice},
-    start::{Start, invocation, tokenizer_files},
-    texts::{Folder, name_padding},
+    start::{Start, invocation, quoted, tokenizer_files},
+    surgery::{describe, variants},
+    texts::{Folder, name_padding, with_texts},
 };
-
-/// The score before training, kept so that a run that is resumed does not look again.
-const BEFORE_FILE: &str = "before.json";
 
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,16 +48,19 @@ struct Summary {
     n_report: usize,
     max_len: usize,
     seed: u64,
-    /// Attention kind of each layer.
-    attention: Vec<String>,
+    /// Attention kind of each layer, with its settings.
+    attention: Vec<Variant>,
     majority_class: String,
     /// Accuracy of always saying so on the rows reported on.
     majority_accuracy: f64,
+    /// Of the model as it is stored, where its attention was changed and its classifier was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    untouched: Option<Accuracy>,
     before: Accuracy,
     after: Accuracy,
     /// After training.
     classes: Vec<ClassScore>,
-    /// Steps of the model that was chosen.
+    /// Steps of the model that was chosen; 0 where none was better than the one before training.
     selected_step: u64,
     total_steps: u64,
     /// Scores on the rows held out, of the model that was chosen.
@@ -70,10 +72,19 @@ struct Summary {
     elapsed_s: f64,
 }
 
+impl Summary {
+    /// The scores with their names, in the order of time.
+    fn scores(&self) -> Vec<(&'static str, &Accuracy)> {
+        let untouched = self.untouched.as_ref().map(|score| ("untouched", score));
+        untouched.into_iter().chain([("before", &self.before), ("after", &self.after)]).collect()
+    }
+}
+
 pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let start = Start::<Finetune>::new(args)?;
     if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
         tracing::info!("the run in `{}` has finished", start.dir.path().display());
+        start.dir.remove_checkpoints();
         print(&summary, &start, out)?;
         return Ok(Outcome::Done);
     }
@@ -93,6 +104,9 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         grouped(data.report.len())
     );
     let mut model = load(config, &folder, &data.classes, start.device)?;
+    swap(config, &mut model).with_context(|| format!("cannot use the model `{}`", folder.name))?;
+    let attention = variants(&model);
+    let is_swapped = !folder.config.layers.iter().map(|layer| &layer.variant).eq(&attention);
     if !start.resume {
         start.write_config()?;
         start.dir.write_environment(&model)?;
@@ -104,7 +118,16 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         ..Batching::default()
     };
     start.listen()?;
-    let Some(before) = score_before(&model, &data.report, &batching, &start)? else {
+    let mut untouched = None;
+    // With a new head there is no figure to compare with: the head has learned nothing.
+    if is_swapped && config.head == HeadChoice::Saved {
+        let model = || load(config, &folder, &data.classes, start.device);
+        untouched = score_once(UNTOUCHED_FILE, model, &data.report, &batching, &start)?;
+        let Some(untouched) = &untouched else { return Ok(start.interrupted(0)) };
+        tracing::info!("untouched: accuracy {:.4} on {}", untouched.accuracy, data.report_split);
+    }
+    let Some(before) = score_once(BEFORE_FILE, || Ok(&model), &data.report, &batching, &start)?
+    else {
         return Ok(start.interrupted(0));
     };
     tracing::info!("before: accuracy {:.4} on {}", before.accuracy, data.report_split);
@@ -130,9 +153,10 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         n_report: data.report.len(),
         max_len: data.max_len,
         seed: config.train.seed,
-        attention: model.layers().iter().map(|layer| layer.variant().name().to_owned()).collect(),
+        attention,
         majority_class: data.classes[data.majority].clone(),
         majority_accuracy: after.accuracy_of_always(data.majority).context("no row is labelled")?,
+        untouched,
         before,
         after: after.accuracy.context("no row is labelled")?,
         classes: after.classes,
@@ -146,49 +170,70 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     start.save(&model, &folder.tokenizer)?;
     let mut lines = Vec::new();
-    for prediction in &after.predictions {
-        serde_json::to_writer(&mut lines, prediction).context("cannot write JSON")?;
+    for prediction in with_texts(&after.predictions, &data.report_texts) {
+        serde_json::to_writer(&mut lines, &prediction).context("cannot write JSON")?;
         lines.push(b'\n');
     }
     run_dir::write(&start.dir.file("predictions.jsonl"), &lines)?;
     draw(&summary, &start.dir)?;
     start.dir.write_json(SUMMARY_FILE, &summary)?;
+    start.dir.remove_checkpoints();
     print(&summary, &start, out)?;
     Ok(Outcome::Done)
 }
 
-/// Loads the model, with the head and the attention that the config asks for, and says what that changed.
+/// Loads the model with the head that the config asks for, and says what that changed.
 fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) -> Result<Model> {
     let load = || -> Result<Model> {
         let head = match config.head {
-            HeadChoice::New => WantedHead::NewClassifier(classes.to_vec()),
+            HeadChoice::New => {
+                warn_of_lost_head(config, &folder.config, classes);
+                WantedHead::NewClassifier(classes.to_vec())
+            }
             HeadChoice::Saved => {
                 check_saved_head(&folder.config, classes)?;
                 WantedHead::AsSaved
             }
         };
         let options = LoadOptions { kind: Kind::Float, device, head, seed: config.train.seed };
-        let mut model = match config.weights {
+        match config.weights {
             WeightsChoice::Saved => {
                 let (model, report) = Model::load(&folder.path, &options)?;
                 say(&report);
-                model
+                Ok(model)
             }
             WeightsChoice::Random => {
                 tracing::info!("the whole model has random weights");
-                Model::init(folder.config.clone(), &options)?
+                Ok(Model::init(folder.config.clone(), &options)?)
             }
-        };
-        if let Some(variant) = &config.attention {
-            let layers = config.surgery.layers(model.layers().len());
-            model.swap(&layers, variant, config.train.seed)?;
-            tracing::info!("attention `{}` in layers {layers:?}", variant.name());
         }
-        Ok(model)
     };
     let mut model = load().with_context(|| format!("cannot use the model `{}`", folder.name))?;
     name_padding(&mut model, &folder.tokenizer);
     Ok(model)
+}
+
+/// Puts the attention that the config asks for into the model.
+fn swap(config: &Finetune, model: &mut Model) -> Result<()> {
+    let Some(variant) = &config.attention else { return Ok(()) };
+    let layers = config.surgery.layers(model.layers().len());
+    model.swap(&layers, variant, config.train.seed)?;
+    tracing::info!("attention `{}` in layers {layers:?}", variant.name());
+    Ok(())
+}
+
+/// Says where a new classifier takes the place of one that was trained.
+fn warn_of_lost_head(config: &Finetune, model: &attn_core::Config, classes: &[String]) {
+    if config.weights == WeightsChoice::Random || !matches!(model.head, Head::Classifier { .. }) {
+        return;
+    }
+    let held = model.classes();
+    let names: Vec<String> = held.iter().map(|class| format!("`{class}`")).collect();
+    let advice = match held.len() == classes.len() {
+        true => "; head = \"saved\" trains it further",
+        false => "",
+    };
+    tracing::warn!("the model's classifier (classes {}) is dropped{advice}", names.join(", "));
 }
 
 fn check_saved_head(config: &attn_core::Config, classes: &[String]) -> Result<()> {
@@ -233,19 +278,21 @@ fn score(
     }
 }
 
-/// The untouched model under the code that scores the trained one.
-fn score_before(
-    model: &Model,
+/// A model that is not trained under the code that scores the trained one; by `file` where that was done already.
+fn score_once<M: Borrow<Model>>(
+    file: &str,
+    model: impl FnOnce() -> Result<M>,
     rows: &[Encoded],
     batching: &Batching,
     start: &Start<Finetune>,
 ) -> Result<Option<Accuracy>> {
-    if let Some(before) = start.dir.read_json(BEFORE_FILE)? {
-        return Ok(Some(before));
+    if let Some(found) = start.dir.read_json(file)? {
+        return Ok(Some(found));
     }
-    let Some(scores) = score(model, rows, batching, &start.stop)? else { return Ok(None) };
+    let model = model()?;
+    let Some(scores) = score(model.borrow(), rows, batching, &start.stop)? else { return Ok(None) };
     let accuracy = scores.accuracy.context("no row is labelled")?;
-    start.dir.write_json(BEFORE_FILE, &accuracy)?;
+    start.dir.write_json(file, &accuracy)?;
     Ok(Some(accuracy))
 }
 
@@ -273,7 +320,12 @@ fn fit(
         files: tokenizer_files(&folder.tokenizer)?,
         stop: Arc::clone(&start.stop),
         evaluate: if selection.is_empty() { None } else { Some(Box::new(evaluate)) },
-        observe: Box::new(move |event| monitor.observe(event)),
+        observe: Box::new(move |event| {
+            if let Event::Step(_) = event {
+                start.dir.begin();
+            }
+            monitor.observe(event);
+        }),
         ..Run::new(config, &attn_train::Classification, &examples)
     };
     train(model, run).context("training failed")
@@ -298,12 +350,14 @@ fn draw(summary: &Summary, dir: &RunDir) -> Result<()> {
     plots::loss(
         &dir.file(METRICS_FILE),
         &format!("Fine-tuning on {}", plots::short(&summary.source)),
+        &summary.attention,
         "nats per example",
         &plots.join("loss.png"),
     )?;
     plots::accuracy(
         &format!("{}, {}", plots::short(&summary.source), summary.split),
-        &[("before", &summary.before), ("after", &summary.after)],
+        &summary.attention,
+        &summary.scores(),
         summary.majority_accuracy,
         summary.n_report,
         &plots.join("accuracy.png"),
@@ -314,6 +368,9 @@ fn draw(summary: &Summary, dir: &RunDir) -> Result<()> {
 fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Result<()> {
     let Summary { source, split, n_report, majority_class, majority_accuracy, .. } = summary;
     writeln!(out, "{source}, {split}: {} rows", grouped(*n_report))?;
+    if let Some(attention) = describe(&summary.attention) {
+        writeln!(out, "attention: {attention}")?;
+    }
     writeln!(out)?;
     writeln!(out, "  {:<24} {:>8}   {:<16} {:>6}", "", "accuracy", "95 % interval", "loss")?;
     writeln!(
@@ -322,7 +379,7 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
         format!("always `{majority_class}`"),
         100.0 * majority_accuracy
     )?;
-    for (label, score) in [("before", &summary.before), ("after", &summary.after)] {
+    for (label, score) in summary.scores() {
         let [low, high] =
             [score.interval_95.low, score.interval_95.high].map(|bound| 100.0 * bound);
         writeln!(
@@ -333,25 +390,42 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
             score.loss
         )?;
     }
+    if summary.selected_step == 0 && !summary.selection.is_empty() {
+        writeln!(out)?;
+        writeln!(
+            out,
+            "No step was better on the rows held out: the model is the one before training."
+        )?;
+    }
     let dir = start.dir.path();
     let model = dir.join("model");
-    let evaluation =
-        format!("eval --model {}{} --out eval.json", model.display(), task(&start.config.data));
-    let config = dir.join("config.toml");
-    let again = |change: &str| invocation(&format!("finetune {} {change}", config.display()));
+    let shown_model = model.display().to_string();
+    let config = quoted(&dir.join("config.toml").display().to_string());
+    let again = |change: &str| invocation(&format!("finetune {config} {change}"));
     writeln!(out)?;
     writeln!(out, "model     {}", model.display())?;
     writeln!(out, "pictures  {}", dir.join("plots/accuracy.png").display())?;
     writeln!(out, "          {}", dir.join("plots/loss.png").display())?;
     writeln!(out)?;
     writeln!(out, "what to try next:")?;
-    writeln!(
-        out,
-        "  another attention    {}",
-        again("--set attention.kind=window --set attention.size=4")
-    )?;
+    let other = match summary.attention.iter().any(|variant| variant.name() == "window") {
+        true => "--set attention.kind=gated",
+        false => "--set attention.kind=window --set attention.size=4",
+    };
+    let tuned = {
+        let weights = match start.config.weights {
+            WeightsChoice::Saved => "",
+            WeightsChoice::Random => " --set weights=saved",
+        };
+        let model = quoted(&format!("model={shown_model}"));
+        format!("--set {model}{weights} --set head=saved {other}")
+    };
+    writeln!(out, "  another attention    {}", again(other))?;
+    writeln!(out, "  swapped when tuned   {}", again(&tuned))?;
     writeln!(out, "  another seed         {}", again(&format!("--seed {}", summary.seed + 1)))?;
-    writeln!(out, "  the model again      {}", invocation(&evaluation))?;
+    if let Some(evaluation) = evaluation(&start.config, &shown_model) {
+        writeln!(out, "  the model again      {}", invocation(&evaluation))?;
+    }
     if source.ends_with("sample_data.csv") {
         let real = "finetune configs/finetune/sst2.toml";
         writeln!(out, "  a real data set      {}", invocation(real))?;
@@ -359,24 +433,45 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
     Ok(())
 }
 
+/// The `attn eval` that finds the figure of the table again. There is none for rows held out of the train split: no
+/// command names them alone.
+fn evaluation(config: &Finetune, model: &str) -> Option<String> {
+    if config.examples.report_hold_out.is_some() {
+        return None;
+    }
+    let mut text = format!("eval --model {}{}", quoted(model), task(&config.data));
+    if let Some(max_len) = config.examples.max_len {
+        text += &format!(" --max-len {max_len}");
+    }
+    if let Some(limit) = config.examples.report_limit {
+        text += &format!(" --limit {limit}");
+    }
+    Some(text + " --out eval.json")
+}
+
 /// The arguments of `attn eval` that name this data.
 fn task(data: &DatasetSpec) -> String {
     if let Some(task) = tasks().iter().find(|task| task.spec() == *data) {
         return format!(" --task {}", task.name);
     }
-    let mut text = format!(" --task {}", data.source);
+    let mut text = format!(" --task {}", quoted(&data.source));
     let default = DatasetSpec::default();
     let mut set = |key: &str, value: Option<&String>, default: Option<&String>| {
         if let Some(value) = value.filter(|value| Some(*value) != default) {
-            text += &format!(" --set data.{key}={value}");
+            text += &format!(" --set {}", quoted(&format!("data.{key}={value}")));
         }
     };
     set("config", data.config.as_ref(), None);
+    set("revision", data.revision.as_ref(), None);
     set("text", Some(&data.text), Some(&default.text));
     set("text_pair", data.text_pair.as_ref(), None);
     set("label", data.label.as_ref(), None);
     set("split_column", data.split_column.as_ref(), None);
     set("train_split", Some(&data.train_split), Some(&default.train_split));
     set("validation_split", Some(&data.validation_split), Some(&default.validation_split));
+    // Names of classes are taken in alphabetical order otherwise.
+    if let Some(classes) = data.classes.as_ref().filter(|classes| !classes.is_sorted()) {
+        text += &format!(" --set {}", quoted(&format!("data.classes={classes:?}")));
+    }
     text
 }

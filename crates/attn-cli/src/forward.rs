@@ -7,13 +7,14 @@ use attn_core::{
     Config, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows,
     checkpoint::{read_json, write_tensors},
 };
-use attn_data::hub::{Hub, progress_bar, resolve_config, resolve_model};
+use attn_data::hub::{Hub, progress_bar};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     args::{ForwardArgs, Init, dtype_name},
     run_dir::check_writable,
+    texts::find_folder,
 };
 
 /// The rows of a JSON matrix, all of one length.
@@ -21,7 +22,7 @@ type Matrix = Vec<Vec<i64>>;
 
 pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     // What the user wrote is checked before the model is loaded, which may take minutes.
-    check_writable(&args.out)?;
+    let _made = check_writable(&args.out)?;
     let input = read_ids(&args.input_ids)?;
     let mask = args.head_mask.as_deref().map(read_mask).transpose()?;
     let device = attn_torch::device(&args.device)?;
@@ -66,12 +67,12 @@ fn load(args: &ForwardArgs, device: Device) -> Result<Model> {
     let load = || -> Result<Model> {
         match args.init {
             Some(Init::Random) => {
-                let folder = resolve_config(&hub, &args.model, None)?;
+                let folder = find_folder(&args.model, false, None, &hub)?;
                 let config = Config::from_json(read_json(&folder, "config.json")?)?;
                 Ok(Model::init(config, &options)?)
             }
             None => {
-                let folder = resolve_model(&hub, &args.model, None)?;
+                let folder = find_folder(&args.model, true, None, &hub)?;
                 Ok(Model::load(&folder, &options)?.0)
             }
         }

@@ -19,7 +19,9 @@ mod pretrain;
 mod run_dir;
 mod settings;
 mod start;
+mod surgery;
 mod texts;
+mod tokenize;
 
 use std::{
     io::{self, Write},
@@ -63,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Pretrain(args) => outcome = pretrain::run(&args, &mut out)?,
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
+        Command::Tokenize(args) => tokenize::run(&args, &mut out)?,
         Command::Doctor => {
             if !doctor::run(&mut out)? {
                 outcome = Outcome::Failed;

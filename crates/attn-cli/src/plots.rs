@@ -3,9 +3,12 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
+use attn_core::Variant;
 use attn_eval::{Accuracy, stats::Interval};
 use attn_viz::{Bar, BarChart, Baseline, LineChart, Picture, Series, Stroke};
 use serde::Deserialize;
+
+use crate::surgery::describe;
 
 /// A line of `metrics.jsonl`, as far as it is drawn.
 #[derive(Deserialize)]
@@ -19,7 +22,13 @@ struct Line {
 const SMOOTHED_OVER: usize = 9;
 
 /// Draws the losses in `metrics` over the steps: the training loss, and that of rows held out where there are any.
-pub(crate) fn loss(metrics: &Path, title: &str, unit: &str, out: &Path) -> Result<()> {
+pub(crate) fn loss(
+    metrics: &Path,
+    title: &str,
+    attention: &[Variant],
+    unit: &str,
+    out: &Path,
+) -> Result<()> {
     let text = fs::read_to_string(metrics)
         .with_context(|| format!("cannot read `{}`", metrics.display()))?;
     let lines: Vec<Line> = text
@@ -29,6 +38,7 @@ pub(crate) fn loss(metrics: &Path, title: &str, unit: &str, out: &Path) -> Resul
         .with_context(|| format!("`{}` is damaged", metrics.display()))?;
     let chart = LineChart {
         title: title.to_owned(),
+        subtitle: subtitle(attention).unwrap_or_default(),
         x_label: "step".into(),
         y_label: format!("loss ({unit})"),
         series: curves(&lines),
@@ -62,9 +72,10 @@ fn curves(lines: &[Line]) -> Vec<Series> {
     series
 }
 
-/// Draws two accuracies and their 95 % intervals in percent, against always saying the most frequent class.
+/// Draws accuracies and their 95 % intervals in percent, against always saying the most frequent class.
 pub(crate) fn accuracy(
     title: &str,
+    attention: &[Variant],
     bars: &[(&str, &Accuracy)],
     majority: f64,
     n_rows: usize,
@@ -81,7 +92,11 @@ pub(crate) fn accuracy(
     };
     let chart = BarChart {
         title: title.to_owned(),
-        subtitle: format!("{n_rows} rows, 95 % intervals (Wilson)"),
+        subtitle: [Some(format!("{n_rows} rows, 95 % intervals (Wilson)")), subtitle(attention)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("; "),
         y_label: "accuracy (%)".into(),
         y_range: Some((0.0, 100.0)),
         bars: bars.iter().map(bar).collect(),
@@ -89,6 +104,11 @@ pub(crate) fn accuracy(
         ..BarChart::default()
     };
     Ok(chart.png(out)?)
+}
+
+/// The attention, where it is not that of plain transformers.
+fn subtitle(attention: &[Variant]) -> Option<String> {
+    describe(attention).map(|text| format!("attention: {text}"))
 }
 
 /// What a data source is called in a picture: a file by its name.
@@ -103,6 +123,14 @@ pub(crate) fn short(source: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pictures_name_a_changed_attention() {
+        let window: Variant = serde_json::from_str(r#"{"kind": "window", "size": 4}"#).unwrap();
+
+        assert_eq!(subtitle(&[Variant::default()]), None);
+        assert_eq!(subtitle(&[window]).unwrap(), "attention: window (size 4) in all layers");
+    }
 
     #[test]
     fn every_curve_is_in_the_legend() {

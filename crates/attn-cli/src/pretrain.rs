@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use attn_core::{Config, LoadOptions, Model, config::Head};
+use attn_core::{Config, LoadOptions, Model, Variant, config::Head};
 use attn_data::{
     batch::{Encoded, Masking},
     dataset::Example,
@@ -16,7 +16,9 @@ use attn_data::{
     tokenizer::{TextTokenizer, train_bpe},
 };
 use attn_eval::{Batching, Error as EvalError, LanguageScore, masked_token, next_token};
-use attn_train::{CausalLm, Examples, METRICS_FILE, MaskedLm, Metric, Objective, Run, train};
+use attn_train::{
+    CausalLm, Event, Examples, METRICS_FILE, MaskedLm, Metric, Objective, Run, train,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind};
@@ -26,17 +28,12 @@ use crate::{
     args::RunArgs,
     monitor::{Monitor, count_rows, grouped},
     plots,
-    run_dir::SUMMARY_FILE,
+    run_dir::{BEFORE_FILE, SUMMARY_FILE, TOKENIZER_DIR},
     settings::{ObjectiveChoice, Pretrain, is_nothing},
-    start::{Start, invocation, tokenizer_files},
+    start::{Start, invocation, quoted, tokenizer_files},
+    surgery::{describe, variants},
     texts::{blocks, check_vocabulary, encode, masking, max_len, open_tokenizer, read_split},
 };
-
-/// The tokenizer of the run, kept so that a run that is resumed does not train another.
-const TOKENIZER_DIR: &str = "tokenizer";
-
-/// The score before training.
-const BEFORE_FILE: &str = "before.json";
 
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,8 +47,8 @@ struct Summary {
     n_held_out: usize,
     max_len: usize,
     seed: u64,
-    /// Attention kind of each layer.
-    attention: Vec<String>,
+    /// Attention kind of each layer, with its settings.
+    attention: Vec<Variant>,
     before: LanguageScore,
     after: LanguageScore,
     selected_step: u64,
@@ -76,6 +73,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let start = Start::<Pretrain>::new(args)?;
     if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
         tracing::info!("the run in `{}` has finished", start.dir.path().display());
+        start.dir.remove_checkpoints();
         print(&summary, &start, out)?;
         return Ok(Outcome::Done);
     }
@@ -153,7 +151,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         n_held_out: scorer.held_out.len(),
         max_len,
         seed: config.train.seed,
-        attention: model.layers().iter().map(|layer| layer.variant().name().to_owned()).collect(),
+        attention: variants(&model),
         before,
         after,
         selected_step: outcome.selected_step,
@@ -169,10 +167,12 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     plots::loss(
         &start.dir.file(METRICS_FILE),
         &format!("Pre-training on {}", plots::short(&summary.source)),
+        &summary.attention,
         "nats per token",
         &plots.join("loss.png"),
     )?;
     start.dir.write_json(SUMMARY_FILE, &summary)?;
+    start.dir.remove_checkpoints();
     print(&summary, &start, out)?;
     Ok(Outcome::Done)
 }
@@ -349,7 +349,12 @@ fn fit(
         files: tokenizer_files(tokenizer)?,
         stop: Arc::clone(&start.stop),
         evaluate: Some(Box::new(evaluate)),
-        observe: Box::new(move |event| monitor.observe(event)),
+        observe: Box::new(move |event| {
+            if let Event::Step(_) = event {
+                start.dir.begin();
+            }
+            monitor.observe(event);
+        }),
         ..Run::new(config, objective, &examples)
     };
     train(model, run).context("training failed")
@@ -378,6 +383,9 @@ fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Res
         grouped(*n_held_out),
         convention(&summary.after)
     )?;
+    if let Some(attention) = describe(&summary.attention) {
+        writeln!(out, "attention: {attention}")?;
+    }
     writeln!(out)?;
     writeln!(
         out,
@@ -401,7 +409,7 @@ fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Res
     writeln!(out, "picture   {}", dir.join("plots/loss.png").display())?;
     writeln!(out)?;
     writeln!(out, "what to try next:")?;
-    let finetune = format!("finetune --set model={}", model.display());
+    let finetune = format!("finetune --set {}", quoted(&format!("model={}", model.display())));
     writeln!(out, "  fine-tune it         {}", invocation(&finetune))?;
     Ok(())
 }

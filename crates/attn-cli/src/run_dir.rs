@@ -1,6 +1,7 @@
 //! The folder of a run: what it is called, what it may hold, and the files that every run writes.
 
 use std::{
+    cell::Cell,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::Model;
-use attn_train::Environment;
+use attn_train::{Environment, checkpoint};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tch::Device;
@@ -26,10 +27,57 @@ pub(crate) const CONFIG_FILE: &str = "config.toml";
 /// What a finished run came to.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
 
-/// The folder of a run. Dropped while it is empty, it disappears: a run that never began leaves nothing.
+/// What a run writes before its first step.
+const FIRST_FILES: [&str; 5] =
+    [CONFIG_FILE, "env.json", BEFORE_FILE, UNTOUCHED_FILE, attn_train::METRICS_FILE];
+const FIRST_FOLDERS: [&str; 3] = [checkpoint::FOLDER, TOKENIZER_DIR, ".tokenizer"];
+
+/// The score before training, kept so that a run that is resumed does not look again.
+pub(crate) const BEFORE_FILE: &str = "before.json";
+
+/// The score before the attention was changed.
+pub(crate) const UNTOUCHED_FILE: &str = "untouched.json";
+
+/// The tokenizer of a pre-training run, kept so that a run that is resumed does not train another.
+pub(crate) const TOKENIZER_DIR: &str = "tokenizer";
+
+/// Folders made for something that may come to nothing, outermost first. Dropped while they are empty, they disappear.
+#[derive(Debug, Default)]
+pub(crate) struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// Makes a folder and those above it that are missing.
+    fn make(path: &Path) -> std::io::Result<Self> {
+        let mut made = Self::default();
+        let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+        for dir in missing.into_iter().rev() {
+            match fs::create_dir(dir) {
+                Ok(()) => made.0.push(dir.to_owned()),
+                // Another process was first.
+                Err(_) if dir.is_dir() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for dir in self.0.iter().rev() {
+            // Only succeeds while it is empty.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// The folder of a run. A run that ends before its first step leaves nothing, unless it was interrupted.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    began: Cell<bool>,
+    _made: Made,
 }
 
 impl RunDir {
@@ -43,13 +91,12 @@ impl RunDir {
                     "`{shown}` holds something already\nhint: name a new folder, or go on with the run in it: --resume"
                 ),
                 Err(_) if out.exists() => bail!("`{shown}` is not a folder\nhint: name a new one"),
-                Err(_) => {
-                    fs::create_dir_all(out).with_context(|| format!("cannot create `{shown}`"))?
-                }
+                Err(_) => {}
             }
-            return Ok(Self { path: out.to_owned() });
+            let made = Made::make(out).with_context(|| format!("cannot create `{shown}`"))?;
+            return Ok(Self::new(out.to_owned(), made));
         }
-        fs::create_dir_all(RUNS)
+        let mut made = Made::make(Path::new(RUNS))
             .with_context(|| format!("cannot create `{RUNS}`\nhint: name a folder: --out DIR"))?;
         let (date, _) = utc(SystemTime::now());
         for number in 1.. {
@@ -57,7 +104,10 @@ impl RunDir {
             let path = Path::new(RUNS).join(format!("{date}-{name}{suffix}"));
             // Taken by whoever creates it first, also where two runs start at once.
             match fs::create_dir(&path) {
-                Ok(()) => return Ok(Self { path }),
+                Ok(()) => {
+                    made.0.push(path.clone());
+                    return Ok(Self::new(path, made));
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error)
@@ -75,7 +125,29 @@ impl RunDir {
             out.join(CONFIG_FILE).is_file(),
             "`{shown}` holds no run: there is no `{CONFIG_FILE}`\nhint: begin one without --resume"
         );
-        Ok(Self { path: out.to_owned() })
+        let dir = Self::new(out.to_owned(), Made::default());
+        dir.begin();
+        Ok(dir)
+    }
+
+    fn new(path: PathBuf, made: Made) -> Self {
+        Self { path, began: Cell::new(false), _made: made }
+    }
+
+    /// From here on there is something to go on with.
+    pub(crate) fn begin(&self) {
+        self.began.set(true);
+    }
+
+    /// Removes the checkpoints: a run that has finished needs none.
+    pub(crate) fn remove_checkpoints(&self) {
+        let path = self.file(checkpoint::FOLDER);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove `{}`: {error}", path.display());
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -130,8 +202,16 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        // Only succeeds while it is empty.
-        let _ = fs::remove_dir(&self.path);
+        if self.began.get() {
+            return;
+        }
+        // By name: somebody may have put something of his own beside them.
+        for name in FIRST_FILES {
+            let _ = fs::remove_file(self.file(name));
+        }
+        for name in FIRST_FOLDERS {
+            let _ = fs::remove_dir_all(self.file(name));
+        }
     }
 }
 
@@ -158,15 +238,17 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-/// Finds out whether a file can be written, before the work that fills it.
-pub(crate) fn check_writable(path: &Path) -> Result<()> {
+/// Finds out whether a file can be written, before the work that fills it. Makes folders that are missing; keep what is
+/// returned until the file is there.
+pub(crate) fn check_writable(path: &Path) -> Result<Made> {
     let shown = path.display();
     ensure!(!path.is_dir(), "`{shown}` is a folder, expected the name of a file to write");
     let parent = parent_of(path);
-    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+    let made =
+        Made::make(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
     tempfile::tempfile_in(parent)
         .with_context(|| format!("cannot write to `{}`", parent.display()))?;
-    Ok(())
+    Ok(made)
 }
 
 /// The name of a device as `--device` has it.
@@ -239,10 +321,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a/b");
 
-        drop(RunDir::create(Some(&out), "x").unwrap());
-        assert!(!out.exists());
+        let run = RunDir::create(Some(&out), "x").unwrap();
+        run.write_json(BEFORE_FILE, &1).unwrap();
+        fs::create_dir(run.file(checkpoint::FOLDER)).unwrap();
+        drop(run);
+        assert!(!dir.path().join("a").exists(), "folders made on the way go too");
+        fs::create_dir(dir.path().join("own")).unwrap();
+        drop(RunDir::create(Some(&dir.path().join("own")), "x").unwrap());
+        assert!(dir.path().join("own").exists(), "what was there before stays");
 
         let run = RunDir::create(Some(&out), "x").unwrap();
+        run.begin();
         run.write_json("x.json", &json!({"a": 1})).unwrap();
         drop(run);
         assert_eq!(fs::read_to_string(out.join("x.json")).unwrap(), "{\n  \"a\": 1\n}\n");
@@ -257,7 +346,10 @@ mod tests {
     #[test]
     fn what_cannot_be_written_shows_beforehand() {
         let dir = tempfile::tempdir().unwrap();
-        check_writable(&dir.path().join("new/out.json")).unwrap();
+        let made = check_writable(&dir.path().join("new/deep/out.json")).unwrap();
+        assert!(dir.path().join("new/deep").is_dir());
+        drop(made);
+        assert!(!dir.path().join("new").exists(), "nothing was written");
         assert!(check_writable(dir.path()).unwrap_err().to_string().contains("is a folder"));
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(check_writable(&dir.path().join("file/out.json")).is_err());

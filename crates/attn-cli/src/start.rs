@@ -1,16 +1,14 @@
 //! What finetune and pretrain have in common: from arguments to a run that can begin or go on.
 
 use std::{
+    fs,
     num::NonZeroU16,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
 
 use anyhow::{Context, Result, bail};
-use attn_core::{
-    Model,
-    checkpoint::{WriteOptions, write_folder},
-};
+use attn_core::{Model, Variant, checkpoint::WriteOptions};
 use attn_data::{
     hub::{Hub, progress_bar},
     tokenizer::TextTokenizer,
@@ -26,6 +24,7 @@ use crate::{
     monitor,
     run_dir::{self, CONFIG_FILE, RunDir},
     settings::{Finetune, Pretrain},
+    surgery::run_name,
 };
 
 /// The config of a command that makes runs.
@@ -42,6 +41,9 @@ pub(crate) trait RunConfig: Serialize + DeserializeOwned + PartialEq {
     fn find_paths(&mut self, root: Option<&Path>);
 
     fn name(&self) -> &str;
+
+    /// What the attention is changed to.
+    fn attention(&self) -> Option<&Variant>;
 
     /// Processor threads of one operation.
     fn threads(&self) -> Option<NonZeroU16>;
@@ -62,6 +64,10 @@ impl RunConfig for Finetune {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn attention(&self) -> Option<&Variant> {
+        self.attention.as_ref()
     }
 
     fn threads(&self) -> Option<NonZeroU16> {
@@ -86,6 +92,10 @@ impl RunConfig for Pretrain {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn attention(&self) -> Option<&Variant> {
+        self.attention.as_ref()
     }
 
     fn threads(&self) -> Option<NonZeroU16> {
@@ -113,7 +123,11 @@ impl<C: RunConfig> Start<C> {
             resumed(args)?
         } else {
             let config = read::<C>(args)?;
-            let dir = RunDir::create(args.out.as_deref(), config.name())?;
+            let name = match is_named(args, config.name()) {
+                true => config.name().to_owned(),
+                false => run_name(config.name(), config.attention()),
+            };
+            let dir = RunDir::create(args.out.as_deref(), &name)?;
             (config, dir)
         };
         if let Some(threads) = config.threads() {
@@ -134,6 +148,13 @@ impl<C: RunConfig> Start<C> {
         );
         run_dir::write(&path, (header + &text).as_bytes())
     }
+}
+
+/// Whether the user chose the run's name. A run's own config names it too, and is no choice.
+fn is_named(args: &RunArgs, name: &str) -> bool {
+    let is_set = |pair: &String| pair.split_once('=').is_some_and(|(key, _)| key.trim() == "name");
+    let by_file = |path: &PathBuf| !path.ends_with(CONFIG_FILE) && name_of(path) != name;
+    args.set.iter().any(is_set) || args.config.as_ref().is_some_and(by_file)
 }
 
 fn read<C: RunConfig>(args: &RunArgs) -> Result<C> {
@@ -238,10 +259,10 @@ pub(crate) fn tokenizer_files(tokenizer: &TextTokenizer) -> Result<Vec<(String, 
     let dir = tempfile::tempdir().context("cannot create a temporary folder")?;
     tokenizer.save(dir.path())?;
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir.path()).context("cannot read a temporary folder")? {
+    for entry in fs::read_dir(dir.path()).context("cannot read a temporary folder")? {
         let path: PathBuf = entry.context("cannot read a temporary folder")?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        files.push((name, std::fs::read(&path).context("cannot read a temporary file")?));
+        files.push((name, fs::read(&path).context("cannot read a temporary file")?));
     }
     files.sort();
     Ok(files)
@@ -264,6 +285,7 @@ impl<C: RunConfig> Start<C> {
 
     /// Says that the user stopped the run after `step` steps, and how it goes on.
     pub(crate) fn interrupted(&self, step: u64) -> Outcome {
+        self.dir.begin();
         let dir = self.dir.path().display();
         tracing::warn!(
             "stopped after {step} steps; to go on:\n  {}",
@@ -274,10 +296,38 @@ impl<C: RunConfig> Start<C> {
 
     /// Writes the trained model with its tokenizer.
     pub(crate) fn save(&self, model: &Model, tokenizer: &TextTokenizer) -> Result<()> {
-        let config = model.config().to_json(model.kind());
-        let folder = self.dir.file("model");
-        let files = tokenizer_files(tokenizer)?;
-        write_folder(&folder, &model.parameters(), &config, &files, &WriteOptions::default())
-            .context("cannot save the model")
+        // Through a folder of another name, so that a kill leaves none without a tokenizer.
+        let (draft, folder) = (self.dir.file(".model"), self.dir.file("model"));
+        let save = || -> Result<()> {
+            model.save(&draft, &WriteOptions::default())?;
+            tokenizer.save(&draft)?;
+            if folder.exists() {
+                fs::remove_dir_all(&folder)?; // Of a run that was killed before its summary.
+            }
+            Ok(fs::rename(&draft, &folder)?)
+        };
+        save().context("cannot save the model")
+    }
+}
+
+/// `text` as one word of a shell.
+pub(crate) fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_a_quoted_word_as_it_is() {
+        assert_eq!(quoted("data.label=stars"), "data.label=stars");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(r#"data.classes=["a"]"#), r#"'data.classes=["a"]'"#);
     }
 }

@@ -1,15 +1,19 @@
 //! Models with their tokenizers, and text made into what they take.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{Config, Model, checkpoint::read_json};
 use attn_data::{
+    Error as DataError,
     batch::{Encoded, Masking},
-    dataset::{self, DatasetSpec, Example},
+    dataset::{self, DatasetSpec, Example, tasks},
     hub::{Hub, resolve_config, resolve_model},
     tokenizer::{EncodeOptions, Input, TextTokenizer},
 };
+
+use attn_eval::Prediction;
+use serde::Serialize;
 
 use crate::monitor::grouped;
 
@@ -35,13 +39,7 @@ impl Folder {
         hub: &Hub,
     ) -> Result<Self> {
         let open = || -> Result<Self> {
-            let resolve = if weights { resolve_model } else { resolve_config };
-            let path = resolve(hub, name, revision)?;
-            ensure!(
-                path.join("config.json").exists(),
-                "the folder has no `config.json`, so it is not a model's\nhint: a model folder holds config.json, \
-                 model.safetensors and tokenizer.json"
-            );
+            let path = find_folder(name, weights, revision, hub)?;
             let config = Config::from_json(read_json(&path, "config.json")?)?;
             let tokenizer = TextTokenizer::from_folder(&path)?;
             check_vocabulary(&tokenizer, config.sizes.vocab_size)?;
@@ -60,11 +58,84 @@ impl Folder {
     }
 }
 
+/// Finds a model folder, on disk or on the Hub, there with its weights only if `weights`.
+pub(crate) fn find_folder(
+    name: &str,
+    weights: bool,
+    revision: Option<&str>,
+    hub: &Hub,
+) -> Result<PathBuf> {
+    let resolve = if weights { resolve_model } else { resolve_config };
+    let path = resolve(hub, name, revision)
+        .map_err(|error| neither(error, "folder", "model", name, ""))?;
+    if path.join("config.json").exists() {
+        return Ok(path);
+    }
+    let inner = path.join("model");
+    ensure!(
+        !inner.join("config.json").exists(),
+        "the folder is that of a run\nhint: the model is in `{}`",
+        inner.display()
+    );
+    bail!(
+        "the folder has no `config.json`, so it is not a model's\nhint: a model folder holds config.json, \
+         model.safetensors and tokenizer.json"
+    )
+}
+
+/// Says of a name that nothing answers to that it is neither on disk nor on the Hub.
+fn neither(error: DataError, on_disk: &str, kind: &str, name: &str, hint: &str) -> anyhow::Error {
+    let there = |place: &str| {
+        format!("there is neither a {on_disk} `{name}` nor a {kind} of that id {place}{hint}")
+    };
+    let problem = match &error {
+        DataError::RepoNotFound { .. } | DataError::RepoId { .. } => there("on the Hub"),
+        // Where another file is not cached, the repository is.
+        DataError::NotCached { file, .. }
+            if ["its list of files", "config.json"].contains(&&file[..]) =>
+        {
+            there("in the Hub's cache")
+        }
+        DataError::Unreachable { .. } => format!(
+            "there is no {on_disk} `{name}`, and the Hub cannot be asked for a {kind} of that id{hint}"
+        ),
+        _ => return error.into(),
+    };
+    anyhow::Error::from(error).context(problem)
+}
+
+/// As [`neither`] of a data source, with the task that may have been meant.
+pub(crate) fn no_source(error: DataError, source: &str) -> anyhow::Error {
+    let hint = match nearest_task(source) {
+        Some(task) => format!("\nhint: did you mean the task `{task}`?"),
+        None => String::new(),
+    };
+    neither(error, "file or folder", "data set", source, &hint)
+}
+
+/// The task that a mistyped name comes nearest to, punctuation and case apart.
+fn nearest_task(name: &str) -> Option<&'static str> {
+    let plain = |name: &str| -> String {
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    };
+    let name = plain(name);
+    let distance = |task: &str| strsim::damerau_levenshtein(&name, &plain(task));
+    let nearest = tasks().iter().map(|task| (distance(task.name), task.name)).min()?;
+    (nearest.0 <= name.len() / 3).then_some(nearest.1)
+}
+
 /// The tokenizer of a folder or Hub repository that need not hold weights.
 pub(crate) fn open_tokenizer(name: &str, hub: &Hub) -> Result<TextTokenizer> {
-    let open =
-        || -> Result<_> { Ok(TextTokenizer::from_folder(resolve_config(hub, name, None)?)?) };
+    let open = || -> Result<_> { Ok(TextTokenizer::from_folder(find_tokenizer(name, hub)?)?) };
     open().with_context(|| format!("cannot use the tokenizer `{name}`"))
+}
+
+/// The folder of a tokenizer, which may be all that it holds.
+fn find_tokenizer(name: &str, hub: &Hub) -> Result<PathBuf> {
+    match Path::new(name).join("tokenizer.json").exists() {
+        true => Ok(name.into()),
+        false => find_folder(name, false, None, hub),
+    }
 }
 
 pub(crate) fn check_vocabulary(tokenizer: &TextTokenizer, vocab_size: i64) -> Result<()> {
@@ -119,7 +190,8 @@ pub(crate) fn read_split(
 ) -> Result<Split> {
     ensure!(limit != Some(0), "a limit of 0 rows leaves nothing of split `{split}`");
     let read = || -> Result<Split> {
-        let rows = dataset::open(spec, split, hub)?;
+        let rows =
+            dataset::open(spec, split, hub).map_err(|error| no_source(error, &spec.source))?;
         let classes = rows.classes().map(<[String]>::to_vec);
         let rows = rows.take(limit.unwrap_or(usize::MAX)).collect::<attn_data::Result<_>>()?;
         Ok(Split { rows, classes })
@@ -216,6 +288,29 @@ pub(crate) fn masking(tokenizer: &TextTokenizer, vocab_size: i64, rate: f64) -> 
     Ok(Masking { mask_id, vocab_size, special: tokenizer.special_ids(), rate })
 }
 
+/// A prediction beside what it is of.
+#[derive(Debug, Serialize)]
+pub(crate) struct PredictionOf<'a> {
+    #[serde(flatten)]
+    prediction: &'a Prediction,
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pair: Option<&'a str>,
+}
+
+/// Puts `predictions` beside their `rows`, which stand in the same order.
+pub(crate) fn with_texts<'a>(
+    predictions: &'a [Prediction],
+    rows: &'a [Example],
+) -> Vec<PredictionOf<'a>> {
+    let of = |(prediction, row): (&'a Prediction, &'a Example)| PredictionOf {
+        prediction,
+        text: &row.text,
+        pair: row.pair.as_deref(),
+    };
+    predictions.iter().zip(rows).map(of).collect()
+}
+
 /// Names the padding token in the config of a decoder, as transformers' classifiers need one to find the last real
 /// token of a row.
 pub(crate) fn name_padding(model: &mut Model, tokenizer: &TextTokenizer) {
@@ -225,13 +320,8 @@ pub(crate) fn name_padding(model: &mut Model, tokenizer: &TextTokenizer) {
     let (id, why) = match (tokenizer.pad_id(), tokenizer.eos_id()) {
         (Some(pad), _) => (pad, "the tokenizer's padding token"),
         (None, Some(eos)) => (eos, "the end-of-text token, as the tokenizer has no padding token"),
-        (None, None) => {
-            tracing::warn!(
-                "the tokenizer names no padding and no end-of-text token, so the saved config names no padding token: \
-                 transformers will refuse batches of more than one text"
-            );
-            return;
-        }
+        // [`Model::save`] then looks at the config, and says what it finds.
+        (None, None) => return,
     };
     tracing::info!("the config names no padding token; it now names {id}, {why}");
     model.config_mut().set_pad_token_id(id.into());

@@ -54,9 +54,11 @@ fn a_classifier_gets_accuracy_counts_and_every_prediction() {
         {
             assert_eq!(found["index"], expected.index);
             assert_eq!(found["predicted"], expected.predicted);
+            assert_eq!(found["text"], rows(64)[48 + expected.index].0);
             assert!(close(&found["probabilities"][1], expected.probabilities[1]));
         }
         assert_eq!((&found["n_rows"], &found["split"]), (&json!(16), &json!("validation")));
+        assert_eq!(found["attention"], json!([{"kind": "softmax"}, {"kind": "softmax"}]));
         assert_eq!((&found["device"], &found["dtype"]), (&json!("cpu"), &json!("f32")));
         assert!(
             ran.stdout.contains(&format!("{} of 16 rows", accuracy.n_correct)),
@@ -170,10 +172,10 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
     model_folder(&place, "model", "distilbert", CLASSES);
     model_folder(&place, "lm", "gpt2", Head::LanguageModel);
     write_data(&place);
-    let eval = |rest: &str| format!("eval --out o.json {rest}");
+    let eval = |rest: &str| format!("eval --out deep/down/o.json {rest}");
     let refused = |rest: &str, parts: &[&str]| {
         let stderr = place.refused(&eval(rest), parts);
-        assert!(!place.path("o.json").exists());
+        assert!(!place.path("deep").exists(), "folders made for the result go with it");
         stderr
     };
 
@@ -186,7 +188,26 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
         &format!("--model empty {DATA}"),
         &["cannot use the model `empty`", "no `config.json`", "hint:"],
     );
-    refused("--model model --task sst3", &["`sst3`"]);
+    refused(
+        "--model model --task sst-2",
+        &["neither a file or folder `sst-2` nor a data set", "did you mean the task `sst2`?"],
+    );
+    let far = refused("--model model --task reviews", &["neither a file or folder `reviews`"]);
+    assert!(!far.contains("did you mean"), "{far}");
+    refused(
+        &format!("--model tiny-mlm {DATA}"),
+        &["neither a folder `tiny-mlm` nor a model of that id in the Hub's cache"],
+    );
+    place.write("run/model/config.json", "{}");
+    refused(
+        &format!("--model run {DATA}"),
+        &["that of a run", "hint: the model is in `run/model`"],
+    );
+    place.write("whole.csv", "text,label\nthe film was good,1\n");
+    refused(
+        "--model model --task whole.csv --set data.label=label",
+        &["`--split` is not given", "hint: name the split to score: --split train"],
+    );
     refused("--model model --task none.csv", &["there is no data file or folder `none.csv`"]);
     refused(
         "--model model --task data.csv --set data.text=revew --set data.split_column=part",
@@ -214,7 +235,7 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
     refused(&order, &["the same in another order"]);
     let names = format!(r#"--model model {DATA} --set data.classes=["bad","good"]"#);
     assert!(place.done(&eval(&names)).stderr.contains("compared by number"));
-    std::fs::remove_file(place.path("o.json")).unwrap();
+    std::fs::remove_dir_all(place.path("deep")).unwrap();
 
     tokenizer(Style::ByteLevel).save(place.path("model")).unwrap();
     refused(
@@ -242,4 +263,19 @@ fn long_texts_are_cut_and_counted() {
         &format!("eval --model model {DATA} --max-len 2 --out p.json"),
         &["`max_len` is 2"],
     );
+}
+
+#[test]
+fn the_hubs_client_says_nothing_that_we_say() {
+    let place = Place::new();
+    let mut command = place.command("eval --model owner/name --task sst2 --out o.json");
+    // Nobody listens there.
+    command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", "http://127.0.0.1:1");
+    command.env("NO_PROXY", "127.0.0.1");
+    let ran = common::Ran::of(command.output().unwrap());
+
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.starts_with("error: cannot use the model `owner/name`"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("the Hub cannot be asked"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("retry") && !ran.stderr.contains('\x1b'), "{}", ran.stderr);
 }

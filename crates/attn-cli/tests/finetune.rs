@@ -41,7 +41,12 @@ fn a_run_trains_reports_and_leaves_a_model_that_can_be_used() {
 
         let ran = place.done("finetune run.toml --out out");
 
-        for part in ["new head, with random weights", "step 0: accuracy", "the best so far"] {
+        for part in [
+            "new head, with random weights",
+            "step 0: accuracy",
+            "the best so far",
+            "laws that hold on this model: padding changes nothing, open gates change no bit",
+        ] {
             assert!(ran.stderr.contains(part), "{base}: no `{part}` in {}", ran.stderr);
         }
         for part in ["before", "after", "95 % interval", "always `negative`", "what to try next"] {
@@ -58,6 +63,11 @@ fn a_run_trains_reports_and_leaves_a_model_that_can_be_used() {
         let predictions = lines(&place, "out/predictions.jsonl");
         let right = predictions.iter().filter(|p| p["label"] == p["predicted"]).count();
         assert_eq!((predictions.len(), json!(right)), (16, summary["after"]["n_correct"].clone()));
+        let texts: Vec<String> = common::rows(64).into_iter().map(|(text, _)| text).collect();
+        assert!(predictions.iter().zip(&texts[48..]).all(|(p, text)| p["text"] == **text));
+        assert!(predictions[0].get("pair").is_none());
+        assert!(!place.path("out/checkpoints").exists(), "a finished run needs none");
+        assert!(!ran.stdout.contains("attention:"), "{}", ran.stdout);
         for picture in ["loss", "accuracy"] {
             let bytes = place.bytes(&format!("out/plots/{picture}.png"));
             assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 5000);
@@ -68,11 +78,10 @@ fn a_run_trains_reports_and_leaves_a_model_that_can_be_used() {
         }
         assert_eq!(env["dtype"], "f32");
 
-        // The one evaluated is the one saved, and it can be scored like any other.
-        place.done(
-            "eval --model out/model --task data.csv --set data.text=review --set data.label=stars --set \
-             data.split_column=part --out eval.json",
-        );
+        // The one evaluated is the one saved, and it can be scored as the run says.
+        let again = hint(&ran, "the model again");
+        assert!(!again.contains('\''), "no word needs a shell: {again}");
+        place.done(&again);
         let eval = place.json("eval.json");
         assert_eq!(eval["accuracy"]["n_correct"], summary["after"]["n_correct"], "{base}");
         let (model, report) =
@@ -145,7 +154,14 @@ fn surgery_reaches_the_layers_it_names_and_the_folder_says_so() {
     assert_eq!(config["model_type"], "attn_gpt2");
     assert_eq!(config["attn"]["layers"][0]["kind"], "softmax");
     assert_eq!(config["attn"]["layers"][1]["settings"], json!({"size": 4}));
-    assert_eq!(place.json("out/summary.json")["attention"], json!(["softmax", "window"]));
+    assert_eq!(
+        place.json("out/summary.json")["attention"],
+        json!([{"kind": "softmax"}, {"kind": "window", "size": 4}])
+    );
+    let title = "16 rows\nattention: window (size 4) in layer 1, softmax elsewhere\n";
+    assert!(ran.stdout.contains(title), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("untouched"), "a new head has no figure: {}", ran.stdout);
+    assert!(hint(&ran, "another attention").ends_with("--set attention.kind=gated"));
 }
 
 #[test]
@@ -250,6 +266,99 @@ fn a_saved_head_is_trained_further_when_asked() {
     );
 }
 
+#[test]
+fn a_swap_in_a_tuned_classifier_is_compared_with_the_untouched_one() {
+    let place = place("distilbert");
+    let tuned = place.done("finetune run.toml --out a");
+
+    // As the run itself advises.
+    let advice = hint(&tuned, "swapped when tuned");
+    assert!(
+        advice.ends_with(
+            "finetune a/config.toml --set model=a/model --set head=saved --set attention.kind=window --set attention.size=4"
+        ),
+        "{advice}"
+    );
+    let ran = place.done(&format!("{advice} --set attention.size=1 --out b"));
+
+    let [a, b] = ["a", "b"].map(|run| place.json(&format!("{run}/summary.json")));
+    assert_eq!(b["untouched"]["n_correct"], a["after"]["n_correct"]);
+    assert!((accuracy(&b, "untouched") - accuracy(&b, "before")).abs() > 0.05, "{b}");
+    for part in ["  untouched  ", "attention: window (size 1) in all layers"] {
+        assert!(ran.stdout.contains(part), "{}", ran.stdout);
+    }
+    // Without a swap there is nothing to compare with.
+    let same = place.done(
+        "finetune a/config.toml --set model=a/model --set head=saved --set train.max_steps=1 --out c",
+    );
+    assert!(!same.stdout.contains("untouched"), "{}", same.stdout);
+    assert!(place.json("c/summary.json").get("untouched").is_none());
+}
+
+#[test]
+fn a_classifier_that_is_dropped_is_warned_of() {
+    let place = place("distilbert");
+    let first = place.done("finetune run.toml --out a --set train.max_steps=1");
+    assert!(!first.stderr.contains("is dropped"), "{}", first.stderr);
+
+    let ran = place.done("finetune run.toml --set model=a/model --out b --set train.max_steps=1");
+
+    assert!(
+        ran.stderr.contains(
+            "warning: the model's classifier (classes `negative`, `positive`) is dropped; head = \"saved\" trains it \
+             further"
+        ),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_run_that_makes_nothing_better_keeps_the_model_and_says_so() {
+    let place = place("distilbert");
+    place.done("finetune run.toml --out a");
+
+    // A rate that undoes what was learned.
+    let ran = place.done(
+        "finetune run.toml --set model=a/model --set head=saved --set train.lr=3 --set train.warmup_ratio=0 --set \
+         train.clip_norm=0 --out b",
+    );
+
+    let summary = place.json("b/summary.json");
+    assert_eq!(summary["selected_step"], 0, "{}", ran.stderr);
+    assert_eq!(summary["before"], summary["after"]);
+    assert!(ran.stdout.contains("the model is the one before training"), "{}", ran.stdout);
+    assert_eq!(place.bytes(&format!("a/{WEIGHTS}")), place.bytes(&format!("b/{WEIGHTS}")));
+}
+
+#[test]
+fn what_to_try_next_finds_the_figure_again_or_is_not_offered() {
+    let place = place("distilbert");
+    let ran = place.done(
+        "finetune run.toml --out out --set train.max_steps=3 --set examples.max_len=6 --set examples.report_limit=9",
+    );
+
+    let again = hint(&ran, "the model again");
+    place.done(&again);
+
+    let (summary, eval) = (place.json("out/summary.json"), place.json("eval.json"));
+    assert_eq!(eval["accuracy"]["n_labelled"], 9);
+    assert_eq!(eval["accuracy"]["n_correct"], summary["after"]["n_correct"]);
+    let [a, b] = [&eval["accuracy"], &summary["after"]].map(|v| v["loss"].as_f64().unwrap());
+    assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
+    let ran = place.done(
+        "finetune run.toml --out cut --set train.max_steps=1 --set examples.report_hold_out=0.25",
+    );
+    assert!(!ran.stdout.contains("the model again"), "{}", ran.stdout);
+}
+
+/// A command of "what to try next", without the program.
+fn hint(ran: &Ran, what: &str) -> String {
+    let line = ran.stdout.lines().find(|line| line.trim_start().starts_with(what));
+    let line = line.unwrap_or_else(|| panic!("no `{what}` in {}", ran.stdout));
+    line.split_once("attn ").unwrap().1.to_owned()
+}
+
 /// Starts a run and interrupts it once the file or folder `until` is there.
 fn interrupt(place: &Place, arguments: &str, until: &str) -> Ran {
     let child =
@@ -288,6 +397,8 @@ fn an_interrupted_run_goes_on_to_the_very_same_end() {
     for field in ["before", "after", "selected_step", "n_tokens", "train_loss", "selection"] {
         assert_eq!(whole[field], parts[field], "{field}");
     }
+
+    assert!(!place.path("parts/checkpoints").exists());
 
     // Once more is no more than the table.
     let weights =
@@ -339,6 +450,19 @@ fn runs_without_a_folder_get_one_by_date_and_name() {
     assert_eq!(names.len(), 2);
     assert!(names[0].starts_with("20") && names[0].ends_with("-run"), "{names:?}");
     assert_eq!(names[1], format!("{}-2", names[0]));
+
+    let made = |arguments: &str| {
+        let ran = place.done(&format!("finetune {arguments} --set train.max_steps=1"));
+        let line = ran.stdout.lines().find(|line| line.starts_with("model ")).unwrap();
+        let folder = line.split_whitespace().nth(1).unwrap().strip_suffix("/model").unwrap();
+        folder.to_owned()
+    };
+    let swapped = made("run.toml --set attention.kind=window");
+    assert!(swapped.ends_with("-run-window"), "{swapped}");
+    let again = made(&format!("{swapped}/config.toml --set attention.kind=gated"));
+    assert!(again.ends_with("-run-gated"), "{again}");
+    let named = made("run.toml --set attention.kind=window --set name=mine");
+    assert!(named.ends_with("-mine"), "{named}");
 }
 
 #[test]
@@ -420,12 +544,16 @@ fn what_model_and_data_lack_is_refused_by_name_before_training() {
     refused("", &["the tokenizer has ids up to", "`vocab_size`"]);
     tokenizer(Style::WordPiece).save(place.path("model")).unwrap();
 
-    // From here on the folder holds the config: the model is loaded last.
+    // What shows when the model is there, or when training is about to begin.
     let later = |arguments: &str, parts: &[&str]| {
+        place.refused(&format!("finetune run.toml --out deep/out {arguments}"), parts);
+        assert!(!place.path("deep").exists(), "{arguments}");
         place.refused(&format!("finetune run.toml {arguments}"), parts);
+        assert!(!place.path("runs").exists(), "{arguments}");
     };
     later("--set attention.kind=window --set surgery.layers=[2]", &["layer 2 is out of range"]);
     later("--set train.freeze=[\"*.nothing\"]", &["`*.nothing` matches no parameter"]);
+    later("--set model=owner", &["neither a folder `owner` nor a model"]);
     fs::write(place.path("model/model.safetensors"), b"torn").unwrap();
     later("", &["cannot use the model `model`", "model.safetensors"]);
     edit_config(&place, "model", |config| {

@@ -8,7 +8,9 @@ use attn_core::{
     config::Head,
     testing::{assert_close, relative_rms},
 };
-use common::{Place, config, random_model, save};
+use attn_data::tokenizer::TextTokenizer;
+use common::{Place, Ran, config, model_folder, random_model, save};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 const IDS: &str = r#"{"input_ids": [[5, 6, 7, 8, 9], [0, 0, 3, 4, 2]], "attention_mask": [[1,1,1,1,1], [0,0,1,1,1]]}"#;
@@ -239,7 +241,125 @@ fn wrong_places_are_refused() {
         "forward --model owner/name --input-ids ids.json --out o",
         &["owner/name", "offline mode forbids"],
     );
+    std::fs::create_dir(place.path("run")).unwrap();
+    std::fs::rename(place.path("m"), place.path("run/model")).unwrap();
+    for init in ["", "--init random"] {
+        place.refused(
+            &format!("forward --model run --input-ids ids.json --out deep/o {init}"),
+            &["cannot load the model `run`", "that of a run", "hint: the model is in `run/model`"],
+        );
+    }
+    assert!(!place.path("deep").exists(), "folders made for the result go with it");
+    std::fs::rename(place.path("run/model"), place.path("m")).unwrap();
     place.refused("forward --model hf --input-ids ids.json --out m", &["`m` is a folder"]);
     place.refused("forward --model m --input-ids ids.json --out ids.json/o", &["ids.json"]);
     place.refused("forward --model m --input-ids ids.json --out o --device gpu", &["`gpu`", "cpu"]);
+}
+
+#[test]
+fn tokenized_texts_are_what_forward_reads() {
+    let place = Place::new();
+    model_folder(&place, "m", "distilbert", Head::LanguageModel);
+    place.write("texts.txt", "the film I saw yesterday was dull\nthe song was fine\n");
+
+    let mut command = place.command("tokenize --model m --file texts.txt");
+    let ran = Ran::of(command.arg("the meal was good").output().unwrap());
+
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let tokenizer = TextTokenizer::from_folder(place.path("m")).unwrap();
+    let texts = ["the meal was good", "the film I saw yesterday was dull", "the song was fine"];
+    let ids = texts.map(|text| tokenizer.ids(text, true).unwrap());
+    let cols = ids.iter().map(Vec::len).max().unwrap();
+    let padded = |ids: &[u32], fill: u32| [ids, &vec![fill; cols - ids.len()]].concat();
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let pad = tokenizer.pad_id().unwrap();
+    assert_eq!(found["input_ids"], json!(ids.each_ref().map(|ids| padded(ids, pad))));
+    let ones = ids.each_ref().map(|ids| padded(&vec![1; ids.len()], 0));
+    assert_eq!(found["attention_mask"], json!(ones));
+    assert_eq!(found.as_object().unwrap().len(), 2);
+
+    place.write("ids.json", &ran.stdout);
+    place.done("forward --model m --input-ids ids.json --out o.safetensors");
+    assert_eq!(tensors(&place, "o.safetensors")[0].1.size()[..2], [3, cols as i64]);
+    let words = place.done("tokenize --model m --tokens good");
+    assert_eq!(words.stderr, "[CLS] good [SEP]\n");
+    assert!(place.done("tokenize --model m good -v").stderr.contains("[CLS] good [SEP]"));
+}
+
+#[test]
+fn texts_that_make_no_ids_are_refused() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    place.write("texts.txt", &format!("good\n{}\n", "bad ".repeat(33)));
+    place.write("blank.txt", "good\n\nbad\n");
+    place.write("empty.txt", "");
+
+    place.refused(
+        "tokenize --model m --file texts.txt",
+        &["text 1 (counted from 0) has", "the model has 32 positions"],
+    );
+    place
+        .refused("tokenize --model m --file blank.txt", &["text 1 (counted from 0) has no tokens"]);
+    place.refused("tokenize --model m --file empty.txt", &["`empty.txt` is empty"]);
+    place.refused("tokenize --model m --file none.txt", &["cannot read `none.txt`"]);
+    place.refused("tokenize --model none good", &["neither a folder `none` nor a model"]);
+}
+
+/// Runs scripts/compare_forward.py in a Python that may have nothing but its own library.
+fn compare(place: &Place, python: &str, arguments: &str) -> Ran {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/compare_forward.py");
+    let mut command = std::process::Command::new(python);
+    command.arg(script).args(arguments.split_whitespace()).current_dir(place.path(""));
+    Ran::of(command.output().unwrap())
+}
+
+#[test]
+fn the_comparison_says_in_one_line_what_it_cannot_compare() {
+    let place = place("gpt2", Head::LanguageModel);
+    std::fs::create_dir(place.path("run")).unwrap();
+    save(&random_model(config("gpt2"), Head::Bare), &place.path("run/model"));
+    place.write("swapped/config.json", r#"{"model_type": "attn_gpt2"}"#);
+    place.write("empty/readme", "");
+    place.write("far.json", r#"{"input_ids": [[5, 40]]}"#);
+    place.write("text.json", "no");
+    for (arguments, part) in [
+        ("--model none --input-ids ids.json", "there is no folder `none`"),
+        ("--model empty --input-ids ids.json", "no model folder"),
+        ("--model run --input-ids ids.json", "the model is in `run/model`"),
+        ("--model swapped --input-ids ids.json", "transformers has no such model"),
+        ("--model m --input-ids far.json", "holds the id 40, and the model has ids from 0 to 39"),
+        ("--model m --input-ids text.json", "`text.json` is not JSON"),
+        ("--model m --input-ids none.json", "cannot read `none.json`"),
+        ("--model m --input-ids ids.json", "there is no file `o.safetensors`"),
+    ] {
+        let ran = compare(&place, "python3", &format!("{arguments} --ours o.safetensors"));
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments}\n{}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(part), "{}", ran.stderr);
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn transformers_computes_the_same() {
+    let Some(python) = std::env::var_os("ATTN_TEST_PYTHON") else {
+        eprintln!("SKIPPED: ATTN_TEST_PYTHON names no Python with transformers");
+        return;
+    };
+    let place = place("gpt2", Head::LanguageModel);
+    place.done(
+        "forward --model m --input-ids ids.json --attentions --hidden-states --out o.safetensors",
+    );
+    let arguments = "--model m --ours o.safetensors --input-ids";
+    let python = python.to_str().unwrap();
+
+    let ran = compare(&place, python, &format!("{arguments} ids.json"));
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("0 of 6 tensors differ"), "{}", ran.stdout);
+    place.write("other.json", r#"{"input_ids": [[5, 6, 7]]}"#);
+    let ran = compare(&place, python, &format!("{arguments} other.json"));
+    assert_eq!(ran.code, 2, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("other ids or another model"), "{}", ran.stderr);
+    place.write("o.safetensors", "torn");
+    let ran = compare(&place, python, &format!("{arguments} ids.json"));
+    assert_eq!(ran.code, 2, "{}{}", ran.stdout, ran.stderr);
 }

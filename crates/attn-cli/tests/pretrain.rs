@@ -52,6 +52,8 @@ fn a_model_of_each_kind_learns_its_text_and_can_be_fine_tuned() {
         assert!(loss(&summary, "after") < 0.7 * loss(&summary, "before"), "{base}: {summary}");
         assert_eq!(summary["after"]["convention"], convention);
         assert!(place.bytes("lm/plots/loss.png").starts_with(b"\x89PNG"));
+        assert_eq!(place.json("lm/env.json")["dtype"], "f32");
+        assert!(!place.path("lm/checkpoints").exists());
         let (model, _) = Model::load(&place.path("lm/model"), &LoadOptions::default()).unwrap();
         let tokenizer = TextTokenizer::from_folder(place.path("lm/model")).unwrap();
         assert_eq!(model.config().head, Head::LanguageModel);

@@ -9,11 +9,14 @@ use common::Place;
 fn help_tells_a_newcomer_what_to_type() {
     let place = Place::new();
     let help = place.done("--help").stdout;
-    for command in ["finetune", "pretrain", "eval", "forward", "doctor", "list", "completions"] {
+    for command in
+        ["finetune", "pretrain", "eval", "forward", "tokenize", "doctor", "list", "completions"]
+    {
         assert!(help.contains(command), "{command}");
         let own = place.done(&format!("{command} --help")).stdout;
         assert!(own.contains("Usage: attn ") && own.lines().count() > 5, "{own}");
-        let takes_settings = ["finetune", "pretrain", "eval", "forward"].contains(&command);
+        let takes_settings =
+            ["finetune", "pretrain", "eval", "forward", "tokenize"].contains(&command);
         assert_eq!(own.contains("Example"), takes_settings, "{command}");
     }
     assert!(help.contains("Examples:\n  attn finetune "), "{help}");
@@ -35,6 +38,7 @@ fn nothing_typed_is_a_question_and_a_mistake_is_usage() {
         "finetune --resume",
         "forward --model m --input-ids i --out o --dtype f8",
         "list -q -v",
+        "tokenize --model m",
     ] {
         assert_eq!(place.attn(wrong).code, 2, "{wrong}");
     }
