@@ -124,6 +124,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// LibTorch, or what it called back, failed.
+    #[error(transparent)]
+    Shim(#[from] attn_torch::Error),
+
     /// LibTorch refused an operation.
     #[error("LibTorch failed while {doing}")]
     Torch {

@@ -166,6 +166,18 @@ impl Adapter {
         }
     }
 
+    /// Another handle on the same factors.
+    pub(crate) fn share(&self) -> Self {
+        let share = |part: &Part| Part {
+            suffix: part.suffix,
+            a: part.a.shallow_clone(),
+            b: part.b.shallow_clone(),
+            scale: part.scale,
+            start: part.start,
+        };
+        Self { parts: self.parts.iter().map(share).collect(), dropout: self.dropout }
+    }
+
     pub(crate) fn visit(&self, name: &str, f: &mut Visitor<'_>) {
         for Part { suffix, a, b, .. } in &self.parts {
             f(&format!("{name}.lora_A{suffix}.weight"), a);
@@ -307,7 +319,7 @@ impl Model {
         let defaults = self.config.arch.lora_targets();
         attach(self.arch.linears_mut(), lora, defaults, &mut weights)?;
         self.lora = Some(lora.clone());
-        Ok(())
+        self.structure_changed()
     }
 
     /// The settings of the adapters, where there are any.
@@ -316,9 +328,13 @@ impl Model {
     }
 
     /// Adds each adapter to its matrix, after which there is none. A model without adapters stays as it is.
-    pub fn merge_lora(&mut self) {
+    ///
+    /// # Errors
+    /// None that a model in working order gives.
+    pub fn merge_lora(&mut self) -> Result<(), Error> {
         merge(self.arch.linears_mut());
         self.lora = None;
+        self.structure_changed()
     }
 
     /// Whether the adapters fit PEFT's format.
@@ -487,7 +503,7 @@ impl Model {
             linear.adapter = adapters.remove(&linear.name);
         }
         self.lora = Some(settings.lora());
-        Ok(())
+        self.structure_changed()
     }
 
     /// Refuses what cannot be done beside adapters.

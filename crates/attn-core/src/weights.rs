@@ -1,7 +1,7 @@
 //! Where parameters come from: a checkpoint, or a seed. An architecture asks for each parameter by name and shape,
 //! and at the end every tensor of the file has been used and every parameter filled, or loading fails with both lists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +29,8 @@ pub enum Init {
 #[derive(Debug)]
 pub struct Weights<'a> {
     file: Option<File<'a>>,
+    /// Tensors to hand out as they are.
+    given: Option<BTreeMap<String, Tensor>>,
     seed: u64,
     kind: Kind,
     device: Device,
@@ -53,6 +55,7 @@ impl<'a> Weights<'a> {
     pub fn from_seed(seed: u64, kind: Kind, device: Device) -> Self {
         Self {
             file: None,
+            given: None,
             seed,
             kind,
             device,
@@ -62,6 +65,12 @@ impl<'a> Weights<'a> {
             buffers: Vec::new(),
             mismatch: TensorMismatch::default(),
         }
+    }
+
+    /// The very tensors `parameters`, shared: what is built of them is a second handle on the same parameters.
+    pub(crate) fn shared(parameters: Vec<(String, Tensor)>, kind: Kind, device: Device) -> Self {
+        let given = Some(parameters.into_iter().collect());
+        Self { given, ..Self::from_seed(0, kind, device) }
     }
 
     /// Parameters from `checkpoint`; those under one of `fresh_prefixes` from `seed`.
@@ -84,6 +93,12 @@ impl<'a> Weights<'a> {
     ///
     /// What the file lacks, or holds in another shape, is noted for [`Self::finish`] and filled with zeros meanwhile.
     pub fn get(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, Error> {
+        if let Some(given) = &self.given {
+            return match given.get(name) {
+                Some(tensor) => Ok(tensor.shallow_clone()),
+                None => unreachable!("a model names every parameter it was built of, `{name}` too"),
+            };
+        }
         let is_fresh = self.fresh_prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()));
         let Some(file) = self.file.as_ref().filter(|_| !is_fresh) else {
             self.fresh.push(name.to_owned());

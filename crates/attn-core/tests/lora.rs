@@ -79,7 +79,7 @@ fn an_adapter_begins_as_no_change_and_is_the_same_merged_as_apart() {
         let apart = logits(&model, &ids, false);
         assert!(relative_rms(&apart, &before) > 1e-2, "{case}: the adapter changes nothing");
 
-        model.merge_lora();
+        model.merge_lora().unwrap();
         assert_close(case, &logits(&model, &ids, false), &apart, 1e-12);
         let after: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
         assert_eq!(after, names, "{case}: nothing of the adapters remains");
@@ -98,7 +98,7 @@ fn a_correction_is_scale_times_b_a() {
     let (weight, a, b) = (part("weight"), part("lora_A.weight"), part("lora_B.weight"));
     assert_eq!(a.size()[0], 3);
 
-    model.merge_lora();
+    model.merge_lora().unwrap();
 
     let expected = weight + b.matmul(&a).tr() * (5.0 / 3.0); // GPT-2 stores [in, out].
     let merged: BTreeMap<String, Tensor> = model.parameters().into_iter().collect();
@@ -119,7 +119,7 @@ fn ranks_of_q_k_and_v_reach_their_own_outputs_alone() {
                 let error = model.check_export().unwrap_err().to_string();
                 assert!(error.contains(module) && error.contains("PEFT"), "{error}");
             }
-            model.merge_lora();
+            model.merge_lora().unwrap();
             assert_close(case, &logits(&model, &ids, false), &apart, 1e-12);
             let after = projections(&model);
             for (i, (before, after)) in before.iter().zip(&after).enumerate() {
