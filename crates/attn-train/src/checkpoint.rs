@@ -8,6 +8,9 @@
 //!     best.json                    a Best: its step and metrics
 //! ```
 //!
+//! With adapters ([`attn_core::lora`]) the folder's weights are the trained parameters alone: the others are the base
+//! model's, which may be a thousand times larger.
+//!
 //! A folder is written under another name, brought to the disk, and renamed: a kill at any moment leaves the last good
 //! one. Old ones are removed after that. A `best` folder stays as long as a checkpoint that is kept refers to it, so
 //! that falling back to an older checkpoint finds the best model of its time.
@@ -208,12 +211,21 @@ pub(crate) fn save_best(
 
 fn model_folder(dir: &Path, model: &Model, files: &[(String, Vec<u8>)]) -> Result<FolderWriter> {
     let writer = FolderWriter::create(dir)?;
-    writer.weights(&model.parameters(), &WriteOptions::default())?;
+    writer.weights(&kept_parameters(model), &WriteOptions::default())?;
     writer.json(CONFIG_FILE, &model.config().to_json(model.kind()))?;
     for (file, content) in files {
         writer.file(file, content)?;
     }
     Ok(writer)
+}
+
+/// What a checkpoint of `model` holds while it is being trained.
+fn kept_parameters(model: &Model) -> Vec<(String, Tensor)> {
+    let mut all = model.parameters();
+    if model.lora().is_some() {
+        all.retain(|(_, tensor)| tensor.requires_grad());
+    }
+    all
 }
 
 /// Reads the newest good checkpoint into model, optimizer and random streams. Those that are torn are skipped with a
@@ -323,7 +335,7 @@ impl Stored {
 
     /// Finds tensors that do not fit, though the settings do: the checkpoint was damaged.
     fn check_tensors(&self, model: &Model, optimizer: &Optimizer) -> Result<(), String> {
-        for (name, tensor) in model.parameters() {
+        for (name, tensor) in kept_parameters(model) {
             match self.weights.shape(&name) {
                 Some(shape) if shape == tensor.size() => {}
                 Some(shape) => {
@@ -351,7 +363,7 @@ impl Stored {
 }
 
 fn load_weights(weights: &Checkpoint, model: &Model) -> Result<()> {
-    for (name, mut parameter) in model.parameters() {
+    for (name, mut parameter) in kept_parameters(model) {
         copy(&mut parameter, &weights.tensor(&name, None, Device::Cpu)?)?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::{
 };
 
 use attn_core::{Model, attention::Stream};
-use attn_torch::{GradOptions, clip_grad_norm, grad};
+use attn_torch::{GradOptions, backward, clip_grad_norm, grad};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -51,6 +51,13 @@ pub fn train(model: &mut Model, run: Run<'_>) -> Result<Summary> {
             expected: "nothing, as the run has no evaluation",
         });
     }
+    model.set_gradient_checkpointing(run.config.gradient_checkpointing)?;
+    let result = run_all(model, run, started);
+    model.set_gradient_checkpointing(false)?;
+    result
+}
+
+fn run_all(model: &mut Model, run: Run<'_>, started: Instant) -> Result<Summary> {
     let data = run.data;
     let accumulation = run.config.accumulation;
     let mut session = Session::start(model, run, started)?;
@@ -261,7 +268,7 @@ impl<'a, 'm> Session<'a, 'm> {
             layer: 0,
         };
 
-        let mut grads: Vec<Option<Tensor>> = Vec::new();
+        let mut grads = Gradients::new(self.optimizer.params(), config.gradient_checkpointing);
         let mut losses = Vec::with_capacity(counts.len());
         for (index, (batch, &count)) in step.batches.iter().zip(&counts).enumerate() {
             if self.is_stopped() {
@@ -276,10 +283,9 @@ impl<'a, 'm> Session<'a, 'm> {
             // By its share of the targets, so that the sum is the gradient of one large batch.
             let part =
                 if count == n_targets { loss } else { loss * (count as f64 / n_targets as f64) };
-            let options = GradOptions::default();
-            let new = grad(&[part], &[] as &[Tensor], self.optimizer.params(), options)?;
-            grads = add(grads, new);
+            grads.add(&part)?;
         }
+        let grads = grads.finish();
         let present: Vec<&Tensor> = grads.iter().flatten().collect();
         let max_norm = if config.clip_norm > 0.0 { config.clip_norm } else { f64::INFINITY };
         let grad_norm = clip_grad_norm(&present, max_norm)?; // The step's one wait for the device.
@@ -479,18 +485,51 @@ impl<'a, 'm> Session<'a, 'm> {
     }
 }
 
-/// Sums gradients; `sum` is empty before the first.
-fn add(sum: Vec<Option<Tensor>>, new: Vec<Option<Tensor>>) -> Vec<Option<Tensor>> {
-    if sum.is_empty() {
-        return new;
+/// The gradients of a step's losses, summed.
+struct Gradients<'a> {
+    params: &'a [Tensor],
+    /// Recomputed activations reach their parameters by a pass of their own, which leaves gradients in the parameters.
+    in_place: bool,
+    sum: Vec<Option<Tensor>>,
+}
+
+impl<'a> Gradients<'a> {
+    fn new(params: &'a [Tensor], in_place: bool) -> Self {
+        if in_place {
+            params.iter().for_each(|param| param.shallow_clone().zero_grad());
+        }
+        Self { params, in_place, sum: Vec::new() }
     }
-    let pairs = sum.into_iter().zip(new);
-    pairs
-        .map(|pair| match pair {
-            (Some(mut sum), Some(new)) => Some(sum.g_add_(&new)),
-            (sum, new) => sum.or(new),
-        })
-        .collect()
+
+    fn add(&mut self, loss: &Tensor) -> Result<()> {
+        let none: &[Tensor] = &[];
+        let options = GradOptions::default();
+        if self.in_place {
+            backward(&[loss], none, options)?;
+            return Ok(());
+        }
+        let new = grad(&[loss], none, self.params, options)?;
+        self.sum = if self.sum.is_empty() {
+            new
+        } else {
+            let pairs = std::mem::take(&mut self.sum).into_iter().zip(new);
+            let add = |pair| match pair {
+                (Some(mut sum), Some(new)) => Some(Tensor::g_add_(&mut sum, &new)),
+                (sum, new) => sum.or(new),
+            };
+            pairs.map(add).collect()
+        };
+        Ok(())
+    }
+
+    /// One a parameter; `None` where no loss depends on it.
+    fn finish(self) -> Vec<Option<Tensor>> {
+        if !self.in_place {
+            return self.sum;
+        }
+        let of = |param: &Tensor| Some(param.grad()).filter(Tensor::defined);
+        self.params.iter().map(of).collect()
+    }
 }
 
 fn first_batch(data: &dyn Batches) -> Result<Batch> {

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attn_core::{LoadOptions, Model, Variant, testing, variants};
+use attn_core::{LoadOptions, Lora, Model, Variant, testing, variants};
 use attn_train::{
     CausalLm, Classification, Error, Event, Examples, METRICS_FILE, MaskedLm, Metric, Objective,
     Outcome, Run, Schedule, Summary, TrainConfig, checkpoint, train,
@@ -42,6 +42,8 @@ struct Case {
     objective: &'static dyn Objective,
     config: TrainConfig,
     dropout: f64,
+    /// Whether low-rank adapters are trained in place of the matrices.
+    adapters: bool,
     kind: Kind,
     device: Device,
 }
@@ -67,12 +69,19 @@ fn case(name: &str) -> Case {
             let config = TrainConfig { select, freeze: vec!["*wte*".into()], ..config };
             ("gpt2", "classifier", &Classification, config)
         }
+        "adapters" => {
+            let freeze = ["*", "!*.lora_*", "!score*"].map(str::to_owned).into();
+            let select = Some("score".into());
+            let config = TrainConfig { select, freeze, gradient_checkpointing: true, ..config };
+            ("gpt2", "classifier", &Classification, config)
+        }
         "causal" => ("llama", "lm", &CausalLm, TrainConfig { eval_every: 0, ..config }),
         "masked" => ("distilbert", "lm", &MaskedLm, TrainConfig { checkpoint_every: 1, ..config }),
         other => unreachable!("{other}"),
     };
     let (kind, device) = (Kind::Float, Device::Cpu);
-    Case { base, head, objective, config, dropout: 0.2, kind, device }
+    let adapters = name == "adapters";
+    Case { base, head, objective, config, dropout: 0.2, adapters, kind, device }
 }
 
 const CASES: [&str; 3] = ["classifier", "causal", "masked"];
@@ -81,11 +90,17 @@ impl Case {
     /// Gated attention below, a window shorter than the texts above.
     fn model(&self, seed: u64) -> Model {
         let Self { kind, device, .. } = *self;
+        // Checkpoints leave the base model out: it is the same whenever it is loaded.
+        let (seed, adapter_seed) = if self.adapters { (1, seed) } else { (seed, 0) };
         let options = LoadOptions { seed, kind, device, ..LoadOptions::default() };
         let mut model = Model::init(config(self.base, self.head, self.dropout), &options).unwrap();
         model.swap(&[0], &Variant::Gated(variants::gated::Config::default()), seed).unwrap();
         let size = const { NonZeroU32::new(3).unwrap() };
         model.swap(&[1], &Variant::Window(variants::window::Config { size }), seed).unwrap();
+        if self.adapters {
+            let lora = Lora { dropout: 0.1, ..Lora::default() };
+            model.add_lora(&lora, adapter_seed).unwrap();
+        }
         model
     }
 
@@ -253,6 +268,40 @@ fn a_resumed_decoder_equals_an_unbroken_one() {
 #[test]
 fn a_resumed_encoder_equals_an_unbroken_one() {
     stop_and_resume(&case("masked"));
+}
+
+#[test]
+fn a_resumed_run_with_adapters_equals_an_unbroken_one() {
+    let case = case("adapters");
+    stop_and_resume(&case);
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = case.model(1);
+    let before = weights(&model);
+    case.run(&mut model, dir.path(), Options::default()).unwrap();
+
+    let (_, newest) = checkpoint::list(dir.path()).unwrap().remove(0);
+    let stored = tensors(&newest.join("model.safetensors"));
+    assert!(stored.keys().all(|name| name.contains(".lora_") || name.starts_with("score")));
+    assert_eq!(stored.len(), 2 * 2 + 1, "two factors a layer, and the classifier");
+    for (name, after) in weights(&model) {
+        assert_eq!(stored.contains_key(&name), !after.equal(&before[&name]), "{name}");
+    }
+}
+
+#[test]
+fn recomputed_activations_train_the_same_model() {
+    let _turn = turn();
+    let mut case = case("adapters");
+    let mut trained = || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = case.model(1);
+        case.run(&mut model, dir.path(), Options::default()).unwrap();
+        case.config.gradient_checkpointing = false;
+        weights(&model)
+    };
+    let (recomputed, kept) = (trained(), trained());
+    assert_same(&recomputed, &kept);
 }
 
 #[test]
