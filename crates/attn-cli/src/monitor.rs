@@ -203,7 +203,7 @@ mod tests {
             step: 1,
             total_steps: 2,
             epoch: 0.5,
-            loss: 0.69314,
+            loss: 0.5,
             lr: 5e-4,
             grad_norm: 1.0,
             step_tokens: 100,
@@ -213,11 +213,11 @@ mod tests {
         };
         let shown = |room| describe(&progress, room);
 
-        assert_eq!(shown(usize::MAX), "loss 0.693, lr 5.00e-4, 12,345 tokens/s, 1:23 left");
+        assert_eq!(shown(usize::MAX), "loss 0.500, lr 5.00e-4, 12,345 tokens/s, 1:23 left");
         // Beside `training`, a bar and `1234/1234` on a terminal of 80.
-        assert_eq!(shown(43), "loss 0.693, 12,345 tokens/s, 1:23 left");
-        assert_eq!(shown(30), "loss 0.693, 1:23 left");
-        assert_eq!(shown(20), "loss 0.693");
+        assert_eq!(shown(43), "loss 0.500, 12,345 tokens/s, 1:23 left");
+        assert_eq!(shown(30), "loss 0.500, 1:23 left");
+        assert_eq!(shown(20), "loss 0.500");
     }
 
     #[test]
