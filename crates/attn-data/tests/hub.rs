@@ -306,7 +306,7 @@ const LARGE: &str = "model.safetensors";
 
 /// 5000 bytes of which no two stretches are alike.
 fn varied() -> Vec<u8> {
-    (0..5000u32).flat_map(|i| [(i / 7) as u8, (i * 31 >> 3) as u8]).take(5000).collect()
+    (0..5000u32).flat_map(|i| [(i / 7) as u8, ((i * 31) >> 3) as u8]).take(5000).collect()
 }
 
 /// A server with one large file of [`varied`] bytes.
