@@ -126,8 +126,8 @@ const MIN_PHRASE: usize = 3;
 /// rows of at least three words contained in one of them are dropped, as are its repetitions. So no row of `rest` with
 /// three words or more is part of a held sentence, and no held sentence is part of any row.
 ///
-/// The train split of SST-2 is such data: 6,855 sentences among 67,349 rows. What is held out row by row has its own
-/// parts in the rest, and looks eight points easier than sentences of other reviews. Groups of rows linked by
+/// The train split of SST-2 is such data: 6,854 sentences among 67,349 rows. What is held out row by row has its own
+/// parts in the rest, and looks seven points easier than sentences of other reviews. Groups of rows linked by
 /// containment, directly or through others, would not do: 58,184 of its 58,598 distinct texts are one group (links
 /// through words such as `the`), 4,313 still are with phrases of at least three words.
 ///
