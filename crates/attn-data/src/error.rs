@@ -297,7 +297,7 @@ pub enum Error {
     },
 
     /// A column that is not there.
-    #[error("`{}` has no column `{column}`; it has {}{}", path.display(), list(available), did_you_mean(column, available))]
+    #[error("`{}` has no column `{column}`; it has {}{}{}", path.display(), list(available), did_you_mean(column, available), separator(available))]
     ColumnMissing {
         /// The file.
         path: PathBuf,
@@ -470,6 +470,19 @@ pub(crate) fn list(names: &[impl AsRef<str>]) -> String {
         shown.push(format!("and {} more", names.len() - SHOWN));
     }
     shown.join(", ")
+}
+
+/// Advice where the one column there is looks like several.
+fn separator(available: &[String]) -> String {
+    let [header] = available else { return String::new() };
+    match header.chars().find(|c| ";\t|,".contains(*c)) {
+        Some('\t') => "\nhint: tabs separate its columns, not commas: name the file `.tsv`".into(),
+        Some(',') => "\nhint: commas separate its columns, not tabs: name the file `.csv`".into(),
+        Some(found) => format!(
+            "\nhint: `{found}` separates its columns, not commas: save it as CSV with commas, or with tabs as `.tsv`"
+        ),
+        None => String::new(),
+    }
 }
 
 /// A line that offers the nearest name, or nothing where none is near.

@@ -297,6 +297,73 @@ fn numbers_in_text_are_numbers() {
 }
 
 #[test]
+fn numbers_that_occur_are_the_classes_in_every_format() {
+    let folder = folder();
+    let csv = write(&folder, "a.csv", "text,label\na,5\nb,10\nc,2\nd,5.0\ne,-1\n");
+    let stars: ArrayRef = Arc::new(Int64Array::from(vec![5, 10, 2, 5, -1]));
+    let texts = text(&["a", "b", "c", "d", "e"]);
+    let parquet = parquet(&folder, "a.parquet", vec![("text", texts), ("label", stars)]);
+    let expected =
+        [example("a", 1), example("b", 2), example("c", 0), example("d", 1), example("e", None)];
+    for path in [&csv, &parquet] {
+        assert_eq!(classes(&spec(path), &hub()).unwrap(), ["2", "5", "10"], "{path:?}");
+        assert_eq!(rows(&spec(path), "train").unwrap(), expected, "{path:?}");
+        let names = ["2", "5", "10", "11"].map(String::from).to_vec();
+        let named = DatasetSpec { classes: Some(names), ..spec(path) };
+        assert_eq!(rows(&named, "train").unwrap(), expected, "{path:?}: not places in the list");
+        let names = ["10", "5"].map(String::from).to_vec();
+        let error = rows(&DatasetSpec { classes: Some(names), ..spec(path) }, "train").unwrap_err();
+        let Error::Label { row: 3, label, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(label, "2");
+        assert!(error.to_string().ends_with("`10`, `5` (or -1 for none)"), "{error}");
+    }
+}
+
+#[test]
+fn numbers_keep_the_classes_of_the_train_split() {
+    let folder = folder();
+    let labels = |numbers: Vec<i64>| -> ArrayRef { Arc::new(Int64Array::from(numbers)) };
+    let column = |numbers| vec![("text", text(&["a", "b"])), ("label", labels(numbers))];
+    parquet(&folder, "train.parquet", column(vec![4, 1]));
+    parquet(&folder, "validation.parquet", column(vec![4, 4]));
+
+    assert_eq!(
+        rows(&spec(folder.path()), "validation").unwrap(),
+        [example("a", 1), example("b", 1)]
+    );
+}
+
+#[test]
+fn numbers_beside_names_that_are_numbers_in_the_metadata_are_places() {
+    let folder = folder();
+    let labels: ArrayRef = Arc::new(Int64Array::from(vec![1, 0]));
+    let metadata =
+        r#"{"info": {"features": {"label": {"names": ["1", "2"], "_type": "ClassLabel"}}}}"#;
+    let columns = vec![("text", text(&["a", "b"])), ("label", labels)];
+    let path =
+        parquet_with(&folder, "a.parquet", columns, WriterProperties::default(), Some(metadata));
+
+    assert_eq!(rows(&spec(&path), "train").unwrap(), [example("a", 1), example("b", 0)]);
+}
+
+#[test]
+fn a_header_in_one_piece_says_what_separates_it() {
+    let folder = folder();
+    for (file, header, hint) in [
+        ("a.csv", "text;label", "`;` separates its columns"),
+        ("a.csv", "text\tlabel", "name the file `.tsv`"),
+        ("a.tsv", "text,label", "name the file `.csv`"),
+    ] {
+        let path = write(&folder, file, format!("{header}\nx\n"));
+        let error = rows(&spec(path), "train").unwrap_err().to_string();
+        assert!(error.contains("hint: ") && error.contains(hint), "{error}");
+    }
+    let path = write(&folder, "a.csv", "txet\nx\n");
+    let error = rows(&spec(path), "train").unwrap_err().to_string();
+    assert!(!error.contains("separates"), "{error}");
+}
+
+#[test]
 fn class_names_come_from_the_metadata_that_the_hub_writes() {
     let folder = folder();
     let labels: ArrayRef = Arc::new(Int64Array::from(vec![1, 0]));

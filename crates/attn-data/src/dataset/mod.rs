@@ -12,7 +12,7 @@
 //! | `.txt` | one row per line, in a column `text` |
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     path::{Path, PathBuf},
 };
 
@@ -56,10 +56,11 @@ pub struct DatasetSpec {
     pub text: String,
     /// Column of the second text, for tasks on pairs.
     pub text_pair: Option<String>,
-    /// Column of the label: class numbers from 0, or class names. -1 and null mean "no label".
+    /// Column of the label: class names, or numbers. -1 and null mean "no label".
     pub label: Option<String>,
-    /// Class names in the order of their numbers. Where absent: those a parquet file from the Hub carries, else the
-    /// distinct names in the train split, sorted.
+    /// Class names in the order of their numbers, which count from 0. Where absent: those a parquet file from the Hub
+    /// carries, else the values that occur in the train split, sorted. Names that are whole numbers themselves, such as
+    /// 1 to 5 stars, are what the column holds, whatever their place in this list.
     pub classes: Option<Vec<String>>,
     /// Name of the split to train on.
     pub train_split: String,
@@ -163,28 +164,27 @@ pub fn open(spec: &DatasetSpec, split: &str, hub: &Hub) -> Result<Rows> {
 
     let classes = match (&spec.label, &spec.classes) {
         (None, _) => None,
-        (_, Some(classes)) => Some(classes.clone()),
+        (_, Some(names)) => Some(Classes::named(names.clone())),
         (Some(label), None) => {
             match (read::classes_in_metadata(&raw.files[0], label), &first.row.label) {
-                (Some(classes), _) => Some(classes),
-                (None, RawLabel::Text(_)) => Some(names_in_train_split(&spec, hub)?),
-                // Without a label in the first row, the column may hold names all the same.
-                (None, RawLabel::None) => match names_in_train_split(&spec, hub) {
+                (Some(names), _) => Some(Classes::numbered(names)),
+                (None, RawLabel::Text(_)) => Some(values_in_train_split(&spec, hub)?),
+                // Numbers may be their own classes; without a label in the first row, the column may hold names.
+                (None, _) => match values_in_train_split(&spec, hub) {
                     Err(Error::NoLabels { .. } | Error::ClassesNeeded { .. }) => None,
                     classes => Some(classes?),
                 },
-                (None, _) => None,
             }
         }
     };
-    let first = Some(to_example(&spec, classes.as_deref(), first)?);
+    let first = Some(to_example(&spec, classes.as_ref(), first)?);
     Ok(Rows { spec, classes, raw, first, n_read: 0 })
 }
 
 /// The classes of a labelled data set, in the order of their numbers.
 ///
-/// Those of the specification, else those a parquet file from the Hub carries, else from one pass over the labels of
-/// the train split: distinct names sorted, or `"0"`, `"1"`, … up to the largest number.
+/// Those of the specification, else those a parquet file from the Hub carries, else the values that occur in the train
+/// split, by one pass over its labels: names sorted, or whole numbers in their order.
 ///
 /// # Errors
 ///
@@ -201,7 +201,7 @@ pub fn classes(spec: &DatasetSpec, hub: &Hub) -> Result<Vec<String>> {
     let files = train_files(&spec, label, hub)?;
     match read::classes_in_metadata(&files[0], label) {
         Some(classes) => Ok(classes),
-        None => scan_classes(&spec, label, files),
+        None => Ok(scan_classes(&spec, label, files)?.names),
     }
 }
 
@@ -244,7 +244,7 @@ pub fn splits(spec: &DatasetSpec, hub: &Hub) -> Result<Vec<String>> {
 /// type, a row without text, and a label outside the classes; each names the file and the row. Nothing follows it.
 pub struct Rows {
     spec: DatasetSpec,
-    classes: Option<Vec<String>>,
+    classes: Option<Classes>,
     raw: RawRows,
     first: Option<Example>,
     n_read: usize,
@@ -253,7 +253,7 @@ pub struct Rows {
 impl Rows {
     /// Class names in the order of their numbers, where they are known.
     pub fn classes(&self) -> Option<&[String]> {
-        self.classes.as_deref()
+        self.classes.as_ref().map(|classes| &classes.names[..])
     }
 
     /// The files the rows come from.
@@ -278,10 +278,9 @@ impl Iterator for Rows {
     fn next(&mut self) -> Option<Self::Item> {
         let example = match self.first.take() {
             Some(example) => Ok(example),
-            None => self
-                .raw
-                .next()?
-                .and_then(|row| to_example(&self.spec, self.classes.as_deref(), row)),
+            None => {
+                self.raw.next()?.and_then(|row| to_example(&self.spec, self.classes.as_ref(), row))
+            }
         };
         match &example {
             Ok(_) => self.n_read += 1,
@@ -308,7 +307,7 @@ struct RowAt {
     row: RawRow,
 }
 
-fn to_example(spec: &DatasetSpec, classes: Option<&[String]>, located: RowAt) -> Result<Example> {
+fn to_example(spec: &DatasetSpec, classes: Option<&Classes>, located: RowAt) -> Result<Example> {
     let RowAt { path, number, row } = located;
     let null =
         |column: &str| Error::NullText { path: path.clone(), column: column.into(), row: number };
@@ -326,26 +325,56 @@ fn to_example(spec: &DatasetSpec, classes: Option<&[String]>, located: RowAt) ->
     Ok(Example { text, pair, label })
 }
 
-fn expected_label(classes: Option<&[String]>) -> String {
+/// The classes, and what a number in the label column says.
+#[derive(Debug, Clone)]
+struct Classes {
+    names: Vec<String>,
+    /// The class of each number where the names are numbers themselves; a number else is a place in `names`.
+    of_number: Option<HashMap<i64, i64>>,
+}
+
+impl Classes {
+    /// Numbers are places in `names`.
+    fn numbered(names: Vec<String>) -> Self {
+        Self { names, of_number: None }
+    }
+
+    /// The same, but for `names` that are all whole numbers, which stand for themselves.
+    fn named(names: Vec<String>) -> Self {
+        let of_number = (0..).zip(&names).map(|(class, name)| Some((name.parse().ok()?, class)));
+        let of_number = of_number.collect::<Option<HashMap<i64, i64>>>();
+        Self { names, of_number }
+    }
+
+    fn of(&self, number: i64) -> Option<i64> {
+        match &self.of_number {
+            Some(classes) => classes.get(&number).copied(),
+            None => (0..self.names.len() as i64).contains(&number).then_some(number),
+        }
+    }
+}
+
+fn expected_label(classes: Option<&Classes>) -> String {
     match classes {
-        Some(classes) => format!("{} (or their numbers from 0, or -1 for none)", list(classes)),
+        Some(Classes { names, of_number: None }) => {
+            format!("{} (or their numbers from 0, or -1 for none)", list(names))
+        }
+        Some(Classes { names, .. }) => format!("{} (or -1 for none)", list(names)),
         None => "the whole numbers from 0, or -1 for none".into(),
     }
 }
 
 /// The class of a label, or of no label; nothing where the label is neither.
-fn to_class(label: &RawLabel, classes: Option<&[String]>) -> Option<Option<i64>> {
+fn to_class(label: &RawLabel, classes: Option<&Classes>) -> Option<Option<i64>> {
     if let (RawLabel::Text(text), Some(classes)) = (label, classes)
-        && let Some(class) = classes.iter().position(|name| name == text)
+        && let Some(class) = classes.names.iter().position(|name| name == text)
     {
         return Some(Some(class as i64));
     }
-    match whole_number(label)? {
-        -1 => Some(None),
-        class @ 0.. if classes.is_none_or(|classes| (class as u64) < classes.len() as u64) => {
-            Some(Some(class))
-        }
-        _ => None,
+    match (whole_number(label)?, classes) {
+        (-1, _) => Some(None),
+        (number, Some(classes)) => classes.of(number).map(Some),
+        (number, None) => (number >= 0).then_some(Some(number)),
     }
 }
 
@@ -366,7 +395,7 @@ fn whole(number: f64) -> Option<i64> {
     (number.fract() == 0. && number.abs() < 9e15).then_some(number as i64)
 }
 
-fn names_in_train_split(spec: &DatasetSpec, hub: &Hub) -> Result<Vec<String>> {
+fn values_in_train_split(spec: &DatasetSpec, hub: &Hub) -> Result<Classes> {
     let label = spec.label.as_ref().expect("only asked for where a label column is set");
     scan_classes(spec, label, train_files(spec, label, hub)?)
 }
@@ -380,14 +409,14 @@ fn train_files(spec: &DatasetSpec, label: &str, hub: &Hub) -> Result<Vec<PathBuf
     })
 }
 
-fn scan_classes(spec: &DatasetSpec, label: &str, files: Vec<PathBuf>) -> Result<Vec<String>> {
+fn scan_classes(spec: &DatasetSpec, label: &str, files: Vec<PathBuf>) -> Result<Classes> {
     let columns = Columns {
         label: Some(label.into()),
         split: spec.split_column.clone(),
         ..Columns::default()
     };
-    let mut names = BTreeSet::new();
-    let (mut n_examples, mut largest) = (0, -1);
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    let mut n_examples = 0;
     let mut all_numbers = true;
     let mut outside = None;
     for row in RawRows::new(&spec.source, &spec.train_split, files, columns) {
@@ -395,9 +424,11 @@ fn scan_classes(spec: &DatasetSpec, label: &str, files: Vec<PathBuf>) -> Result<
         n_examples += 1;
         match (whole_number(&row.label), row.label) {
             (_, RawLabel::None) => {}
-            (Some(class @ -1..), label) => {
-                largest = largest.max(class);
+            (Some(value @ -1..), label) => {
                 names.insert(label.to_string());
+                if value >= 0 {
+                    numbers.insert(value);
+                }
             }
             (None, RawLabel::Text(name)) => {
                 all_numbers = false;
@@ -411,12 +442,12 @@ fn scan_classes(spec: &DatasetSpec, label: &str, files: Vec<PathBuf>) -> Result<
         }
     }
     match (all_numbers, outside) {
-        (false, _) => Ok(names.into_iter().collect()),
+        (false, _) => Ok(Classes::numbered(names.into_iter().collect())),
         (true, Some((path, row, label))) => {
             Err(Error::Label { path, row, label, expected: expected_label(None) })
         }
-        (true, None) if largest < 0 => Err(Error::NoLabels { n_examples }),
-        (true, None) => Ok((0..=largest).map(|class| class.to_string()).collect()),
+        (true, None) if numbers.is_empty() => Err(Error::NoLabels { n_examples }),
+        (true, None) => Ok(Classes::named(numbers.iter().map(ToString::to_string).collect())),
     }
 }
 
