@@ -7,7 +7,7 @@ use tch::Kind;
 
 const EXAMPLES: &str = "\
 Examples:
-  attn finetune                                   a first run: two minutes, no network
+  attn finetune                                   a first run: a minute, no network
   attn finetune configs/finetune/sst2.toml        the same on a real data set
   attn finetune --set train.lr=1e-4 --seed 2      one setting changed
   attn eval --model runs/2026-01-31-default/model --task sst2 --out eval.json
@@ -166,12 +166,17 @@ pub(crate) struct ForwardArgs {
 
 const FINETUNE_HELP: &str = "\
 CONFIG is a TOML file; those in configs/finetune/ say what they show and what they cost.
-Its tables:
+Without one, configs/finetune/default.toml runs. Its tables:
   model, head      the pretrained model, and whether it gets a new classifier
   [data]           source (a name of `attn list`, a file, a folder, a Hub id), columns, splits
   [examples]       max_len, limit, few_shot, hold_out, hold_out_by
   [attention]      kind and its settings; [surgery] layers says where
   [train]          lr, epochs, batch_size, schedule, freeze, seed, ...
+configs/README.md has every setting with its default, unit and meaning.
+
+--set TABLE.KEY=VALUE puts VALUE on top of CONFIG. A table that names another `kind` or
+`source` replaces the whole, as the other keys described that one. Nothing behind `=`
+leaves the setting away: --set examples.hold_out= ; two quotes are the empty text.
 
 The run's folder holds config.toml (complete: feeding it back repeats the run),
 metrics.jsonl, summary.json, predictions.jsonl, env.json, plots/ and model/; checkpoints/ until
@@ -183,38 +188,46 @@ Examples:
   attn finetune --out runs/sst2 --resume
   attn finetune --set attention.kind=window --set 'surgery.layers=[0, 1]'
   attn finetune --set data.source=reviews.csv --set data.text=review --set data.label=stars \\
-                --set examples.report_hold_out=0.2";
+                --set examples.report_hold_out=0.2
+  attn finetune configs/finetune/kshot.toml --set examples.few_shot=8";
 
 const PRETRAIN_HELP: &str = "\
-CONFIG is a TOML file; those in configs/pretrain/ say what they show and what they cost.
-Its tables:
+CONFIG is a TOML file, needed but for --resume; those in configs/pretrain/ say what they
+show and what they cost. Its tables:
   objective        causal (decoders) or masked (encoders)
   [init]           the fields of the model's config.json
   [tokenizer]      style and vocab_size to train one, or from = \"folder or Hub id\"
   [data]           source and columns of the text
   [examples]       max_len, limit, hold_out
   [train]          lr, epochs, batch_size, schedule, seed, ...
+configs/README.md has every setting with its default, unit and meaning.
 
-Example:
-  attn pretrain configs/pretrain/tiny-mlm.toml --out runs/tiny-mlm";
+--set TABLE.KEY=VALUE puts VALUE on top of CONFIG. A table that names another `kind` or
+`source` replaces the whole, as the other keys described that one. Nothing behind `=`
+leaves the setting away: --set train.select= ; two quotes are the empty text.
+
+Examples:
+  attn pretrain configs/pretrain/tiny-mlm.toml --out runs/tiny-mlm
+  attn pretrain configs/pretrain/tiny-mlm.toml --set data.source=notes.txt --set train.epochs=3";
 
 const EVAL_HELP: &str = "\
 OUT.json holds the accuracy with its 95 % interval, counts per class and every prediction;
 of a language model the loss in nats per token and the perplexity, with what was counted.
-Data that `attn list` does not name is described as in the [data] table of a config.
+Data that `attn list` does not name is described as in the [data] table of a config
+(configs/README.md). A file without a `split_column` is one split, `train`.
 
 Examples:
   attn eval --model runs/sst2/model --task sst2 --out eval.json
   attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json
-  attn eval --model runs/mine/model --task reviews.csv --split test \\
+  attn eval --model runs/mine/model --task reviews.csv --split train \\
             --set data.text=review --set data.label=stars --out eval.json";
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct RunArgs {
-    /// The run's settings, as TOML; without one, finetune runs a small example
+    /// The run's settings, as TOML
     pub(crate) config: Option<PathBuf>,
 
-    /// Change one setting, after the file: --set train.lr=1e-4. May be repeated
+    /// Change one setting of CONFIG: --set train.lr=1e-4. May be repeated, in any order
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 

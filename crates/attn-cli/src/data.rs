@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use attn_data::{
     batch::Encoded,
-    dataset::{self, Example},
+    dataset::{self, DatasetSpec, Example},
     hub::Hub,
     select::{few_shot, hold_out, hold_out_related},
 };
@@ -43,14 +43,20 @@ impl Data {
             &folder.tokenizer,
             "`examples.max_len`",
         )?;
-        let classes = dataset::classes(spec, hub)
-            .map_err(|error| no_source(error, &spec.source))
-            .with_context(|| format!("cannot find the classes of `{}`", spec.source))?;
+        let classes = dataset::classes(spec, hub).map_err(|error| {
+            let hint = name_column(spec, &error);
+            let problem = format!("cannot find the classes of `{}`{hint}", spec.source);
+            no_source(error, &spec.source).context(problem)
+        })?;
         ensure!(
             classes.len() > 1,
-            "`{}` has the classes {classes:?}, expected at least two",
+            "`{}` has the classes {classes:?}, expected at least two\nhint: `data.label` names their column; -1 and null \
+             mean that a row has no label",
             spec.source
         );
+        if spec.classes.is_none() {
+            tracing::info!("{} classes: {}", classes.len(), shown(&classes));
+        }
 
         let train_split = &spec.train_split;
         let rows = read_split(spec, train_split, config.examples.limit, hub)?.rows;
@@ -149,7 +155,7 @@ impl Data {
             match error.downcast_ref::<attn_data::Error>() {
                 Some(attn_data::Error::SplitNotFound { .. }) => error.context(
                     "there is nothing to report on\nhint: set `data.validation_split`, or cut a part off the train \
-                     split: examples.report_hold_out = 0.1"
+                     split: --set examples.report_hold_out=0.1"
                 ),
                 _ => error,
             }
@@ -162,6 +168,29 @@ impl Data {
         );
         let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
         Ok((encode(&folder.tokenizer, &numbered, max_len, split)?, rows))
+    }
+}
+
+/// A line that says which setting names a column that is not there; empty for other errors.
+pub(crate) fn name_column(spec: &DatasetSpec, error: &attn_data::Error) -> String {
+    let attn_data::Error::ColumnMissing { column, .. } = error else { return String::new() };
+    let settings = [
+        ("text", Some(&spec.text)),
+        ("text_pair", spec.text_pair.as_ref()),
+        ("label", spec.label.as_ref()),
+        ("split_column", spec.split_column.as_ref()),
+    ];
+    let setting = settings.into_iter().find(|(_, name)| *name == Some(column));
+    setting.map_or(String::new(), |(key, _)| format!("\nhint: name it: --set data.{key}=COLUMN"))
+}
+
+/// The first few of many classes.
+fn shown(classes: &[String]) -> String {
+    const MOST: usize = 20;
+    let names = |classes: &[String]| format!("`{}`", classes.join("`, `"));
+    match classes.get(..MOST) {
+        Some(first) if classes.len() > MOST => format!("{}, ...", names(first)),
+        _ => names(classes),
     }
 }
 

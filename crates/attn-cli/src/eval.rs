@@ -182,7 +182,8 @@ fn batching(args: &EvalArgs, folder: &Folder) -> Batching {
     Batching { batch_size: args.batch_size, pad_id, ..Batching::default() }
 }
 
-/// Reads the split. Where the data does not say what its classes are, they are the model's.
+/// Reads the split. Where the data does not say what its classes are, they are the model's: no label tells, or labels
+/// are numbers, of which some may not occur.
 fn read(
     data: &DatasetSpec,
     split: &str,
@@ -192,13 +193,26 @@ fn read(
 ) -> Result<Split> {
     use attn_data::Error::{ClassesNeeded, NoLabels};
     let found = read_split(data, split, limit, hub);
-    match found.as_ref().map_err(|error| error.downcast_ref::<attn_data::Error>()) {
-        Err(Some(NoLabels { .. } | ClassesNeeded { .. })) => {
-            let data = DatasetSpec { classes: Some(folder.config.classes()), ..data.clone() };
-            read_split(&data, split, limit, hub)
+    let of_model = folder.config.classes();
+    let is_the_models = match &found {
+        Err(error) => matches!(
+            error.downcast_ref::<attn_data::Error>(),
+            Some(NoLabels { .. } | ClassesNeeded { .. })
+        ),
+        Ok(Split { classes: None, .. }) => data.label.is_some(),
+        Ok(Split { classes: Some(classes), .. }) => {
+            data.classes.is_none()
+                && *classes != of_model
+                && classes.iter().all(|class| class.parse::<u64>().is_ok())
         }
-        _ => found,
+    };
+    if is_the_models && !of_model.is_empty() {
+        let data = DatasetSpec { classes: Some(of_model), ..data.clone() };
+        return read_split(&data, split, limit, hub).context(
+            "cannot read the labels as classes of the model, which the data does not name",
+        );
     }
+    found
 }
 
 /// Refuses a model whose classes stand in another order than the data's: every number would be wrong.

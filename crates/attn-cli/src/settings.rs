@@ -1,4 +1,4 @@
-//! The tables of a config. The doc comments here are the reference.
+//! The tables of a config. `configs/README.md` is the user's reference; a test holds it to the fields here.
 
 use std::num::NonZeroU16;
 
@@ -108,6 +108,9 @@ pub(crate) struct Surgery {
 }
 
 impl Finetune {
+    /// What rows held out are scored by.
+    const METRICS: [&str; 2] = ["accuracy", "loss"];
+
     /// Checks what needs neither the model nor the data, and fills in what follows from the rest.
     pub(crate) fn complete(mut self, name: &str) -> Result<Self> {
         set_name(&mut self.name, name)?;
@@ -120,37 +123,43 @@ impl Finetune {
             "`weights` is `random` and `head` is `saved`: a head of random weights is a new one"
         );
         self.train.validate()?;
+        check_select(self.train.select.as_deref(), &Self::METRICS)?;
         self.data = self.data.resolved();
         ensure!(
             self.data.label.is_some(),
-            "`data.label` is not set\nhint: name the column of the classes"
+            "`data.label` is not set\nhint: name the column of the classes: --set data.label=COLUMN"
         );
         self.surgery.check(self.attention.as_ref())?;
         let few = self.examples.few_shot.is_some();
         let hold_out =
             self.examples.hold_out.unwrap_or(if few { Part::Count(0) } else { DEFAULT_HOLD_OUT });
         let holds_out = !is_nothing(hold_out);
+        let by_containment = self.examples.hold_out_by == HoldOutBy::Containment;
         if few && holds_out {
+            let by = if by_containment { " --set examples.hold_out_by=" } else { "" };
             bail!(
-                "`examples.few_shot` and `examples.hold_out` are both set\nhint: rows held out would be more than the \
-                 few shots; set a number of steps (`train.max_steps`) and take the last model"
+                "`examples.few_shot` and `examples.hold_out` are both set, and rows held out would be more than the few \
+                 shots\nhint: leave them away and take the last model: --set examples.hold_out={by} --set \
+                 train.max_steps=100"
             );
         }
-        if self.examples.hold_out_by == HoldOutBy::Containment {
+        if by_containment {
             ensure!(
                 holds_out || self.examples.report_hold_out.is_some(),
-                "`examples.hold_out_by` is `containment`, and nothing is held out\nhint: set `examples.hold_out`"
+                "`examples.hold_out_by` is `containment`, and nothing is held out\nhint: set `examples.hold_out`, or \
+                 leave both away: --set examples.hold_out_by="
             );
             ensure!(
                 self.data.text_pair.is_none(),
-                "`examples.hold_out_by` is `containment`, which is for rows of one text, and `data.text_pair` is set"
+                "`examples.hold_out_by` is `containment`, which is for rows of one text, and `data.text_pair` is \
+                 set\nhint: --set examples.hold_out_by=row"
             );
         }
         match (&self.train.select, holds_out) {
             (None, true) => self.train.select = Some("accuracy".into()),
             (Some(metric), false) => bail!(
                 "`train.select` is `{metric}`, and no rows are held out to choose by\nhint: set `examples.hold_out`, \
-                 or leave `train.select` away: the last model is then taken"
+                 or take the last model: --set train.select="
             ),
             _ => {}
         }
@@ -232,6 +241,9 @@ pub(crate) struct TokenizerChoice {
 }
 
 impl Pretrain {
+    /// What rows held out are scored by.
+    const METRICS: [&str; 3] = ["loss", "perplexity", "top1_accuracy"];
+
     /// Checks what needs no data, and fills in what follows from the rest.
     pub(crate) fn complete(mut self, name: &str) -> Result<Self> {
         set_name(&mut self.name, name)?;
@@ -241,6 +253,7 @@ impl Pretrain {
              \"distilbert\", dim = 128, ..."
         );
         self.train.validate()?;
+        check_select(self.train.select.as_deref(), &Self::METRICS)?;
         self.data = self.data.resolved();
         self.data.label = None; // Labels of a data set that is used as text may be of any kind.
         self.data.text_pair = None;
@@ -311,6 +324,16 @@ pub(crate) fn is_nothing(part: Part) -> bool {
     matches!(part, Part::Count(0)) || part == Part::Fraction(0.0)
 }
 
+/// Refuses to choose the model by a metric that no evaluation gives.
+fn check_select(select: Option<&str>, metrics: &[&str]) -> Result<()> {
+    match select {
+        Some(metric) if !metrics.contains(&metric) => {
+            bail!("`train.select` is `{metric}`, expected one of `{}`", metrics.join("`, `"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn set_name(name: &mut String, default: &str) -> Result<()> {
     if name.is_empty() {
         default.clone_into(name);
@@ -328,7 +351,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::config::Written;
+    use crate::config::{Written, keys_of};
 
     /// Every file below `configs/<command>`.
     fn configs(command: &str) -> Vec<std::path::PathBuf> {
@@ -363,7 +386,42 @@ mod tests {
                 n_files += 1;
             }
         }
-        assert!(n_files >= 3, "{n_files}");
+        assert!(n_files >= 7, "{n_files}");
+    }
+
+    #[test]
+    fn few_shots_can_be_drawn_from_every_bundled_data_set() {
+        for path in configs("finetune") {
+            let pairs = ["examples.few_shot=8", "examples.hold_out=", "examples.hold_out_by="];
+            let pairs = pairs.map(Into::into);
+            let written = Written::read(&path, &pairs).unwrap();
+            let few = written.complete(|config: Finetune| config.complete("x")).unwrap();
+            assert_eq!((few.examples.hold_out, few.train.select), (Some(Part::Count(0)), None));
+        }
+    }
+
+    #[test]
+    fn a_bundled_config_takes_other_data_and_fewer_steps() {
+        for path in configs("finetune") {
+            let pairs = [
+                "data.source=mnli",
+                "data.label=stars",
+                "train.max_steps=1",
+                "examples.hold_out_by=",
+            ]
+            .map(Into::into);
+            let written = Written::read(&path, &pairs).unwrap();
+            let other = written.complete(|config: Finetune| config.complete("x")).unwrap();
+            assert_eq!(other.data.classes.unwrap().len(), 3, "{}", path.display());
+            assert_eq!(
+                (other.data.split_column, other.data.label.unwrap()),
+                (None, "stars".into())
+            );
+        }
+        for path in configs("pretrain") {
+            let written = Written::read(&path, &["train.max_steps=50".into()]).unwrap();
+            written.complete(|config: Pretrain| config.complete("x")).unwrap();
+        }
     }
 
     #[test]
@@ -389,6 +447,83 @@ mod tests {
             let text = toml::to_string(&first).unwrap();
             let again = toml::from_str::<Pretrain>(&text).unwrap().complete("y").unwrap();
             assert_eq!(first, again);
+        }
+    }
+
+    #[test]
+    fn a_model_is_chosen_by_a_metric_that_there_is() {
+        let refused = |text: &str| {
+            let text = format!("model = 'm'\ndata.source = 'sst2'\n{text}");
+            toml::from_str::<Finetune>(&text).unwrap().complete("name").unwrap_err().to_string()
+        };
+        let error = refused("train.select = 'f1'");
+        assert_eq!(error, "`train.select` is `f1`, expected one of `accuracy`, `loss`");
+        let pretrain = "init.model_type = 'gpt2'\ntrain.select = 'accuracy'";
+        let error = toml::from_str::<Pretrain>(pretrain).unwrap().complete("name").unwrap_err();
+        assert!(error.to_string().contains("`perplexity`, `top1_accuracy`"), "{error}");
+        let error = refused("examples = { few_shot = 2, hold_out = 3 }");
+        assert!(error.contains("--set examples.hold_out= "), "{error}");
+    }
+
+    /// The README of `configs/`, as rows of its tables: setting, default, meaning.
+    fn reference() -> Vec<[String; 3]> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/README.md");
+        let text = fs::read_to_string(path).unwrap();
+        let rows = text.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|row| {
+            let cells: Vec<String> =
+                row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+            cells.try_into().unwrap_or_else(|cells| panic!("{cells:?}"))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_reference_names_every_setting_with_its_default_and_no_other() {
+        use std::collections::{BTreeMap, BTreeSet};
+
+        let mut expected: BTreeMap<String, Option<toml::Value>> = BTreeMap::new();
+        let defaults = [
+            Table::try_from(Finetune::default()).unwrap(),
+            Table::try_from(Pretrain::default()).unwrap(),
+        ];
+        for key in keys_of::<Finetune>().into_iter().chain(keys_of::<Pretrain>()) {
+            let default = defaults.iter().find_map(|table| {
+                key.split('.')
+                    .try_fold(&toml::Value::Table(table.clone()), |at, key| at.get(key))
+                    .filter(|value| !value.is_table())
+                    .cloned()
+            });
+            // An empty text is a setting that has to be given, or follows from the rest.
+            expected.insert(key, default.filter(|value| value.as_str() != Some("")));
+        }
+        expected.remove("attention");
+        expected.insert("attention.kind".into(), None);
+
+        let rows = reference();
+        let named: BTreeSet<String> =
+            rows.iter().map(|[key, ..]| key.trim_matches('`').into()).collect();
+        assert_eq!(named, expected.keys().cloned().collect());
+        assert_eq!(named.len(), rows.len(), "one row a setting");
+        for [key, default, meaning] in rows {
+            assert!(meaning.len() > 10, "{key}");
+            match &expected[key.trim_matches('`')] {
+                Some(value) => {
+                    let written = format!("default = {}", default.trim_matches('`'));
+                    let written: Table =
+                        written.parse().unwrap_or_else(|_| panic!("{key}: {default}"));
+                    assert_eq!(written["default"], *value, "{key}");
+                }
+                None => assert!(!default.starts_with('`'), "{key}: {default}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_names_every_metric_that_selects() {
+        let row = reference().into_iter().find(|[key, ..]| key == "`train.select`").unwrap();
+        for metric in Finetune::METRICS.iter().chain(&Pretrain::METRICS) {
+            assert!(row[2].contains(&format!("`{metric}`")), "{metric}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use attn_core::{Model, Variant, checkpoint::WriteOptions};
 use attn_data::{
     hub::{Hub, progress_bar},
@@ -171,20 +171,25 @@ fn read<C: RunConfig>(args: &RunArgs) -> Result<C> {
     overrides.extend(args.seed.map(|seed| format!("train.seed={seed}")));
     let written = Written::read(&path, &overrides)?;
     let root = config::root_of(&path);
-    complete(&written, &name_of(&path), root.as_deref())
-        .with_context(|| format!("cannot use `{}`", path.display()))
+    complete(&written, &path, &name_of(&path), root.as_deref())
 }
 
-fn complete<C: RunConfig>(written: &Written, name: &str, root: Option<&Path>) -> Result<C> {
+fn complete<C: RunConfig>(
+    written: &Written,
+    path: &Path,
+    name: &str,
+    root: Option<&Path>,
+) -> Result<C> {
     // Each command has its own tables; the error would name the first one that the other lacks.
-    let of_pretrain = written.table.contains_key("init");
+    let of_pretrain = written.base().contains_key("init");
     if of_pretrain != (C::COMMAND == "pretrain")
-        && (of_pretrain || written.table.contains_key("model"))
+        && (of_pretrain || written.base().contains_key("model"))
     {
         let other = if of_pretrain { "pretrain" } else { "finetune" };
-        bail!("this is a config for `{other}`, not for `{}`", C::COMMAND);
+        let problem = anyhow!("this is a config for `{other}`, not for `{}`", C::COMMAND);
+        return Err(problem.context(format!("cannot use `{}`", path.display())));
     }
-    let mut config = written.parse::<C>()?.complete(name)?;
+    let mut config = written.complete(|config: C| config.complete(name))?;
     config.find_paths(root);
     Ok(config)
 }
@@ -198,8 +203,7 @@ fn resumed<C: RunConfig>(args: &RunArgs) -> Result<(C, RunDir)> {
     };
     let dir = RunDir::reopen(out)?;
     let path = dir.file(CONFIG_FILE);
-    let stored: C = complete(&Written::read(&path, &[])?, "resumed", None)
-        .with_context(|| format!("cannot use `{}`", path.display()))?;
+    let stored: C = complete(&Written::read(&path, &[])?, &path, "resumed", None)?;
     if args.config.is_some() || !args.set.is_empty() || args.seed.is_some() {
         let given: C = match &args.config {
             Some(_) => read(args)?,

@@ -15,7 +15,7 @@ use attn_data::{
 use attn_eval::Prediction;
 use serde::Serialize;
 
-use crate::monitor::grouped;
+use crate::{data::name_column, monitor::grouped};
 
 /// The most tokens of a text where nothing says otherwise.
 const USUAL_MAX_LEN: usize = 512;
@@ -189,14 +189,17 @@ pub(crate) fn read_split(
     hub: &Hub,
 ) -> Result<Split> {
     ensure!(limit != Some(0), "a limit of 0 rows leaves nothing of split `{split}`");
-    let read = || -> Result<Split> {
-        let rows =
-            dataset::open(spec, split, hub).map_err(|error| no_source(error, &spec.source))?;
+    let read = || -> attn_data::Result<Split> {
+        let rows = dataset::open(spec, split, hub)?;
         let classes = rows.classes().map(<[String]>::to_vec);
         let rows = rows.take(limit.unwrap_or(usize::MAX)).collect::<attn_data::Result<_>>()?;
         Ok(Split { rows, classes })
     };
-    read().with_context(|| format!("cannot read split `{split}` of `{}`", spec.source))
+    read().map_err(|error| {
+        let hint = name_column(spec, &error);
+        let problem = format!("cannot read split `{split}` of `{}`{hint}", spec.source);
+        no_source(error, &spec.source).context(problem)
+    })
 }
 
 /// Tokenizes rows of the split `split`, numbered by `numbers`, and says how many were cut.

@@ -229,7 +229,7 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
     place.write("three.csv", "text,label,part\na,0,train\nc,2,train\nb,2,validation\n");
     refused(
         "--model model --task three.csv --set data.label=label --set data.split_column=part",
-        &["row 0 has label 2", "classes 0 to 1"],
+        &["classes of the model", "label `2` in row 3", "`negative`, `positive`"],
     );
     let order = format!(r#"--model model {DATA} --set data.classes=["positive","negative"]"#);
     refused(&order, &["the same in another order"]);

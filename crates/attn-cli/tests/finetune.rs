@@ -250,6 +250,42 @@ fn sentences_are_held_out_with_their_phrases_when_asked() {
 }
 
 #[test]
+fn numbers_that_occur_are_the_classes_and_stay_so() {
+    let place = place("distilbert");
+    let file = |stars: [usize; 2], n: usize| {
+        let rows = common::rows(n);
+        let lines: Vec<String> =
+            rows.iter().map(|(text, label)| format!("{text},{}", stars[*label])).collect();
+        format!("review,stars\n{}\n", lines.join("\n"))
+    };
+    place.write("own.csv", &(file([2, 5], 64) + "the film was so so,4\nthe book was so so,4\n"));
+
+    let ran = place.done(
+        "finetune run.toml --set data.label=stars --set data.text=review --set examples.report_hold_out=0.2 --set \
+         data.source=own.csv --out out",
+    );
+
+    assert!(ran.stderr.contains("3 classes: `2`, `4`, `5`"), "{}", ran.stderr);
+    let config = place.json("out/model/config.json");
+    assert_eq!(config["id2label"], json!({"0": "2", "1": "4", "2": "5"}));
+
+    // Some of the classes alone, as a file of their own would number them anew.
+    place.write("some.csv", &file([5, 5], 10));
+    place.done(
+        "eval --model out/model --task some.csv --split train --set data.text=review --set data.label=stars --out \
+         eval.json",
+    );
+    let eval = place.json("eval.json");
+    assert_eq!(eval["classes"][2]["n_rows"], 10, "{eval}");
+    place.write("more.csv", &file([2, 3], 10));
+    place.refused(
+        "eval --model out/model --task more.csv --split train --set data.text=review --set data.label=stars --out \
+         eval.json",
+        &["label `3`", "`2`, `4`, `5`"],
+    );
+}
+
+#[test]
 fn a_saved_head_is_trained_further_when_asked() {
     let place = place("distilbert");
     place.done("finetune run.toml --out a");
@@ -475,9 +511,18 @@ fn mistakes_in_the_config_show_at_once_and_leave_nothing() {
 
     refused(
         "run.toml --set train.lrr=1",
-        &["cannot use `run.toml`", "unknown field `lrr`", "in `train`", "did you mean `lr`?"],
+        &[
+            "cannot use `--set train.lrr=1`",
+            "unknown field `lrr`",
+            "in `train`",
+            "did you mean `lr`?",
+        ],
     );
-    refused("run.toml --set train.lr=0", &["`lr` is 0, expected a number above 0"]);
+    refused(
+        "run.toml --set train.lr=0 --set train.epochs=2",
+        &["cannot use `--set train.lr=0`", "`lr` is 0, expected a number above 0"],
+    );
+    refused("run.toml --set train.select=f1", &["`train.select` is `f1`", "`accuracy`, `loss`"]);
     refused("run.toml --set train.schedule=square", &["unknown variant `square`", "`cosine`"]);
     refused("run.toml --set train", &["cannot apply `--set train`", "there is no `=`"]);
     refused(
@@ -515,9 +560,26 @@ fn what_model_and_data_lack_is_refused_by_name_before_training() {
 
     refused("--set model=none/at/all", &["cannot use the model `none/at/all`"]);
     refused("--set model=owner/name", &["owner/name", "offline mode forbids"]);
-    refused("--set data.source=none.csv", &["`none.csv`"]);
-    refused("--set data.text=revew", &["no column `revew`", "did you mean `review`?"]);
-    refused("--set data.label=star", &["no column `star`"]);
+    place.write("one.csv", "review,stars\nthe film was good,1\nthe film was bad,-1\n");
+    refused("--set data.source=none.csv --set data.label=stars", &["`none.csv`"]);
+    refused(
+        "--set data.text=revew",
+        &["no column `revew`", "did you mean `review`?", "hint: name it: --set data.text=COLUMN"],
+    );
+    refused("--set data.label=rating", &["no column `rating`", "--set data.label=COLUMN"]);
+    refused(
+        "--set data.source=data.csv --set data.split_column=splt",
+        &["no column `splt`", "it has `review`, `stars`", "--set data.split_column=COLUMN"],
+    );
+    place.write("semicolons.csv", "review;stars\nthe film was good;1\n");
+    refused(
+        "--set data.source=semicolons.csv --set data.text=review --set data.label=stars",
+        &["hint: `;` separates its columns, not commas"],
+    );
+    refused(
+        "--set data.source=one.csv --set data.text=review --set data.label=stars",
+        &["the classes [\"1\"], expected at least two", "-1 and null"],
+    );
     refused("--set data.validation_split=tset", &["tset", "report_hold_out"]);
     refused("--set data.train_split=tain", &["tain"]);
     refused(
@@ -538,7 +600,14 @@ fn what_model_and_data_lack_is_refused_by_name_before_training() {
         &["cannot use `examples.few_shot`", "fewer than the 25 per class"],
     );
     place.write("empty.csv", "review,stars,part\n");
-    refused("--set data.source=empty.csv", &["no rows"]);
+    refused(
+        "--set data.source=empty.csv",
+        &["cannot use `--set data.source=empty.csv`", "`data.label` is not set"],
+    );
+    refused(
+        "--set data.source=empty.csv --set data.text=review --set data.label=stars",
+        &["no rows"],
+    );
 
     tokenizer(Style::ByteLevel).save(place.path("model")).unwrap();
     refused("", &["the tokenizer has ids up to", "`vocab_size`"]);

@@ -20,10 +20,72 @@ fn help_tells_a_newcomer_what_to_type() {
         assert_eq!(own.contains("Example"), takes_settings, "{command}");
     }
     assert!(help.contains("Examples:\n  attn finetune "), "{help}");
-    for text in [help, place.done("eval --help").stdout, place.done("forward --help").stdout] {
+    let own = ["finetune", "pretrain", "eval", "forward"]
+        .map(|command| place.done(&format!("{command} --help")).stdout);
+    for text in own.into_iter().chain([help]) {
         let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
         assert!(longest <= 100, "a line of {longest} characters");
     }
+}
+
+/// The commands that a help text shows, one line each.
+fn examples(help: &str) -> Vec<String> {
+    let (_, shown) = help.split_once("Example").unwrap();
+    let joined = shown.split("\\\n").map(str::trim_start).collect::<String>();
+    let commands = joined
+        .lines()
+        .skip(1)
+        .map(str::trim)
+        .filter(|line| line.starts_with("attn ") || line.starts_with("echo "));
+    // What stands behind a command and says what it does is set off by spaces.
+    commands
+        .map(|line| line.split_once("          ").map_or(line, |(command, _)| command))
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+#[test]
+fn every_example_of_every_help_text_runs() {
+    let place = Place::new();
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for folder in ["configs", "results"] {
+        std::os::unix::fs::symlink(repository.join(folder), place.path(folder)).unwrap();
+    }
+    let rows: Vec<String> =
+        common::rows(64).iter().map(|(text, stars)| format!("{text},{stars}")).collect();
+    place.write("reviews.csv", &format!("review,stars\n{}\n", rows.join("\n")));
+    let text = std::fs::read_to_string(repository.join("data/sample_text.txt")).unwrap();
+    place.write("notes.txt", &text.lines().take(2000).collect::<Vec<_>>().join("\n"));
+
+    let mut n_hub = 0;
+    let mut n_run = 0;
+    let helps = ["finetune", "pretrain", "eval", "forward", ""];
+    let mut all: Vec<String> =
+        helps.iter().flat_map(|of| examples(&place.done(&format!("{of} --help")).stdout)).collect();
+    // Only a run that was begun goes on.
+    all.sort_by_key(|example| example.contains("--resume"));
+    for example in all {
+        // Shortened, and with the model of the run that this place has.
+        let mut command = example
+            .replace("runs/sst2/model", "short/model")
+            .replace("runs/mine/model", "short/model")
+            .replace("runs/2026-01-31-default/model", "short/model");
+        if example.contains(" finetune") || example.contains(" pretrain") {
+            command += " --set train.max_steps=2 --set examples.limit=600";
+        }
+        if example.contains("reviews.csv") && example.contains(" finetune") {
+            command += " --out short";
+        }
+        if example.contains("--resume") {
+            command = "attn finetune --out short --resume".into();
+        }
+        let ran = place.shell(&command);
+        let needs_the_hub = ran.stderr.contains("offline mode forbids");
+        assert!(ran.code == 0 || needs_the_hub, "{command}\n{}", ran.stderr);
+        n_hub += usize::from(needs_the_hub);
+        n_run += 1;
+    }
+    assert!(n_run >= 15 && n_hub <= 7, "{n_hub} of {n_run} need the Hub");
 }
 
 #[test]

@@ -71,6 +71,23 @@ impl Place {
         command
     }
 
+    /// Runs a line as a shell would, quotes and all, with `attn` for the program.
+    pub(crate) fn shell(&self, line: &str) -> Ran {
+        let plain = self.command("");
+        let mut shell = Command::new("sh");
+        shell
+            .arg("-c")
+            .arg(format!("attn() {{ '{}' \"$@\"; }}; {line}", env!("CARGO_BIN_EXE_attn")));
+        shell.current_dir(self.dir.path());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        Ran::of(shell.output().unwrap())
+    }
+
     /// Runs `attn <arguments>`.
     pub(crate) fn attn(&self, arguments: &str) -> Ran {
         Ran::of(self.command(arguments).output().unwrap())

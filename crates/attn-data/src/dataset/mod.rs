@@ -446,6 +446,10 @@ fn scan_classes(spec: &DatasetSpec, label: &str, files: Vec<PathBuf>) -> Result<
         (true, Some((path, row, label))) => {
             Err(Error::Label { path, row, label, expected: expected_label(None) })
         }
+        (true, None) if n_examples == 0 => Err(Error::EmptySplit {
+            source_name: spec.source.clone(),
+            split: spec.train_split.clone(),
+        }),
         (true, None) if numbers.is_empty() => Err(Error::NoLabels { n_examples }),
         (true, None) => Ok(Classes::named(numbers.iter().map(ToString::to_string).collect())),
     }
