@@ -39,7 +39,7 @@ fn examples(help: &str) -> Vec<String> {
         .filter(|line| line.starts_with("attn ") || line.starts_with("echo "));
     // What stands behind a command and says what it does is set off by spaces.
     commands
-        .map(|line| line.split_once("          ").map_or(line, |(command, _)| command))
+        .map(|line| line.split_once("    ").map_or(line, |(command, _)| command))
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect()
 }
