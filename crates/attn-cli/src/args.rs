@@ -61,6 +61,10 @@ pub(crate) enum Command {
     #[command(after_long_help = TOKENIZE_HELP)]
     Tokenize(TokenizeArgs),
 
+    /// Write on from a prompt, token by token
+    #[command(after_long_help = GENERATE_HELP)]
+    Generate(GenerateArgs),
+
     /// Check LibTorch, devices and folders, and say what to fix
     Doctor,
 
@@ -115,6 +119,71 @@ pub(crate) struct TokenizeArgs {
     /// Show the tokens of each text on stderr, as the vocabulary has them; so does -v
     #[arg(long)]
     pub(crate) tokens: bool,
+}
+
+const GENERATE_HELP: &str = "\
+Greedy unless --temperature is set; then draws, after --top-k and --top-p. The new text goes
+to stdout as it comes, everything else to stderr. A text ends with the model's end-of-text
+token, before the first --stop, or after --max-new-tokens.
+
+Examples:
+  attn generate --model openai-community/gpt2 \"Once upon a time\"
+  attn generate --model DIR --temperature 0.8 --top-p 0.95 --seed 3 \"Once upon a time\"
+  attn generate --model DIR --stop . --echo < prompt.txt";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GenerateArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: String,
+
+    /// The text to go on from; read from stdin where not given, and the start of a text where empty
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: Option<String>,
+
+    /// Most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) max_new_tokens: usize,
+
+    /// What logits are divided by before a token is drawn; 0 takes the likeliest one
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f64,
+
+    /// Draw from the K likeliest tokens alone
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+
+    /// Draw from the likeliest tokens that together have this share of the probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+
+    /// Make tokens that have occurred less likely: above 1, as transformers has it
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f64,
+
+    /// End before this text. May be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+
+    /// Write the prompt, too
+    #[arg(long)]
+    pub(crate) echo: bool,
+
+    /// What to compute in, whatever the weights are stored in
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// Make the weights anew from the folder's config.json alone
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) init: Option<Init>,
+
+    /// Seed of the draws, and of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, clap::Args)]

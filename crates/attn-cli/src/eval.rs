@@ -3,7 +3,7 @@
 use std::{io::Write, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{Config, LoadOptions, Model, Variant, checkpoint::read_json, config::Head};
+use attn_core::{LoadOptions, Model, Variant, config::Head};
 use attn_data::{
     batch::Encoded,
     dataset::{DatasetSpec, Example},
@@ -24,7 +24,8 @@ use crate::{
     run_dir::{check_writable, device_name, write_json},
     surgery::variants,
     texts::{
-        Folder, PredictionOf, Split, blocks, encode, masking, max_len, read_split, with_texts,
+        Folder, PredictionOf, Split, blocks, encode, load_model, masking, max_len, read_split,
+        with_texts,
     },
 };
 
@@ -165,16 +166,8 @@ fn dataset(args: &EvalArgs) -> Result<DatasetSpec> {
 }
 
 fn load(args: &EvalArgs, folder: &Folder, options: &LoadOptions) -> Result<Model> {
-    let load = || -> Result<Model> {
-        match args.init {
-            Some(Init::Random) => {
-                let config = Config::from_json(read_json(&folder.path, "config.json")?)?;
-                Ok(Model::init(config, options)?)
-            }
-            None => Ok(Model::load(&folder.path, options)?.0),
-        }
-    };
-    load().with_context(|| format!("cannot load the model `{}`", args.model))
+    load_model(&folder.path, args.init, options)
+        .with_context(|| format!("cannot load the model `{}`", args.model))
 }
 
 fn batching(args: &EvalArgs, folder: &Folder) -> Batching {

@@ -4,17 +4,16 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    Config, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows,
-    checkpoint::{read_json, write_tensors},
+    ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows, checkpoint::write_tensors,
 };
 use attn_data::hub::{Hub, progress_bar};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    args::{ForwardArgs, Init, dtype_name},
+    args::{ForwardArgs, dtype_name},
     run_dir::check_writable,
-    texts::find_folder,
+    texts::{find_folder, load_model},
 };
 
 /// The rows of a JSON matrix, all of one length.
@@ -64,18 +63,9 @@ fn load(args: &ForwardArgs, device: Device) -> Result<Model> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let options =
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
-    let load = || -> Result<Model> {
-        match args.init {
-            Some(Init::Random) => {
-                let folder = find_folder(&args.model, false, None, &hub)?;
-                let config = Config::from_json(read_json(&folder, "config.json")?)?;
-                Ok(Model::init(config, &options)?)
-            }
-            None => {
-                let folder = find_folder(&args.model, true, None, &hub)?;
-                Ok(Model::load(&folder, &options)?.0)
-            }
-        }
+    let load = || {
+        let folder = find_folder(&args.model, args.init.is_none(), None, &hub)?;
+        load_model(&folder, args.init, &options)
     };
     load().with_context(|| format!("cannot load the model `{}`", args.model))
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod eval;
 mod finetune;
 mod forward;
+mod generate;
 mod list;
 mod logging;
 mod monitor;
@@ -65,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Pretrain(args) => outcome = pretrain::run(&args, &mut out)?,
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
+        Command::Generate(args) => generate::run(&args, &mut out)?,
         Command::Tokenize(args) => tokenize::run(&args, &mut out)?,
         Command::Doctor => {
             if !doctor::run(&mut out)? {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{Config, Model, checkpoint::read_json};
+use attn_core::{Config, LoadOptions, Model, checkpoint::read_json};
 use attn_data::{
     Error as DataError,
     batch::{Encoded, Masking},
@@ -15,7 +15,7 @@ use attn_data::{
 use attn_eval::Prediction;
 use serde::Serialize;
 
-use crate::{data::name_column, monitor::grouped};
+use crate::{args::Init, data::name_column, monitor::grouped};
 
 /// The most tokens of a text where nothing says otherwise.
 const USUAL_MAX_LEN: usize = 512;
@@ -56,6 +56,17 @@ impl Folder {
         is_snapshot
             .then(|| self.path.file_name().map(|name| name.to_string_lossy().into_owned()))?
     }
+}
+
+/// Loads the model in `path`, or makes its weights anew where `init` says so.
+pub(crate) fn load_model(path: &Path, init: Option<Init>, options: &LoadOptions) -> Result<Model> {
+    Ok(match init {
+        Some(Init::Random) => {
+            let config = Config::from_json(read_json(path, "config.json")?)?;
+            Model::init(config, options)?
+        }
+        None => Model::load(path, options)?.0,
+    })
 }
 
 /// Finds a model folder, on disk or on the Hub, there with its weights only if `weights`.

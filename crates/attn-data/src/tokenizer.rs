@@ -9,7 +9,9 @@ use std::{
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::{
-    AddedToken, Model, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
+    AddedToken, DecodeStream, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper,
+    PostProcessor, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer, TruncationDirection,
+    TruncationParams,
     decoders::{
         byte_level::ByteLevel as ByteLevelDecoder, wordpiece::WordPiece as WordPieceDecoder,
     },
@@ -99,6 +101,31 @@ pub struct TextTokenizer {
 enum Origin {
     Folder(PathBuf),
     Trained { config: Value },
+}
+
+/// Ids in, text out; see [`TextTokenizer::stream`].
+#[allow(missing_debug_implementations, reason = "the library's stream has none")]
+pub struct TextStream<'a> {
+    inner: DecodeStream<
+        'a,
+        ModelWrapper,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >,
+}
+
+impl TextStream<'_> {
+    /// The text that `id` completes; empty while a character is still missing bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] where the library refuses.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        let text = self.inner.step(id).map_err(refused("decode ids"))?;
+        Ok(text.unwrap_or_default())
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -207,6 +234,11 @@ impl TextTokenizer {
     /// [`Error::Tokenizer`] where the library refuses.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(refused("decode ids"))
+    }
+
+    /// Turns ids into text one by one, as they are generated.
+    pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
+        TextStream { inner: self.inner.decode_stream(skip_special) }
     }
 
     /// The padding token, where the folder names one.
