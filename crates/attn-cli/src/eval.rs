@@ -112,7 +112,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let max_len = max_len(args.max_len, &folder.config, &folder.tokenizer, "`--max-len`")?;
     let options =
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
-    let model = load(args, &folder, &options)?;
+    let model = load(args, &folder, &options, &hub)?;
 
     let predictions;
     let (score, n_rows) = if data.label.is_some() {
@@ -165,8 +165,8 @@ fn dataset(args: &EvalArgs) -> Result<DatasetSpec> {
     Ok(data.resolved())
 }
 
-fn load(args: &EvalArgs, folder: &Folder, options: &LoadOptions) -> Result<Model> {
-    load_model(&folder.path, args.init, options)
+fn load(args: &EvalArgs, folder: &Folder, options: &LoadOptions, hub: &Hub) -> Result<Model> {
+    load_model(&folder.path, args.init, options, hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))
 }
 

@@ -7,14 +7,16 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use anyhow::{Context, Result};
-use attn_core::{LoadOptions, LoadReport, Model, Variant, WantedHead, config::Head};
+use anyhow::{Context, Result, ensure};
+use attn_core::{
+    LoadOptions, LoadReport, Model, Variant, WantedHead, config::Head, lora::is_adapter,
+};
 use attn_data::{
     batch::Encoded,
     dataset::{DatasetSpec, tasks},
 };
 use attn_eval::{Accuracy, Batching, ClassScore, Classification, Error as EvalError, classify};
-use attn_train::{Event, Examples, METRICS_FILE, Metric, Run, train};
+use attn_train::{Event, Examples, METRICS_FILE, Metric, Run, TrainConfig, train, trainable};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -25,11 +27,14 @@ use crate::{
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{self, BEFORE_FILE, RunDir, SUMMARY_FILE, UNTOUCHED_FILE},
-    settings::{Finetune, HeadChoice, WeightsChoice},
+    settings::{Finetune, HeadChoice, SaveAs, WeightsChoice},
     start::{Start, invocation, quoted, tokenizer_files},
     surgery::{describe, variants},
-    texts::{Folder, name_padding, with_texts},
+    texts::{self, Folder, name_padding, with_texts},
 };
+
+/// The folder of a run that holds adapters in place of a model.
+const ADAPTER: &str = "adapter";
 
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,6 +68,9 @@ struct Summary {
     /// Steps of the model that was chosen; 0 where none was better than the one before training.
     selected_step: u64,
     total_steps: u64,
+    /// Values that were trained, and all the model has; adapters count until they are merged.
+    n_trained: usize,
+    n_parameters: usize,
     /// Scores on the rows held out, of the model that was chosen.
     selection: Vec<Metric>,
     train_loss: Option<f64>,
@@ -106,6 +114,8 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let mut model = load(config, &folder, &data.classes, start.device)?;
     swap(config, &mut model).with_context(|| format!("cannot use the model `{}`", folder.name))?;
     let attention = variants(&model);
+    let training = add_lora(config, &mut model)
+        .with_context(|| format!("cannot put adapters into the model `{}`", folder.name))?;
     let is_swapped = !folder.config.layers.iter().map(|layer| &layer.variant).eq(&attention);
     if !start.resume {
         start.write_config()?;
@@ -132,11 +142,25 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     tracing::info!("before: accuracy {:.4} on {}", before.accuracy, data.report_split);
 
+    let trained_names = trained(&model, &training)?;
+    let count = |of: &dyn Fn(&str) -> bool| -> usize {
+        let all = model.parameters();
+        all.iter().filter(|(name, _)| of(name)).map(|(_, tensor)| tensor.numel()).sum()
+    };
+    let n_trained = count(&|name| trained_names.iter().any(|other| other == name));
+    let n_parameters = count(&|_| true);
     let n_train = data.train.len();
     let train_rows = std::mem::take(&mut data.train);
-    let outcome = fit(&mut model, train_rows, &data.selection, &folder, &batching, &start)?;
+    let adapters = model.lora().is_some();
+    let rows = (train_rows, &data.selection[..]);
+    let outcome = fit(&mut model, &training, rows, &folder, &batching, &start)?;
     if outcome.outcome == attn_train::Outcome::Interrupted {
         return Ok(start.interrupted(outcome.step));
+    }
+    let saves_adapter = config.lora.as_ref().is_some_and(|lora| lora.save == SaveAs::Adapter);
+    if adapters && !saves_adapter {
+        // What is scored is what is saved.
+        model.merge_lora()?;
     }
     let Some(after) = score(&model, &data.report, &batching, &start.stop)? else {
         return Ok(start.interrupted(outcome.step));
@@ -162,13 +186,25 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         classes: after.classes,
         selected_step: outcome.selected_step,
         total_steps: outcome.total_steps,
+        n_trained,
+        n_parameters,
         selection: outcome.after,
         train_loss: outcome.train_loss,
         n_tokens: outcome.n_tokens,
         tokens_per_s: outcome.tokens_per_s,
         elapsed_s: outcome.elapsed_s,
     };
-    start.save(&model, &folder.tokenizer)?;
+    match saves_adapter {
+        true => {
+            let whole: Vec<String> =
+                trained_names.into_iter().filter(|name| !is_adapter(name)).collect();
+            let files = tokenizer_files(&folder.tokenizer)?;
+            model
+                .save_adapter(&start.dir.file(ADAPTER), &config.model, &whole, &files)
+                .context("cannot save the adapter")?;
+        }
+        false => start.save(&model, &folder.tokenizer)?,
+    }
     let mut lines = Vec::new();
     for prediction in with_texts(&after.predictions, &data.report_texts) {
         serde_json::to_writer(&mut lines, &prediction).context("cannot write JSON")?;
@@ -198,6 +234,11 @@ fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) 
         let options = LoadOptions { kind: Kind::Float, device, head, seed: config.train.seed };
         match config.weights {
             WeightsChoice::Saved => {
+                ensure!(
+                    !texts::is_adapter(&folder.path),
+                    "the folder holds an adapter\nhint: train it merged: set `lora.save` to `merged` in the run that \
+                     makes it, or name its base model"
+                );
                 let (model, report) = Model::load(&folder.path, &options)?;
                 say(&report);
                 Ok(model)
@@ -222,6 +263,33 @@ fn swap(config: &Finetune, model: &mut Model) -> Result<()> {
     Ok(())
 }
 
+/// Puts the adapters that the config asks for into the model, and says how it is then trained: adapters and head alone.
+fn add_lora(config: &Finetune, model: &mut Model) -> Result<TrainConfig> {
+    let mut training = config.train.clone();
+    let Some(lora) = &config.lora else { return Ok(training) };
+    model.add_lora(&lora.lora(), config.train.seed)?;
+    if lora.save == SaveAs::Adapter {
+        model.check_export()?;
+    }
+    let mut freeze = vec!["*".to_owned(), "!*.lora_*".to_owned()];
+    freeze.extend(model.head_parameters().into_iter().map(|name| format!("!{name}")));
+    freeze.append(&mut training.freeze);
+    training.freeze = freeze;
+    Ok(training)
+}
+
+/// The names of what is trained.
+fn trained(model: &Model, training: &TrainConfig) -> Result<Vec<String>> {
+    let names: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
+    let trained = trainable(&names, &training.freeze)?;
+    Ok(names
+        .into_iter()
+        .zip(trained)
+        .filter(|(_, trained)| *trained)
+        .map(|(name, _)| name)
+        .collect())
+}
+
 /// Says where a new classifier takes the place of one that was trained.
 fn warn_of_lost_head(config: &Finetune, model: &attn_core::Config, classes: &[String]) {
     if config.weights == WeightsChoice::Random || !matches!(model.head, Head::Classifier { .. }) {
@@ -238,7 +306,7 @@ fn warn_of_lost_head(config: &Finetune, model: &attn_core::Config, classes: &[St
 
 fn check_saved_head(config: &attn_core::Config, classes: &[String]) -> Result<()> {
     let n_classes = classes.len() as i64;
-    anyhow::ensure!(
+    ensure!(
         config.head == Head::Classifier { n_classes },
         "`head` is `saved`, and the model ends in {}, where the data has {n_classes} classes\nhint: set `head` to `new`",
         config.head
@@ -299,13 +367,12 @@ fn score_once<M: Borrow<Model>>(
 /// Trains.
 fn fit(
     model: &mut Model,
-    rows: Vec<Encoded>,
-    selection: &[Encoded],
+    config: &TrainConfig,
+    (rows, selection): (Vec<Encoded>, &[Encoded]),
     folder: &Folder,
     batching: &Batching,
     start: &Start<Finetune>,
 ) -> Result<attn_train::Summary> {
-    let config = &start.config.train;
     let examples = Examples::new(rows, config.plan()?, batching.pad_id, config.seed);
     let stop = Arc::clone(&start.stop);
     let evaluate = move |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
@@ -398,12 +465,14 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
         )?;
     }
     let dir = start.dir.path();
-    let model = dir.join("model");
+    let saves_adapter = start.config.lora.as_ref().is_some_and(|lora| lora.save == SaveAs::Adapter);
+    let model = dir.join(if saves_adapter { ADAPTER } else { "model" });
     let shown_model = model.display().to_string();
     let config = quoted(&dir.join("config.toml").display().to_string());
     let again = |change: &str| invocation(&format!("finetune {config} {change}"));
     writeln!(out)?;
-    writeln!(out, "model     {}", model.display())?;
+    let what = if saves_adapter { "adapter " } else { "model   " };
+    writeln!(out, "{what}  {}", model.display())?;
     writeln!(out, "pictures  {}", dir.join("plots/accuracy.png").display())?;
     writeln!(out, "          {}", dir.join("plots/loss.png").display())?;
     writeln!(out)?;
@@ -421,7 +490,9 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
         format!("--set {model}{weights} --set head=saved {other}")
     };
     writeln!(out, "  another attention    {}", again(other))?;
-    writeln!(out, "  swapped when tuned   {}", again(&tuned))?;
+    if !saves_adapter {
+        writeln!(out, "  swapped when tuned   {}", again(&tuned))?;
+    }
     writeln!(out, "  another seed         {}", again(&format!("--seed {}", summary.seed + 1)))?;
     if let Some(evaluation) = evaluation(&start.config, &shown_model) {
         writeln!(out, "  the model again      {}", invocation(&evaluation))?;

@@ -65,7 +65,7 @@ fn load(args: &ForwardArgs, device: Device) -> Result<Model> {
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
     let load = || {
         let folder = find_folder(&args.model, args.init.is_none(), None, &hub)?;
-        load_model(&folder, args.init, &options)
+        load_model(&folder, args.init, &options, &hub)
     };
     load().with_context(|| format!("cannot load the model `{}`", args.model))
 }

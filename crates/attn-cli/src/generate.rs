@@ -42,7 +42,7 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
     let options =
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
-    let model = load_model(&folder.path, args.init, &options)
+    let model = load_model(&folder.path, args.init, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
     let tokenizer = &folder.tokenizer;
     let ids = prompt_ids(tokenizer, &text)?;

@@ -1,9 +1,9 @@
 //! The tables of a config. `configs/README.md` is the user's reference; a test holds it to the fields here.
 
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::{Result, bail, ensure};
-use attn_core::Variant;
+use attn_core::{Lora, Variant};
 use attn_data::{dataset::DatasetSpec, select::Part, tokenizer::Style};
 use attn_train::TrainConfig;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub(crate) struct Finetune {
     /// What it is changed to, `kind` and the settings of that kind (`attn list` shows them); unchanged where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attention: Option<Variant>,
+    /// Trains low-rank adapters beside the matrices, and the classifier, in place of everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lora: Option<LoraChoice>,
     /// Processor threads that one operation may use; LibTorch's choice, usually one a core, where absent. A small model
     /// is faster on one, above all where the machine has other work. Runs repeat bit for bit on as many threads alone.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,6 +102,44 @@ pub(crate) enum HoldOutBy {
     Containment,
 }
 
+/// Low-rank adapters: the fields of [`attn_core::Lora`], and what is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LoraChoice {
+    pub(crate) rank: NonZeroUsize,
+    pub(crate) alpha: f64,
+    pub(crate) dropout: f64,
+    pub(crate) targets: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) qkv_ranks: Option<[usize; 3]>,
+    pub(crate) save: SaveAs,
+}
+
+/// What a run with adapters leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SaveAs {
+    /// An ordinary model, the adapters added to their matrices.
+    #[default]
+    Merged,
+    /// The adapters alone, in PEFT's format.
+    Adapter,
+}
+
+impl Default for LoraChoice {
+    fn default() -> Self {
+        let Lora { rank, alpha, dropout, targets, qkv_ranks } = Lora::default();
+        Self { rank, alpha, dropout, targets, qkv_ranks, save: SaveAs::default() }
+    }
+}
+
+impl LoraChoice {
+    pub(crate) fn lora(&self) -> Lora {
+        let Self { rank, alpha, dropout, targets, qkv_ranks, .. } = self.clone();
+        Lora { rank, alpha, dropout, targets, qkv_ranks }
+    }
+}
+
 /// Where the attention is changed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -130,6 +171,19 @@ impl Finetune {
             "`data.label` is not set\nhint: name the column of the classes: --set data.label=COLUMN"
         );
         self.surgery.check(self.attention.as_ref())?;
+        if let Some(lora) = &self.lora {
+            lora.lora().validate()?;
+            ensure!(
+                lora.save == SaveAs::Merged || self.attention.is_none(),
+                "`lora.save` is `adapter`, and `[attention]` changes the model beside it: whoever loads the adapter \
+                 would put it beside the old attention\nhint: set `lora.save` to `merged`"
+            );
+            ensure!(
+                lora.save == SaveAs::Merged || self.weights == WeightsChoice::Saved,
+                "`lora.save` is `adapter`, and `weights` is `random`: there is no base model to load it beside\nhint: \
+                 set `lora.save` to `merged`"
+            );
+        }
         let few = self.examples.few_shot.is_some();
         let hold_out =
             self.examples.hold_out.unwrap_or(if few { Part::Count(0) } else { DEFAULT_HOLD_OUT });

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{Config, LoadOptions, Model, checkpoint::read_json};
+use attn_core::{
+    Config, LoadOptions, Model, WantedHead, checkpoint::read_json, config::Head, lora::ADAPTER_FILE,
+};
 use attn_data::{
     Error as DataError,
     batch::{Encoded, Masking},
@@ -14,6 +16,7 @@ use attn_data::{
 
 use attn_eval::Prediction;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{args::Init, data::name_column, monitor::grouped};
 
@@ -58,15 +61,46 @@ impl Folder {
     }
 }
 
-/// Loads the model in `path`, or makes its weights anew where `init` says so.
-pub(crate) fn load_model(path: &Path, init: Option<Init>, options: &LoadOptions) -> Result<Model> {
-    Ok(match init {
-        Some(Init::Random) => {
-            let config = Config::from_json(read_json(path, "config.json")?)?;
-            Model::init(config, options)?
-        }
-        None => Model::load(path, options)?.0,
-    })
+/// Loads the model in `path`, or makes its weights anew where `init` says so. An adapter is merged into its base model.
+pub(crate) fn load_model(
+    path: &Path,
+    init: Option<Init>,
+    options: &LoadOptions,
+    hub: &Hub,
+) -> Result<Model> {
+    let config = || -> Result<Config> { Ok(Config::from_json(read_json(path, "config.json")?)?) };
+    if init == Some(Init::Random) {
+        return Ok(Model::init(config()?, options)?);
+    }
+    if !is_adapter(path) {
+        return Ok(Model::load(path, options)?.0);
+    }
+    let adapter = read_json(path, ADAPTER_FILE)?;
+    let Some(base) = adapter.get("base_model_name_or_path").and_then(Value::as_str) else {
+        bail!(
+            "`{ADAPTER_FILE}` names no `base_model_name_or_path`\nhint: write the base model's folder or Hub id there"
+        );
+    };
+    let load = || -> Result<Model> {
+        let base_path = find_folder(base, true, None, hub)?;
+        // The head it was trained with takes the place of the base model's.
+        let config = config()?;
+        let head = match config.head {
+            Head::Classifier { .. } => WantedHead::NewClassifier(config.classes()),
+            _ => WantedHead::AsSaved,
+        };
+        let (mut model, _) = Model::load(&base_path, &LoadOptions { head, ..options.clone() })?;
+        model.load_adapter(path)?;
+        model.merge_lora()?;
+        tracing::info!("adapter `{}` merged into `{base}`", path.display());
+        Ok(model)
+    };
+    load().with_context(|| format!("cannot put the adapter beside its base model `{base}`"))
+}
+
+/// Whether a folder holds an adapter in place of a whole model.
+pub(crate) fn is_adapter(path: &Path) -> bool {
+    path.join(ADAPTER_FILE).exists()
 }
 
 /// Finds a model folder, on disk or on the Hub, there with its weights only if `weights`.
@@ -82,6 +116,11 @@ pub(crate) fn find_folder(
     if path.join("config.json").exists() {
         return Ok(path);
     }
+    ensure!(
+        !is_adapter(&path),
+        "the folder holds an adapter and no `config.json`\nhint: copy the base model's config.json and tokenizer.json \
+         beside it, with the classes that it was trained for"
+    );
     let inner = path.join("model");
     ensure!(
         !inner.join("config.json").exists(),

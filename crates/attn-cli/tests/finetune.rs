@@ -670,3 +670,79 @@ fn data_goes_to_stdout_and_quiet_silences_the_rest() {
     let loud = place.done("finetune run.toml --out b --set train.max_steps=2 -v");
     assert!(loud.stderr.contains("padding_changes_nothing held"), "{}", loud.stderr);
 }
+
+#[test]
+fn adapters_are_saved_merged_or_alone_and_both_score_what_the_table_says() {
+    for base in ["distilbert", "gpt2"] {
+        let place = place(base);
+        let lora = "--set lora.rank=4 --set lora.dropout=0.1 --set train.lr=0.02 --set train.epochs=30 --set lora.targets=[\"all-linear\"]";
+        for save in ["merged", "adapter"] {
+            let out = format!("out-{save}");
+            let ran =
+                place.done(&format!("finetune run.toml --out {out} {lora} --set lora.save={save}"));
+            let summary = place.json(&format!("{out}/summary.json"));
+            assert!(accuracy(&summary, "after") >= 0.8, "{base}, {save}: {summary}");
+            let [trained, all] =
+                ["n_trained", "n_parameters"].map(|n| summary[n].as_u64().unwrap());
+            assert!(trained < all / 2, "{base}: {trained} of {all} are trained");
+
+            let folder = if save == "merged" { "model" } else { "adapter" };
+            assert!(ran.stdout.contains(&format!("{out}/{folder}")), "{}", ran.stdout);
+            assert_eq!(place.path(&format!("{out}/model")).exists(), save == "merged");
+            place.done(&hint(&ran, "the model again"));
+            let eval = place.json("eval.json");
+            assert_eq!(
+                eval["accuracy"]["n_correct"], summary["after"]["n_correct"],
+                "{base}, {save}"
+            );
+        }
+        let adapter = place.json("out-adapter/adapter/adapter_config.json");
+        assert_eq!(adapter["base_model_name_or_path"], "model");
+        assert_eq!(adapter["fan_in_fan_out"], base == "gpt2");
+        let whole =
+            if base == "gpt2" { json!(["score"]) } else { json!(["classifier", "pre_classifier"]) };
+        assert_eq!(adapter["modules_to_save"], whole);
+    }
+}
+
+#[test]
+fn a_run_with_adapters_resumes_where_it_was_stopped() {
+    let place = place("gpt2");
+    let lora =
+        "--set lora.rank=4 --set train.gradient_checkpointing=true --set train.checkpoint_every=5";
+    place.done(&format!("finetune run.toml --out whole {lora}"));
+    let mut child = place
+        .command(&format!("finetune run.toml --out broken {lora}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !place.path("broken/checkpoints/step-000005").exists()
+        && child.try_wait().unwrap().is_none()
+    {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if !place.path("broken/summary.json").exists() {
+        place.done("finetune --out broken --resume");
+    }
+    assert_eq!(place.bytes(&format!("broken/{WEIGHTS}")), place.bytes(&format!("whole/{WEIGHTS}")));
+    assert_eq!(place.read("broken/metrics.jsonl"), place.read("whole/metrics.jsonl"));
+}
+
+#[test]
+fn adapters_that_cannot_be_are_refused_before_the_run() {
+    let place = place("gpt2");
+    let refused = |set: &str, parts: &[&str]| {
+        place.refused(&format!("finetune run.toml --out out {set}"), parts);
+        assert!(!place.path("out").exists());
+    };
+    refused("--set lora.targets=[\"q_proj\"]", &["`q_proj` matches no matrix", "c_attn"]);
+    refused("--set lora.rank=0", &["lora.rank", "at least 1"]);
+    refused("--set lora.dropout=1", &["dropout"]);
+    refused("--set lora.save=adapter --set attention.kind=window", &["lora.save", "merged"]);
+    refused("--set lora.save=adapter --set lora.qkv_ranks=[2,0,2]", &["PEFT", "merge"]);
+}

@@ -275,6 +275,13 @@ impl Model {
         parameters
     }
 
+    /// The names of the head's own parameters: none of a language-model head that is tied to the embedding.
+    pub fn head_parameters(&self) -> Vec<String> {
+        let heads = self.config.arch.head_prefixes();
+        let is_head = |name: &String| heads.iter().any(|head| name.starts_with(head));
+        self.parameters().into_iter().map(|(name, _)| name).filter(is_head).collect()
+    }
+
     /// The attention layers.
     pub fn layers(&self) -> Vec<&AttnLayer> {
         self.arch.layers()
