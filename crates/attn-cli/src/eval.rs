@@ -11,7 +11,7 @@ use attn_data::{
 };
 use attn_eval::{
     Accuracy, Batching, ClassScore, Classification, LanguageScore, classify, masked_token,
-    next_token,
+    next_token, stats::Interval,
 };
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -67,10 +67,40 @@ enum Score<'a> {
         language: LanguageScore,
         /// How texts were made into rows.
         rows: &'static str,
+        /// Of running text that was scored as a whole.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        per_text: Option<PerText>,
         /// Seed of the tokens that were hidden.
         #[serde(skip_serializing_if = "Option::is_none")]
         mask_seed: Option<u64>,
     },
+}
+
+/// The loss by what does not depend on the tokenizer: words, split at white space, and bytes of the text.
+///
+/// Every token is given the mean loss of those predicted, the few that begin a block included.
+#[derive(Serialize)]
+struct PerText {
+    n_words: usize,
+    n_bytes: usize,
+    /// `exp(loss · tokens / words)`.
+    word_perplexity: f64,
+    /// `loss · tokens / bytes / ln 2`.
+    bits_per_byte: f64,
+}
+
+impl PerText {
+    fn new(loss: f64, n_tokens: usize, texts: &[Example]) -> Self {
+        let n_words = texts.iter().map(|row| row.text.split_whitespace().count()).sum();
+        let n_bytes = texts.iter().map(|row| row.text.len()).sum();
+        let total = loss * n_tokens as f64;
+        Self {
+            n_words,
+            n_bytes,
+            word_perplexity: (total / n_words as f64).exp(),
+            bits_per_byte: total / n_bytes as f64 / std::f64::consts::LN_2,
+        }
+    }
 }
 
 /// What `--set` can reach.
@@ -270,7 +300,12 @@ fn score_language(
     };
     drop(progress);
     let language = scored.with_context(|| format!("cannot score `{}`", args.model))?;
-    writeln!(out, "loss        {:.4} nats per token", language.loss_nats_per_token)?;
+    let Interval { low, high } = language.loss_interval_95;
+    writeln!(
+        out,
+        "loss        {:.4} nats per token (95 % interval {low:.4} to {high:.4})",
+        language.loss_nats_per_token
+    )?;
     writeln!(out, "perplexity  {:.3}", language.perplexity)?;
     writeln!(out, "top 1       {:.1} %", 100.0 * language.top1_accuracy)?;
     writeln!(
@@ -280,13 +315,21 @@ fn score_language(
         grouped(language.n_rows),
         convention(&language)
     )?;
+    let per_text = packs.then(|| {
+        let n_tokens = rows.iter().map(|row| row.ids.len()).sum();
+        PerText::new(language.loss_nats_per_token, n_tokens, texts)
+    });
+    if let Some(PerText { word_perplexity, bits_per_byte, .. }) = &per_text {
+        writeln!(out, "per word    perplexity {word_perplexity:.2}")?;
+        writeln!(out, "per byte    {bits_per_byte:.4} bits")?;
+    }
     let rows_are = if packs {
         "joined and cut into blocks of max_len"
     } else {
         "one text each, cut to max_len"
     };
     let mask_seed = (!is_causal).then_some(args.seed);
-    Ok((Score::Language { language, rows: rows_are, mask_seed }, rows.len()))
+    Ok((Score::Language { language, rows: rows_are, per_text, mask_seed }, rows.len()))
 }
 
 fn print_classes(scores: &Classification, out: &mut dyn Write) -> Result<()> {

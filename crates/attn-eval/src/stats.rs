@@ -39,6 +39,15 @@ pub enum StatsError {
         value: f64,
     },
 
+    /// A size that nothing can be divided by.
+    #[error("value {index} is {value}, expected a number above 0")]
+    NotPositive {
+        /// Its place, from zero.
+        index: usize,
+        /// The value.
+        value: f64,
+    },
+
     /// Pairs with one side missing.
     #[error("{n_first} values cannot be paired with {n_second}, expected as many")]
     Unpaired {
@@ -128,6 +137,45 @@ pub fn bootstrap_mean(
     means.sort_by(f64::total_cmp);
     let tail = (1. - confidence) / 2.;
     Ok(Interval { low: quantile(&means, tail), high: quantile(&means, 1. - tail) })
+}
+
+/// The bootstrap interval of `Σ numerators / Σ denominators`, pairs drawn together: of a mean per token, say, where the
+/// texts, not the tokens, are what was drawn from the world. Method as [`bootstrap_mean`].
+///
+/// # Errors
+///
+/// As [`bootstrap_mean`], and if the sides differ in length or a denominator is not positive.
+pub fn bootstrap_ratio(
+    numerators: &[f64],
+    denominators: &[f64],
+    confidence: f64,
+    n_resamples: usize,
+    seed: u64,
+) -> Result<Interval, StatsError> {
+    let (n_first, n_second) = (numerators.len(), denominators.len());
+    if n_first != n_second {
+        return Err(StatsError::Unpaired { n_first, n_second });
+    }
+    checked(confidence)?;
+    all_finite(numerators)?;
+    all_finite(denominators)?;
+    if let Some(index) = denominators.iter().position(|&x| x <= 0.) {
+        return Err(StatsError::NotPositive { index, value: denominators[index] });
+    }
+    if n_resamples == 0 {
+        return Err(StatsError::Empty { what: "resamples" });
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut resampled = || {
+        let draws = (0..n_first).map(|_| below(n_first, &mut rng));
+        let (top, bottom) =
+            draws.fold((0., 0.), |(a, b), i| (a + numerators[i], b + denominators[i]));
+        top / bottom
+    };
+    let mut ratios: Vec<f64> = (0..n_resamples).map(|_| resampled()).collect();
+    ratios.sort_by(f64::total_cmp);
+    let tail = (1. - confidence) / 2.;
+    Ok(Interval { low: quantile(&ratios, tail), high: quantile(&ratios, 1. - tail) })
 }
 
 /// The bootstrap interval of the mean of `first − second`, paired by place: two models on the same examples. An interval
@@ -325,6 +373,26 @@ mod tests {
     }
 
     /// From scipy 1.17.1, `scipy.stats.norm.ppf`.
+    #[test]
+    fn the_interval_of_a_ratio_is_that_of_the_mean_where_sizes_are_equal() {
+        let values: Vec<f64> = (0..40).map(|i| f64::from(i * 7 % 11)).collect();
+        let of = |size: f64| {
+            let (sums, sizes): (Vec<f64>, Vec<f64>) =
+                values.iter().map(|value| (value * size, size)).unzip();
+            bootstrap_ratio(&sums, &sizes, 0.95, 500, 3).unwrap()
+        };
+        let mean = bootstrap_mean(&values, 0.95, 500, 3).unwrap();
+        for size in [1.0, 4.0] {
+            let Interval { low, high } = of(size);
+            assert!((low - mean.low).abs() < 1e-12 && (high - mean.high).abs() < 1e-12);
+        }
+        // A large pair weighs more than a small one: 90 of 100 and 0 of 1 are not 45 %.
+        let ratio = bootstrap_ratio(&[90.; 30], &[100.; 30], 0.95, 50, 0).unwrap();
+        assert_eq!((ratio.low, ratio.high), (0.9, 0.9));
+        let error = bootstrap_ratio(&[1., 2.], &[1., 0.], 0.95, 50, 0).unwrap_err();
+        assert_eq!(error, StatsError::NotPositive { index: 1, value: 0. });
+    }
+
     #[test]
     fn normal_quantiles_equal_scipys() {
         let cases = [
