@@ -425,6 +425,35 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A tokenizer that says nothing of conversations.
+    #[error(
+        "`{}` has no chat template: no `chat_template.jinja`, and no `chat_template` in `tokenizer_config.json`\nhint: \
+         use a prompt without `chat`, or put the template of the model it was tuned from there",
+        folder.display()
+    )]
+    NoChatTemplate {
+        /// The folder.
+        folder: PathBuf,
+    },
+
+    /// A chat template that cannot be used, or refuses a conversation.
+    #[error("the chat template in `{origin}` cannot be used: {reason}")]
+    ChatTemplate {
+        /// Its file.
+        origin: String,
+        /// What it says.
+        reason: String,
+    },
+
+    /// A prompt that cannot be made.
+    #[error("{problem}\nhint: {hint}")]
+    Prompt {
+        /// What is wrong, and where.
+        problem: String,
+        /// A way out.
+        hint: String,
+    },
+
     /// A setting out of its range.
     #[error("`{name}` is {value}, expected {expected}")]
     Setting {

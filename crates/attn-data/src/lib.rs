@@ -1,8 +1,9 @@
 //! Text, tokenizers and batches of token ids.
 //!
 //! From a name to numbers: [`hub`] finds and fetches files, [`dataset`] reads rows out of them, [`tokenizer`] turns
-//! text into ids, [`batch`] puts ids into rows of one length, and [`select`] says which rows are used. Nothing here
-//! knows a model, a loss or a metric, and nothing links LibTorch: ids and masks come out as plain vectors.
+//! text into ids, [`batch`] puts ids into rows of one length, and [`select`] says which rows are used. [`prompt`]
+//! puts a row as a question to a language model, [`chat`] writes it as a conversation. Nothing here knows a model, a loss
+//! or a metric, and nothing links LibTorch: ids and masks come out as plain vectors.
 //!
 //! ```
 //! use attn_data::{
@@ -37,9 +38,11 @@
 //! ```
 
 pub mod batch;
+pub mod chat;
 pub mod dataset;
 mod error;
 pub mod hub;
+pub mod prompt;
 pub mod select;
 pub mod tokenizer;
 

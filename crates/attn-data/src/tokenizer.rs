@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -225,6 +226,28 @@ impl TextTokenizer {
     /// [`Error::Tokenizer`] where the library refuses, for instance a token outside a vocabulary without `unk`.
     pub fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         ids_of(&self.inner, &text.into(), add_special_tokens)
+    }
+
+    /// Tokenizes one text, and finds the tokens of what stands from byte `start` on: from the first token that reaches
+    /// beyond it to the last one that stands for text. A token that straddles `start` is one of them; what the
+    /// tokenizer puts behind a text is not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] where the library refuses.
+    pub fn split_at(
+        &self,
+        text: &str,
+        start: usize,
+        add_special_tokens: bool,
+    ) -> Result<(Vec<u32>, Range<usize>)> {
+        let encoding = self.inner.encode(text, add_special_tokens);
+        let encoding = encoding.map_err(refused("encode a text"))?;
+        let reaches = |&(from, to): &(usize, usize)| to > start && to > from;
+        let offsets = encoding.get_offsets();
+        let end = offsets.iter().rposition(reaches).map_or(0, |last| last + 1);
+        let begin = offsets.iter().position(reaches).unwrap_or(end);
+        Ok((encoding.get_ids().to_vec(), begin..end))
     }
 
     /// Turns ids back into text; `skip_special` leaves special tokens out. Ids outside the vocabulary are skipped.
@@ -509,7 +532,7 @@ fn byte_level_pipeline(
 }
 
 /// The object in a JSON file, or null where there is no file.
-fn read_json(path: &Path) -> Result<Value> {
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
