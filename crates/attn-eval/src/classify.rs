@@ -126,12 +126,12 @@ pub fn classify(
     Ok(Classification { accuracy, classes, predictions })
 }
 
-fn first_largest(values: &[f64]) -> i64 {
+pub(crate) fn first_largest(values: &[f64]) -> i64 {
     let best = values.iter().enumerate().rev().max_by(|(_, a), (_, b)| a.total_cmp(b));
     best.map_or(0, |(class, _)| class as i64)
 }
 
-fn count(names: &[String], predictions: &[Prediction]) -> Vec<ClassScore> {
+pub(crate) fn count(names: &[String], predictions: &[Prediction]) -> Vec<ClassScore> {
     let empty = |name: &String| ClassScore {
         name: name.clone(),
         n_rows: 0,
@@ -150,7 +150,7 @@ fn count(names: &[String], predictions: &[Prediction]) -> Vec<ClassScore> {
     classes
 }
 
-fn accuracy(predictions: &[Prediction], losses: &[f64]) -> Option<Accuracy> {
+pub(crate) fn accuracy(predictions: &[Prediction], losses: &[f64]) -> Option<Accuracy> {
     let labelled = || predictions.iter().zip(losses).filter(|(row, _)| row.label.is_some());
     let n_labelled = labelled().count();
     if n_labelled == 0 {

@@ -65,6 +65,17 @@ pub enum Error {
         n_classes: i64,
     },
 
+    /// A question with more or fewer answers than classes.
+    #[error("row {index} has {found} answers, expected {expected}")]
+    Answers {
+        /// Number of the row in its split, from 0.
+        index: usize,
+        /// Its answers.
+        found: usize,
+        /// One a class.
+        expected: usize,
+    },
+
     /// A logit that is infinite or not a number.
     #[error(
         "row {index} gets logits that are not finite\nhint: the weights may be damaged, or too large for half precision: evaluate in f32"

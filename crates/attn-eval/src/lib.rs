@@ -1,18 +1,20 @@
 //! What a model is worth on rows of token ids, as numbers.
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
-//! and [`masked_token()`] score language models in nats per token and perplexity. [`stats`] says how far a number can be
-//! trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
+//! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they give.
+//! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
 //! recorded, and the batch size changes nothing beyond rounding.
 
+mod choices;
 mod classify;
 mod error;
 mod language;
 mod rows;
 pub mod stats;
 
+pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use error::{Error, Result};
 pub use language::{Convention, LanguageScore, masked_token, next_token};

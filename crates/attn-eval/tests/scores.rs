@@ -5,8 +5,14 @@ use std::ops::ControlFlow;
 use attn_core::{
     Config, ForwardOptions, LoadOptions, Model, ModelInput, WantedHead, testing::random_ids,
 };
-use attn_data::batch::{BatchPlan, Encoded, IGNORED, Masking, Side, collate, mask_tokens};
-use attn_eval::{Batching, Convention, Error, classify, masked_token, next_token, stats::Interval};
+use attn_data::{
+    batch::{BatchPlan, Encoded, IGNORED, Masking, Side, collate, mask_tokens},
+    prompt::{Completion, Question},
+};
+use attn_eval::{
+    Batching, Choices, Convention, Error, choices, classify, masked_token, next_token,
+    stats::Interval,
+};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
@@ -282,4 +288,131 @@ fn the_caller_is_told_of_progress_and_can_stop() {
 
     let stopped = classify(&model, &rows, &batching, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Stopped { n_done: 4, n_rows: 10 })));
+}
+
+/// Questions of 1 to 14 tokens before answers of 1 to 3, some of which share a beginning.
+fn questions(n: usize) -> Vec<Question> {
+    let answers: [&[u32]; 3] = [&[7], &[8, 9, 5], &[8, 9]];
+    let question = |row: &Encoded| {
+        let ids = row.ids[..row.ids.len().min(14)].to_vec();
+        let answer = |answer: &&[u32]| Completion {
+            ids: [&ids[..], answer].concat(),
+            answer: ids.len()..ids.len() + answer.len(),
+        };
+        let answers = answers.iter().map(answer).collect();
+        Question { answers, label: row.label, index: row.index }
+    };
+    rows(n, 3).iter().map(question).collect()
+}
+
+/// The texts of the answers: their bytes alone count.
+fn answers() -> Vec<String> {
+    ["so", "neither nor", "not"].map(Into::into).into()
+}
+
+fn choose(model: &Model, questions: &[Question], batch_size: usize) -> attn_eval::Result<Choices> {
+    let batching = Batching { batch_size, ..Batching::default() };
+    let names = ["yes", "maybe", "no"].map(String::from);
+    choices(model, questions, &answers(), &names, &batching, &mut go_on)
+}
+
+#[test]
+fn an_answer_is_as_likely_as_its_tokens_one_after_another() {
+    let model = language_model("gpt2", Kind::Double);
+    let questions = questions(40);
+
+    let found = choose(&model, &questions, 7).unwrap();
+
+    let (mut n_correct, mut n_per_byte, mut loss) = (0, 0, 0.0);
+    for (question, choice) in questions.iter().zip(&found.predictions) {
+        let of = |Completion { ids, answer }: &Completion| -> f64 {
+            let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+            answer.clone().map(|at| -naive_loss(&logits(&model, &ids[..at]).get(-1), ids[at])).sum()
+        };
+        let naive: Vec<f64> = question.answers.iter().map(of).collect();
+        for (score, naive) in choice.log_likelihoods.iter().zip(&naive) {
+            assert!((score - naive).abs() < 1e-10 * naive.abs(), "{score} is not {naive}");
+        }
+        let best = |scores: &[f64]| {
+            (0..3).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap() as i64
+        };
+        let per_byte: Vec<f64> = naive.iter().zip([2., 11., 3.]).map(|(s, n)| s / n).collect();
+        assert_eq!(choice.prediction.predicted, best(&naive));
+        assert_eq!(choice.predicted_per_byte, best(&per_byte));
+        let shares: f64 = naive.iter().map(|score| score.exp()).sum();
+        if let Some(label) = question.label {
+            n_correct += usize::from(best(&naive) == label);
+            n_per_byte += usize::from(best(&per_byte) == label);
+            loss -= naive[label as usize] - shares.ln();
+        }
+        for (share, naive) in choice.prediction.probabilities.iter().zip(&naive) {
+            assert!((share - naive.exp() / shares).abs() < 1e-12);
+        }
+    }
+    let accuracy = found.accuracy.unwrap();
+    assert_eq!((accuracy.n_correct, accuracy.n_labelled), (n_correct, 32));
+    assert!((accuracy.loss - loss / 32.).abs() < 1e-10);
+    let per_byte = found.accuracy_per_byte.unwrap();
+    assert_eq!(per_byte.n_correct, n_per_byte);
+    assert!(found.predictions.iter().any(|c| c.predicted_per_byte != c.prediction.predicted));
+    assert_eq!(found.classes.iter().map(|class| class.n_rows).sum::<usize>(), 32);
+}
+
+#[test]
+fn likelihoods_do_not_depend_on_the_batches() {
+    let model = language_model("gpt2", Kind::Double);
+    let questions = questions(23);
+
+    let [one, many] = [1, 16].map(|size| choose(&model, &questions, size).unwrap());
+
+    for (a, b) in one.predictions.iter().zip(&many.predictions) {
+        assert_eq!(
+            (a.prediction.index, a.prediction.predicted),
+            (b.prediction.index, b.prediction.predicted)
+        );
+        for (a, b) in a.log_likelihoods.iter().zip(&b.log_likelihoods) {
+            assert!((a - b).abs() < 1e-12 * b.abs(), "{a} is not {b}");
+        }
+    }
+}
+
+#[test]
+fn progress_counts_rows_not_answers() {
+    let model = language_model("gpt2", Kind::Double);
+    let questions = questions(9);
+    let mut seen = Vec::new();
+    let names = ["yes", "maybe", "no"].map(String::from);
+    let batching = Batching { batch_size: 4, ..Batching::default() };
+    let mut count = |n| {
+        seen.push(n);
+        ControlFlow::Continue(())
+    };
+
+    choices(&model, &questions, &answers(), &names, &batching, &mut count).unwrap();
+    assert!(seen.is_sorted() && seen.last() == Some(&9), "{seen:?}");
+
+    let stop = &mut |_| ControlFlow::Break(());
+    let error = choices(&model, &questions, &answers(), &names, &batching, stop).unwrap_err();
+    assert!(matches!(error, Error::Stopped { n_rows: 9, .. }), "{error}");
+}
+
+#[test]
+fn models_that_answer_nothing_are_refused() {
+    let error = choose(&language_model("distilbert", Kind::Double), &questions(2), 2).unwrap_err();
+    assert!(error.to_string().contains("it is an encoder\nhint: "), "{error}");
+    let error = choose(&classifier("gpt2", 3), &questions(2), 2).unwrap_err();
+    assert!(error.to_string().contains("the likelihood of an answer needs a language"), "{error}");
+
+    let model = language_model("gpt2", Kind::Double);
+    let mut short = questions(3);
+    short[1].answers.pop();
+    let error = choose(&model, &short, 2).unwrap_err();
+    assert_eq!(error.to_string(), "row 101 has 2 answers, expected 3");
+    let mut outside = questions(3);
+    outside[2].label = Some(3);
+    let error = choose(&model, &outside, 2).unwrap_err();
+    assert_eq!(error.to_string(), "row 102 has label 3, and the model has classes 0 to 2");
+    let mut bare = questions(3);
+    bare[0].answers[0].answer.start = 0;
+    assert!(matches!(choose(&model, &bare, 2), Err(Error::EmptyRow { index: 100 })));
 }
