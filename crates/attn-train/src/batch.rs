@@ -1,5 +1,7 @@
 //! What a step is computed from, and where it comes from.
 
+use std::ops::Range;
+
 use attn_core::ModelInput;
 use attn_data::batch::{BatchPlan, Encoded, IGNORED, Masked, Masking, Side, collate, mask_tokens};
 use tch::Tensor;
@@ -11,7 +13,8 @@ use crate::error::BoxError;
 pub struct Batch {
     /// Ids, mask, the class of each row, and which examples they are.
     pub rows: attn_data::batch::Batch,
-    /// What each position is to predict, [`IGNORED`] where nothing, `[rows, cols]`: for masked language modelling.
+    /// What each position is to predict, [`IGNORED`] where nothing, `[rows, cols]`: for masked language modelling and for
+    /// answers to prompts.
     pub token_labels: Option<Vec<i64>>,
 }
 
@@ -26,6 +29,24 @@ impl Batch {
     pub fn masked(mut rows: attn_data::batch::Batch, masked: Masked) -> Self {
         rows.ids = masked.ids;
         Self { rows, token_labels: Some(masked.labels) }
+    }
+
+    /// A batch of prompts with their answers, whose tokens stand at `answers[row]` of each row without its padding: the
+    /// position before each is to predict it.
+    ///
+    /// # Panics
+    ///
+    /// Where an answer reaches beyond its row, or begins at its first token, before which nothing stands.
+    pub fn answered(rows: attn_data::batch::Batch, answers: &[Range<usize>]) -> Self {
+        let mut labels = vec![IGNORED; rows.ids.len()];
+        for (row, answer) in answers.iter().enumerate() {
+            let cells = row * rows.cols..(row + 1) * rows.cols;
+            let first = cells.clone().find(|&cell| rows.mask[cell] == 1).unwrap_or(cells.start);
+            let tokens = first + answer.start..first + answer.end;
+            assert!(answer.start > 0 && tokens.end <= cells.end, "{answer:?} of row {row}");
+            tokens.for_each(|cell| labels[cell - 1] = rows.ids[cell]);
+        }
+        Self { rows, token_labels: Some(labels) }
     }
 
     /// Ids and mask for the model, on the CPU; no mask where nothing is padded.
@@ -79,6 +100,7 @@ pub struct Examples {
     pad_id: u32,
     seed: u64,
     masking: Option<Masking>,
+    answers: Option<Vec<Range<usize>>>,
 }
 
 impl Examples {
@@ -86,12 +108,22 @@ impl Examples {
     /// the epoch. `pad_id` fills short rows; where the tokenizer has no padding token any id will do, as it is masked.
     pub fn new(examples: Vec<Encoded>, plan: BatchPlan, pad_id: u32, seed: u64) -> Self {
         let lengths = examples.iter().map(|example| example.ids.len()).collect();
-        Self { examples, lengths, plan, pad_id, seed, masking: None }
+        Self { examples, lengths, plan, pad_id, seed, masking: None, answers: None }
     }
 
     /// Hides tokens, other ones each epoch.
     pub fn with_masking(self, masking: Masking) -> Self {
         Self { masking: Some(masking), ..self }
+    }
+
+    /// Says which tokens of each example are its answer, to train on these alone.
+    ///
+    /// # Panics
+    ///
+    /// Unless there is one an example; and, when a batch is made, as [`Batch::answered`].
+    pub fn with_answers(self, answers: Vec<Range<usize>>) -> Self {
+        assert_eq!(answers.len(), self.examples.len(), "one answer an example");
+        Self { answers: Some(answers), ..self }
     }
 
     /// The examples.
@@ -107,12 +139,16 @@ impl Batches for Examples {
 
     fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch, BoxError> {
         let chosen: Vec<&Encoded> = rows.iter().map(|&row| &self.examples[row]).collect();
-        let rows = collate(&chosen, self.pad_id, Side::Right);
+        let collated = collate(&chosen, self.pad_id, Side::Right);
+        if let Some(answers) = &self.answers {
+            let answers: Vec<Range<usize>> = rows.iter().map(|&row| answers[row].clone()).collect();
+            return Ok(Batch::answered(collated, &answers));
+        }
         match &self.masking {
-            None => Ok(rows.into()),
+            None => Ok(collated.into()),
             Some(masking) => {
-                let masked = mask_tokens(&rows, masking, self.seed, epoch)?;
-                Ok(Batch::masked(rows, masked))
+                let masked = mask_tokens(&collated, masking, self.seed, epoch)?;
+                Ok(Batch::masked(collated, masked))
             }
         }
     }
@@ -146,6 +182,23 @@ mod tests {
 
         assert_eq!(on(Side::Right), [6, 7, IGNORED, 9, IGNORED, IGNORED]);
         assert_eq!(on(Side::Left), [6, 7, IGNORED, IGNORED, 9, IGNORED]);
+    }
+
+    #[test]
+    fn the_position_before_each_token_of_an_answer_predicts_it() {
+        let (a, b) = (encoded(&[5, 6, 7, 8], 0), encoded(&[9, 4], 1));
+        let on = |side| Batch::answered(collate(&[&a, &b], 3, side), &[2..4, 1..2]).token_labels;
+
+        let none = IGNORED;
+        assert_eq!(on(Side::Right).unwrap(), [none, 7, 8, none, 4, none, none, none]);
+        assert_eq!(on(Side::Left).unwrap(), [none, 7, 8, none, none, none, 4, none]);
+    }
+
+    #[test]
+    #[should_panic(expected = "0..1 of row 1")]
+    fn an_answer_to_nothing_is_a_mistake_of_the_caller() {
+        let rows = [encoded(&[5, 6], 0), encoded(&[5], 1)];
+        Batch::answered(collate(&[&rows[0], &rows[1]], 0, Side::Right), &[1..2, 0..1]);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub enum Error {
 
     /// The batch lacks what the objective predicts.
     #[error(
-        "{objective} needs a label for each position, and the batch has none\nhint: mask the batch first"
+        "{objective} needs a label for each position, and the batch has none\nhint: mask the batch first, or say where its answers stand"
     )]
     NoTokenLabels {
         /// The objective.

@@ -52,7 +52,7 @@ pub use environment::Environment;
 pub use error::{BoxError, Error, Place, Result};
 pub use freeze::trainable;
 pub use metrics::{METRICS_FILE, Metric};
-pub use objective::{CausalLm, Classification, MaskedLm, Objective};
+pub use objective::{CausalLm, Classification, Completion, MaskedLm, Objective};
 pub use progress::{Event, Progress};
 pub use run::{Best, Evaluate, LawCheck, Outcome, Run, Summary};
 pub use schedule::Schedule;

@@ -77,8 +77,7 @@ impl Objective for CausalLm {
     }
 
     fn check(&self, model: &Model) -> Result<()> {
-        let fits = model.config().head == Head::LanguageModel && model.config().is_causal();
-        check_head(self.name(), fits, "a decoder with a language-model head", model)
+        check_decoder(self.name(), model)
     }
 
     fn n_targets(&self, batch: &Batch) -> usize {
@@ -102,6 +101,32 @@ impl Objective for MaskedLm {
     fn check(&self, model: &Model) -> Result<()> {
         let fits = model.config().head == Head::LanguageModel && !model.config().is_causal();
         check_head(self.name(), fits, "an encoder with a language-model head", model)
+    }
+
+    fn n_targets(&self, batch: &Batch) -> usize {
+        batch.token_labels.as_deref().map_or(0, count)
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
+        let Some(labels) = &batch.token_labels else {
+            return Err(Error::NoTokenLabels { objective: self.name() });
+        };
+        token_loss(model, batch, labels, stream)
+    }
+}
+
+/// Cross-entropy of the tokens of an answer after its prompt, mean over all such tokens of the batch; the prompt itself
+/// is not learnt. A batch says which they are: [`Batch::answered`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Completion;
+
+impl Objective for Completion {
+    fn name(&self) -> &'static str {
+        "completion"
+    }
+
+    fn check(&self, model: &Model) -> Result<()> {
+        check_decoder(self.name(), model)
     }
 
     fn n_targets(&self, batch: &Batch) -> usize {
@@ -149,6 +174,11 @@ fn wide(x: &Tensor) -> Tensor {
 
 fn count(labels: &[i64]) -> usize {
     labels.iter().filter(|&&label| label != IGNORED).count()
+}
+
+fn check_decoder(objective: &'static str, model: &Model) -> Result<()> {
+    let fits = model.config().head == Head::LanguageModel && model.config().is_causal();
+    check_head(objective, fits, "a decoder with a language-model head", model)
 }
 
 fn check_head(

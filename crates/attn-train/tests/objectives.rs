@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use attn_core::{ForwardOptions, Model, attention::Stream, testing::relative_rms};
 use attn_data::batch::{IGNORED, Side, collate, mask_tokens};
 use attn_train::{
-    Batch, CausalLm, Classification, Error, Event, MaskedLm, Objective, Run, Schedule, TrainConfig,
-    train,
+    Batch, CausalLm, Classification, Completion, Error, Event, MaskedLm, Objective, Run, Schedule,
+    TrainConfig, train,
 };
 use common::*;
 use tch::{Kind, Tensor};
@@ -68,6 +68,44 @@ fn the_causal_loss_is_the_mean_surprise_at_the_next_token() {
             let off = (naive(wrong).0 - actual).abs();
             assert!(off > 1e-3, "{base}: a shift of {wrong} is off by {off:e} alone");
         }
+    }
+}
+
+#[test]
+fn the_completion_loss_is_the_mean_surprise_at_the_answers_alone() {
+    for (base, side) in [("gpt2", Side::Right), ("llama", Side::Left)] {
+        let model = model(base, "lm", 0.0, Kind::Double, 1);
+        let rows = batch(side).rows;
+        let answers = [4..7, 1..3, 2..4, 2..3];
+        let logits = logits(&model, &rows.clone().into());
+        let (cols, vocab) = (rows.cols, VOCAB as usize);
+        // The mean over the answers' tokens, each held against the logits `shift` places before it.
+        let naive = |shift: usize| {
+            let (mut total, mut n) = (0.0, 0);
+            for (row, answer) in answers.iter().enumerate() {
+                let n_tokens = rows.mask[row * cols..][..cols].iter().sum::<i64>() as usize;
+                let first = if side == Side::Left { cols - n_tokens } else { 0 };
+                for token in answer.clone().filter(|&token| token >= shift) {
+                    let to = row * cols + first + token;
+                    let at = &logits[(to - shift) * vocab..][..vocab];
+                    total += surprise(at, rows.ids[to] as usize);
+                    n += 1;
+                }
+            }
+            total / f64::from(n)
+        };
+        let batch = Batch::answered(rows.clone(), &answers);
+
+        let actual = loss(&Completion, &model, &batch);
+
+        assert_near(actual, naive(1), 1e-12);
+        assert_eq!(Completion.n_targets(&batch), 3 + 2 + 2 + 1);
+        for wrong in [0, 2] {
+            let off = (naive(wrong) - actual).abs();
+            assert!(off > 1e-3, "{base}: a shift of {wrong} is off by {off:e} alone");
+        }
+        let whole = loss(&CausalLm, &model, &batch);
+        assert!((whole - actual).abs() > 1e-3, "the prompts count too: {whole}");
     }
 }
 
@@ -183,16 +221,26 @@ fn accumulated_batches_give_the_gradient_of_one_large_batch() {
     };
     let whole = batch(Side::Right);
     let parts = split(&whole, 1);
-    let cases: [(&dyn Objective, &str, &str); 4] = [
+    let answered = |batch: &Batch| {
+        // The example with the number 0 has two tokens more than the others.
+        let answer = |&example: &usize| if example == 0 { 4..7 } else { 1..3 };
+        let answers: Vec<_> = batch.rows.indices.iter().map(answer).collect();
+        Batch::answered(batch.rows.clone(), &answers)
+    };
+    let cases: [(&dyn Objective, &str, &str); 5] = [
+        (&Completion, "llama", "lm"),
         (&CausalLm, "gpt2", "lm"),
         (&CausalLm, "llama", "lm"),
         (&MaskedLm, "distilbert", "lm"),
         (&Classification, "distilbert", "classifier"),
     ];
     for (objective, base, head) in cases {
-        let (whole, parts) = match objective.name() == MaskedLm.name() {
-            true => (masked(&whole), parts.iter().map(masked).collect()),
-            false => (whole.clone(), parts.clone()),
+        let (whole, parts) = match objective.name() {
+            name if name == MaskedLm.name() => (masked(&whole), parts.iter().map(masked).collect()),
+            name if name == Completion.name() => {
+                (answered(&whole), parts.iter().map(answered).collect())
+            }
+            _ => (whole.clone(), parts.clone()),
         };
         let counts: Vec<usize> = parts.iter().map(|part| objective.n_targets(part)).collect();
         assert_ne!(counts[0], counts[1], "equal counts would not tell a mean of means");

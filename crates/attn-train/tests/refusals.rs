@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attn_core::{Model, attention::Stream, laws::Verdict};
 use attn_train::{
-    Batch, Batches, BoxError, CausalLm, Classification, Error, MaskedLm, Metric, Objective, Run,
-    TrainConfig, train,
+    Batch, Batches, BoxError, CausalLm, Classification, Completion, Error, MaskedLm, Metric,
+    Objective, Run, TrainConfig, train,
 };
 use common::*;
 use tch::{Kind, Tensor};
@@ -201,7 +201,8 @@ fn a_model_that_breaks_a_law_is_not_trained() {
 fn the_head_has_to_fit_the_objective() {
     let config = quick(1);
     let data = examples(20, &config);
-    let cases: [(&dyn Objective, &str, &str, &str); 4] = [
+    let cases: [(&dyn Objective, &str, &str, &str); 5] = [
+        (&Completion, "distilbert", "lm", "a decoder with a language-model head"),
         (&Classification, "gpt2", "lm", "a classifier"),
         (&CausalLm, "gpt2", "classifier", "a decoder with a language-model head"),
         (&CausalLm, "distilbert", "lm", "a decoder with a language-model head"),
@@ -217,6 +218,9 @@ fn the_head_has_to_fit_the_objective() {
     let mut encoder = model("distilbert", "lm", 0.0, Kind::Float, 1);
     let error = train(&mut encoder, Run::new(&config, &MaskedLm, &data)).unwrap_err();
     assert!(matches!(error, Error::NoTargets { .. }), "unmasked data: {error}");
+    let mut decoder = model("gpt2", "lm", 0.0, Kind::Float, 1);
+    let error = train(&mut decoder, Run::new(&config, &Completion, &data)).unwrap_err();
+    assert!(matches!(error, Error::NoTargets { .. }), "data without answers: {error}");
 }
 
 #[test]
