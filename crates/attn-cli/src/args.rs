@@ -237,6 +237,7 @@ const FINETUNE_HELP: &str = "\
 CONFIG is a TOML file; those in configs/finetune/ say what they show and what they cost.
 Without one, configs/finetune/default.toml runs. Its tables:
   model, head      the pretrained model, and whether it gets a new classifier
+  [prompt]         name, template, answers, chat: a language model answers in its own words
   [data]           source (a name of `attn list`, a file, a folder, a Hub id), columns, splits
   [examples]       max_len, limit, few_shot, hold_out, hold_out_by
   [attention]      kind and its settings; [surgery] layers says where
@@ -281,13 +282,16 @@ Examples:
 
 const EVAL_HELP: &str = "\
 OUT.json holds the accuracy with its 95 % interval, counts per class and every prediction;
-of a language model the loss in nats per token and the perplexity, with what was counted.
+of a language model the loss in nats per token and the perplexity, with what was counted; with
+a prompt the log-likelihood of each answer, as lm-evaluation-harness counts it, and accuracy by
+it (acc) and by it per byte of the answer (acc_norm).
 Data that `attn list` does not name is described as in the [data] table of a config
 (configs/README.md). A file without a `split_column` is one split, `train`.
 
 Examples:
   attn eval --model runs/sst2/model --task sst2 --out eval.json
   attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json
+  attn eval --model openai-community/gpt2 --task sst2 --prompt sst2 --out prompt.json
   attn eval --model runs/mine/model --task reviews.csv --split train \\
             --set data.text=review --set data.label=stars --out eval.json";
 
@@ -340,8 +344,13 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "OUT.json")]
     pub(crate) out: PathBuf,
 
-    /// Columns and splits of data that is no known task: --set data.label=stars. May be repeated
-    #[arg(long, value_name = "data.KEY=VALUE")]
+    /// Put each row as a prompt, and take the answer that is likeliest: sst2, mnli, mnli_chat, or what
+    /// --set prompt.template=TEXT says (configs/README.md)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prompt: Option<String>,
+
+    /// Columns and splits of data that is no known task, parts of a prompt: --set data.label=stars. May be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
     /// Most tokens of a text; the length of the blocks that text is cut into for next-token scores

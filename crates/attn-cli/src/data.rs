@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use attn_data::{
-    batch::Encoded,
     dataset::{self, DatasetSpec, Example},
     hub::Hub,
     select::{few_shot, hold_out, hold_out_related},
@@ -10,21 +9,22 @@ use attn_data::{
 
 use crate::{
     monitor::grouped,
+    scoring::{Asking, Rows, TrainRows, max_prompt_len},
     settings::{Finetune, HoldOutBy, is_nothing},
-    texts::{Folder, encode, max_len, no_source, read_split},
+    texts::{Folder, max_len, no_source, read_split},
 };
 
 /// Keeps the rows that are reported on apart from those that choose the model, drawn by the same seed.
 const REPORT_STREAM: u64 = 0x7265_706f_7274;
 
-/// Tokenized rows of a run. [`Encoded::index`] is the row in its split.
+/// Tokenized rows of a run, with their numbers in their split.
 pub(crate) struct Data {
     pub(crate) classes: Vec<String>,
-    pub(crate) train: Vec<Encoded>,
+    pub(crate) train: TrainRows,
     /// Chooses the model; empty where the last one is taken.
-    pub(crate) selection: Vec<Encoded>,
+    pub(crate) selection: Rows,
     /// Looked at once before and once after.
-    pub(crate) report: Vec<Encoded>,
+    pub(crate) report: Rows,
     /// Their texts, in the same order.
     pub(crate) report_texts: Vec<Example>,
     /// What the reported rows are called.
@@ -37,12 +37,11 @@ pub(crate) struct Data {
 impl Data {
     pub(crate) fn read(config: &Finetune, folder: &Folder, hub: &Hub) -> Result<Self> {
         let spec = &config.data;
-        let max_len = max_len(
-            config.examples.max_len,
-            &folder.config,
-            &folder.tokenizer,
-            "`examples.max_len`",
-        )?;
+        let asked = config.examples.max_len;
+        let max_len = match (&config.prompt, asked) {
+            (Some(_), None) => max_prompt_len(folder),
+            _ => max_len(asked, &folder.config, &folder.tokenizer, "`examples.max_len`")?,
+        };
         let classes = dataset::classes(spec, hub).map_err(|error| {
             let hint = name_column(spec, &error);
             let problem = format!("cannot find the classes of `{}`{hint}", spec.source);
@@ -57,6 +56,8 @@ impl Data {
         if spec.classes.is_none() {
             tracing::info!("{} classes: {}", classes.len(), shown(&classes));
         }
+
+        let asking = Asking::new(config.prompt.as_ref(), spec, &classes, &folder.path, max_len)?;
 
         let train_split = &spec.train_split;
         let rows = read_split(spec, train_split, config.examples.limit, hub)?.rows;
@@ -116,25 +117,25 @@ impl Data {
             spec.source
         );
 
-        let tokenizer = &folder.tokenizer;
-        let encode_some = |numbers: &[usize], split: &str| {
-            let numbered: Vec<(usize, &Example)> =
-                numbers.iter().map(|&row| (row, &rows[row])).collect();
-            encode(tokenizer, &numbered, max_len, split)
+        let numbered = |numbers: &[usize]| -> Vec<(usize, &Example)> {
+            numbers.iter().map(|&row| (row, &rows[row])).collect()
         };
         let ((report, report_texts), report_split) = match report_from_train {
             Some(numbers) => {
                 let texts = numbers.iter().map(|&row| rows[row].clone()).collect();
-                ((encode_some(&numbers, train_split)?, texts), format!("held out of {train_split}"))
+                (
+                    (asking.to_score(folder, &numbered(&numbers), train_split)?, texts),
+                    format!("held out of {train_split}"),
+                )
             }
             None => {
-                (Self::read_report(config, folder, max_len, hub)?, spec.validation_split.clone())
+                (Self::read_report(config, folder, &asking, hub)?, spec.validation_split.clone())
             }
         };
         let majority = majority(&labels(&train), classes.len());
         Ok(Self {
-            train: encode_some(&train, train_split)?,
-            selection: encode_some(&selection, train_split)?,
+            train: asking.to_train(folder, &numbered(&train), train_split)?,
+            selection: asking.to_score(folder, &numbered(&selection), train_split)?,
             report,
             report_texts,
             report_split,
@@ -147,9 +148,9 @@ impl Data {
     fn read_report(
         config: &Finetune,
         folder: &Folder,
-        max_len: usize,
+        asking: &Asking,
         hub: &Hub,
-    ) -> Result<(Vec<Encoded>, Vec<Example>)> {
+    ) -> Result<(Rows, Vec<Example>)> {
         let (spec, split) = (&config.data, &config.data.validation_split);
         let split_rows = read_split(spec, split, config.examples.report_limit, hub).map_err(|error| {
             match error.downcast_ref::<attn_data::Error>() {
@@ -167,7 +168,7 @@ impl Data {
              `data.validation_split` to a labelled split"
         );
         let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-        Ok((encode(&folder.tokenizer, &numbered, max_len, split)?, rows))
+        Ok((asking.to_score(folder, &numbered, split)?, rows))
     }
 }
 

@@ -8,10 +8,10 @@ use attn_data::{
     batch::Encoded,
     dataset::{DatasetSpec, Example},
     hub::{Hub, progress_bar},
+    prompt::PromptSpec,
 };
 use attn_eval::{
-    Accuracy, Batching, ClassScore, Classification, LanguageScore, classify, masked_token,
-    next_token, stats::Interval,
+    Accuracy, Batching, ClassScore, LanguageScore, masked_token, next_token, stats::Interval,
 };
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -22,11 +22,9 @@ use crate::{
     monitor::{count_rows, grouped},
     pretrain::convention,
     run_dir::{check_writable, device_name, write_json},
+    scoring::{Asking, Rows, Scores, check_model, max_prompt_len},
     surgery::variants,
-    texts::{
-        Folder, PredictionOf, Split, blocks, encode, load_model, masking, max_len, read_split,
-        with_texts,
-    },
+    texts::{Folder, Split, blocks, encode, load_model, masking, max_len, read_split},
 };
 
 /// The share of tokens that is hidden from a masked language model.
@@ -52,16 +50,22 @@ struct Report<'a> {
     libtorch: String,
     attn: &'static str,
     #[serde(flatten)]
-    score: Score<'a>,
+    score: Score,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Score<'a> {
+enum Score {
     Classes {
+        /// The prompt that was answered, where the model is no classifier.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prompt: Option<PromptSpec>,
         accuracy: Option<Accuracy>,
+        /// With the answer taken that is likeliest per byte.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        accuracy_per_byte: Option<Accuracy>,
         classes: Vec<ClassScore>,
-        predictions: Vec<PredictionOf<'a>>,
+        predictions: Vec<serde_json::Value>,
     },
     Language {
         language: LanguageScore,
@@ -108,56 +112,80 @@ impl PerText {
 #[serde(deny_unknown_fields)]
 struct Settings {
     data: DatasetSpec,
+    prompt: Option<PromptSpec>,
 }
 
 pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
     ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
-    let data = dataset(args)?;
+    let Settings { data, prompt } = settings(args)?;
     let device = attn_torch::device(&args.device)?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
     let split = args.split.as_deref().unwrap_or(&data.validation_split);
-    let Split { rows, classes } =
-        read(&data, split, args.limit, &folder, &hub).map_err(|error| {
-            use attn_data::Error::SplitNotFound;
-            match error.downcast_ref() {
-                Some(SplitNotFound { available, .. })
-                    if args.split.is_none() && !available.is_empty() =>
-                {
-                    let hint = format!("hint: name the split to score: --split {}", available[0]);
-                    error.context(format!(
-                        "`--split` is not given, and `{split}` is not there\n{hint}"
-                    ))
-                }
-                _ => error,
+    if prompt.is_some() {
+        check_model(&folder.config)
+            .with_context(|| format!("cannot use the model `{}`", args.model))?;
+    }
+    let found = match prompt {
+        Some(_) => read_split(&data, split, args.limit, &hub),
+        None => read(&data, split, args.limit, &folder, &hub),
+    };
+    let Split { rows, classes } = found.map_err(|error| {
+        use attn_data::Error::SplitNotFound;
+        match error.downcast_ref() {
+            Some(SplitNotFound { available, .. })
+                if args.split.is_none() && !available.is_empty() =>
+            {
+                let hint = format!("hint: name the split to score: --split {}", available[0]);
+                error.context(format!("`--split` is not given, and `{split}` is not there\n{hint}"))
             }
-        })?;
+            _ => error,
+        }
+    })?;
     let is_classifier = matches!(folder.config.head, Head::Classifier { .. });
     ensure!(
         data.label.is_some() || !is_classifier,
         "`{}` is a classifier, and `data.label` is not set\nhint: name the column of the classes: --set data.label=COLUMN",
         args.model
     );
-    let max_len = max_len(args.max_len, &folder.config, &folder.tokenizer, "`--max-len`")?;
+    let max_len = match (&prompt, args.max_len) {
+        (Some(_), None) => max_prompt_len(&folder),
+        (_, asked) => max_len(asked, &folder.config, &folder.tokenizer, "`--max-len`")?,
+    };
+    let asked = match &prompt {
+        Some(prompt) => {
+            Some(ask(prompt, &data, &rows, classes.as_deref(), &folder, max_len, split)?)
+        }
+        None => None,
+    };
     let options =
         LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
     let model = load(args, &folder, &options, &hub)?;
 
-    let predictions;
     let (score, n_rows) = if data.label.is_some() {
-        check_classes(classes.as_deref(), &model)?;
-        let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-        let encoded = encode(&folder.tokenizer, &numbered, max_len, split)?;
-        let mut progress = count_rows(encoded.len(), &NEVER);
-        let scores = classify(&model, &encoded, &batching(args, &folder), &mut progress)
+        let to_score = match asked {
+            Some(asked) => asked,
+            None => {
+                check_classes(classes.as_deref(), &model)?;
+                let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
+                Rows::Classes(encode(&folder.tokenizer, &numbered, max_len, split)?)
+            }
+        };
+        let mut progress = count_rows(to_score.len(), &NEVER);
+        let scores = to_score
+            .score(&model, &batching(args, &folder), &mut progress)
             .with_context(|| format!("cannot score `{}`", args.model))?;
         drop(progress);
         print_classes(&scores, out)?;
-        let Classification { accuracy, classes, predictions: found } = scores;
-        predictions = found;
-        let predictions = with_texts(&predictions, &rows);
-        (Score::Classes { accuracy, classes, predictions }, rows.len())
+        let score = Score::Classes {
+            prompt: prompt.map(|prompt| prompt.resolved()).transpose()?,
+            accuracy: scores.accuracy(),
+            accuracy_per_byte: scores.accuracy_per_byte(),
+            classes: scores.classes().to_vec(),
+            predictions: scores.predictions(&rows)?,
+        };
+        (score, rows.len())
     } else {
         score_language(args, &folder, &model, &rows, max_len, split, out)?
     };
@@ -186,13 +214,44 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
 /// Nothing stops an evaluation but Ctrl-C, which ends the process.
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// The data that `--task` and `--set` name.
-fn dataset(args: &EvalArgs) -> Result<DatasetSpec> {
+/// The rows as questions, which need classes to answer for.
+fn ask(
+    prompt: &PromptSpec,
+    data: &DatasetSpec,
+    rows: &[Example],
+    classes: Option<&[String]>,
+    folder: &Folder,
+    max_len: usize,
+    split: &str,
+) -> Result<Rows> {
+    let hint =
+        "hint: name the column and its classes: --set data.label=COLUMN --set 'data.classes=[...]'";
+    ensure!(
+        data.label.is_some(),
+        "a prompt is answered by a class, and `data.label` is not set\n{hint}"
+    );
+    let Some(classes) = classes else {
+        bail!("a prompt is answered by a class, and the data does not name its classes\n{hint}");
+    };
+    let asking = Asking::new(Some(prompt), data, classes, &folder.path, max_len)?;
+    let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
+    asking.to_score(folder, &numbered, split)
+}
+
+/// What `--task`, `--prompt` and `--set` name.
+fn settings(args: &EvalArgs) -> Result<Settings> {
     let mut table = Table::new();
     let source = Table::from_iter([("source".to_owned(), Value::String(args.task.clone()))]);
     table.insert("data".to_owned(), Value::Table(source));
-    let Settings { data } = Written::of(table, &args.set)?.parse()?;
-    Ok(data.resolved())
+    if let Some(name) = &args.prompt {
+        let name = Table::from_iter([("name".to_owned(), Value::String(name.clone()))]);
+        table.insert("prompt".to_owned(), Value::Table(name));
+    }
+    let Settings { data, prompt } = Written::of(table, &args.set)?.parse()?;
+    if let Some(prompt) = &prompt {
+        prompt.resolved()?;
+    }
+    Ok(Settings { data: data.resolved(), prompt })
 }
 
 fn load(args: &EvalArgs, folder: &Folder, options: &LoadOptions, hub: &Hub) -> Result<Model> {
@@ -278,7 +337,7 @@ fn score_language(
     max_len: usize,
     split: &str,
     out: &mut dyn Write,
-) -> Result<(Score<'static>, usize)> {
+) -> Result<(Score, usize)> {
     let tokenizer = &folder.tokenizer;
     let by_text = |texts: &[Example]| -> Result<Vec<Encoded>> {
         let numbered: Vec<(usize, &Example)> =
@@ -332,10 +391,10 @@ fn score_language(
     Ok((Score::Language { language, rows: rows_are, per_text, mask_seed }, rows.len()))
 }
 
-fn print_classes(scores: &Classification, out: &mut dyn Write) -> Result<()> {
+fn print_classes(scores: &Scores, out: &mut dyn Write) -> Result<()> {
     let width =
-        scores.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(8);
-    match &scores.accuracy {
+        scores.classes().iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(8);
+    match &scores.accuracy() {
         Some(score) => {
             let [low, high] =
                 [score.interval_95.low, score.interval_95.high].map(|bound| 100.0 * bound);
@@ -350,9 +409,16 @@ fn print_classes(scores: &Classification, out: &mut dyn Write) -> Result<()> {
         }
         None => writeln!(out, "no row is labelled: predictions alone")?,
     }
+    if let Some(per_byte) = &scores.accuracy_per_byte() {
+        writeln!(
+            out,
+            "per byte  {:.2} % by likelihood per byte of the answer",
+            100.0 * per_byte.accuracy
+        )?;
+    }
     writeln!(out)?;
     writeln!(out, "  {:<width$} {:>8} {:>8} {:>10}", "class", "rows", "right", "predicted")?;
-    for (index, class) in scores.classes.iter().enumerate() {
+    for (index, class) in scores.classes().iter().enumerate() {
         writeln!(
             out,
             "  {:<width$} {:>8} {:>8} {:>10}",

@@ -12,11 +12,14 @@ use attn_core::{
     LoadOptions, LoadReport, Model, Variant, WantedHead, config::Head, lora::is_adapter,
 };
 use attn_data::{
-    batch::Encoded,
     dataset::{DatasetSpec, tasks},
+    prompt::PromptSpec,
 };
-use attn_eval::{Accuracy, Batching, ClassScore, Classification, Error as EvalError, classify};
-use attn_train::{Event, Examples, METRICS_FILE, Metric, Run, TrainConfig, train, trainable};
+use attn_eval::{Accuracy, Batching, ClassScore, Error as EvalError};
+use attn_train::{
+    Classification, Completion, Event, Examples, METRICS_FILE, Metric, Objective, Run, TrainConfig,
+    train, trainable,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -27,10 +30,11 @@ use crate::{
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{self, BEFORE_FILE, RunDir, SUMMARY_FILE, UNTOUCHED_FILE},
+    scoring::{Rows, Scores, TrainRows, check_model},
     settings::{Finetune, HeadChoice, SaveAs, WeightsChoice},
     start::{Start, invocation, quoted, tokenizer_files},
     surgery::{describe, variants},
-    texts::{self, Folder, name_padding, with_texts},
+    texts::{self, Folder, name_padding},
 };
 
 /// The folder of a run that holds adapters in place of a model.
@@ -56,6 +60,9 @@ struct Summary {
     /// Attention kind of each layer, with its settings.
     attention: Vec<Variant>,
     majority_class: String,
+    /// The prompt that a language model answers, where it is no classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt: Option<PromptSpec>,
     /// Accuracy of always saying so on the rows reported on.
     majority_accuracy: f64,
     /// Of the model as it is stored, where its attention was changed and its classifier was not.
@@ -63,6 +70,9 @@ struct Summary {
     untouched: Option<Accuracy>,
     before: Accuracy,
     after: Accuracy,
+    /// After training, with the answer taken that is likeliest per byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after_per_byte: Option<Accuracy>,
     /// After training.
     classes: Vec<ClassScore>,
     /// Steps of the model that was chosen; 0 where none was better than the one before training.
@@ -103,11 +113,15 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         config.revision.as_deref(),
         &start.hub,
     )?;
+    if config.prompt.is_some() {
+        check_model(&folder.config)
+            .with_context(|| format!("cannot use the model `{}`", folder.name))?;
+    }
     let mut data = Data::read(config, &folder, &start.hub)?;
     tracing::info!(
         "`{}`: {} rows to train on, {} to choose the model by, {} to report on",
         config.data.source,
-        grouped(data.train.len()),
+        grouped(data.train.rows.len()),
         grouped(data.selection.len()),
         grouped(data.report.len())
     );
@@ -149,10 +163,10 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     let n_trained = count(&|name| trained_names.iter().any(|other| other == name));
     let n_parameters = count(&|_| true);
-    let n_train = data.train.len();
+    let n_train = data.train.rows.len();
     let train_rows = std::mem::take(&mut data.train);
     let adapters = model.lora().is_some();
-    let rows = (train_rows, &data.selection[..]);
+    let rows = (train_rows, &data.selection);
     let outcome = fit(&mut model, &training, rows, &folder, &batching, &start)?;
     if outcome.outcome == attn_train::Outcome::Interrupted {
         return Ok(start.interrupted(outcome.step));
@@ -179,11 +193,13 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         seed: config.train.seed,
         attention,
         majority_class: data.classes[data.majority].clone(),
-        majority_accuracy: after.accuracy_of_always(data.majority).context("no row is labelled")?,
+        prompt: config.prompt.as_ref().map(PromptSpec::resolved).transpose()?,
+        majority_accuracy: accuracy_of_always(data.majority, after.classes()),
         untouched,
         before,
-        after: after.accuracy.context("no row is labelled")?,
-        classes: after.classes,
+        after: after.accuracy().context("no row is labelled")?,
+        after_per_byte: after.accuracy_per_byte(),
+        classes: after.classes().to_vec(),
         selected_step: outcome.selected_step,
         total_steps: outcome.total_steps,
         n_trained,
@@ -206,7 +222,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         false => start.save(&model, &folder.tokenizer)?,
     }
     let mut lines = Vec::new();
-    for prediction in with_texts(&after.predictions, &data.report_texts) {
+    for prediction in after.predictions(&data.report_texts)? {
         serde_json::to_writer(&mut lines, &prediction).context("cannot write JSON")?;
         lines.push(b'\n');
     }
@@ -226,6 +242,7 @@ fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) 
                 warn_of_lost_head(config, &folder.config, classes);
                 WantedHead::NewClassifier(classes.to_vec())
             }
+            HeadChoice::Saved if config.prompt.is_some() => WantedHead::AsSaved,
             HeadChoice::Saved => {
                 check_saved_head(&folder.config, classes)?;
                 WantedHead::AsSaved
@@ -250,7 +267,9 @@ fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) 
         }
     };
     let mut model = load().with_context(|| format!("cannot use the model `{}`", folder.name))?;
-    name_padding(&mut model, &folder.tokenizer);
+    if config.prompt.is_none() {
+        name_padding(&mut model, &folder.tokenizer);
+    }
     Ok(model)
 }
 
@@ -272,7 +291,9 @@ fn add_lora(config: &Finetune, model: &mut Model) -> Result<TrainConfig> {
         model.check_export()?;
     }
     let mut freeze = vec!["*".to_owned(), "!*.lora_*".to_owned()];
-    freeze.extend(model.head_parameters().into_iter().map(|name| format!("!{name}")));
+    // A language model's head was trained; it may be the embedding, too.
+    let head = if config.prompt.is_none() { model.head_parameters() } else { Vec::new() };
+    freeze.extend(head.into_iter().map(|name| format!("!{name}")));
     freeze.append(&mut training.freeze);
     training.freeze = freeze;
     Ok(training)
@@ -335,11 +356,11 @@ fn say(report: &LoadReport) {
 /// Scores `rows`, or returns `None` where the user stopped it.
 fn score(
     model: &Model,
-    rows: &[Encoded],
+    rows: &Rows,
     batching: &Batching,
     stop: &AtomicBool,
-) -> Result<Option<Classification>> {
-    match classify(model, rows, batching, &mut count_rows(rows.len(), stop)) {
+) -> Result<Option<Scores>> {
+    match rows.score(model, batching, &mut count_rows(rows.len(), stop)) {
         Ok(scores) => Ok(Some(scores)),
         Err(EvalError::Stopped { .. }) => Ok(None),
         Err(error) => Err(error).context("cannot evaluate"),
@@ -350,7 +371,7 @@ fn score(
 fn score_once<M: Borrow<Model>>(
     file: &str,
     model: impl FnOnce() -> Result<M>,
-    rows: &[Encoded],
+    rows: &Rows,
     batching: &Batching,
     start: &Start<Finetune>,
 ) -> Result<Option<Accuracy>> {
@@ -359,7 +380,7 @@ fn score_once<M: Borrow<Model>>(
     }
     let model = model()?;
     let Some(scores) = score(model.borrow(), rows, batching, &start.stop)? else { return Ok(None) };
-    let accuracy = scores.accuracy.context("no row is labelled")?;
+    let accuracy = scores.accuracy().context("no row is labelled")?;
     start.dir.write_json(file, &accuracy)?;
     Ok(Some(accuracy))
 }
@@ -368,16 +389,22 @@ fn score_once<M: Borrow<Model>>(
 fn fit(
     model: &mut Model,
     config: &TrainConfig,
-    (rows, selection): (Vec<Encoded>, &[Encoded]),
+    (rows, selection): (TrainRows, &Rows),
     folder: &Folder,
     batching: &Batching,
     start: &Start<Finetune>,
 ) -> Result<attn_train::Summary> {
-    let examples = Examples::new(rows, config.plan()?, batching.pad_id, config.seed);
+    let mut examples = Examples::new(rows.rows, config.plan()?, batching.pad_id, config.seed);
+    let mut objective: &dyn Objective = &Classification;
+    if let Some(answers) = rows.answers {
+        examples = examples.with_answers(answers);
+        objective = &Completion;
+    }
     let stop = Arc::clone(&start.stop);
     let evaluate = move |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
-        let scores = classify(model, selection, batching, &mut count_rows(selection.len(), &stop))?;
-        let accuracy = scores.accuracy.ok_or("no row is labelled")?;
+        let mut progress = count_rows(selection.len(), &stop);
+        let scores = selection.score(model, batching, &mut progress)?;
+        let accuracy = scores.accuracy().ok_or("no row is labelled")?;
         Ok(metrics(&accuracy))
     };
     let mut monitor = Monitor::default();
@@ -393,9 +420,15 @@ fn fit(
             }
             monitor.observe(event);
         }),
-        ..Run::new(config, &attn_train::Classification, &examples)
+        ..Run::new(config, objective, &examples)
     };
     train(model, run).context("training failed")
+}
+
+/// The accuracy of always saying `class`: the baseline that counting reaches.
+fn accuracy_of_always(class: usize, classes: &[ClassScore]) -> f64 {
+    let n_rows: usize = classes.iter().map(|class| class.n_rows).sum();
+    classes[class].n_rows as f64 / n_rows.max(1) as f64
 }
 
 fn metrics(accuracy: &Accuracy) -> Vec<Metric> {
@@ -418,7 +451,7 @@ fn draw(summary: &Summary, dir: &RunDir) -> Result<()> {
         &dir.file(METRICS_FILE),
         &format!("Fine-tuning on {}", plots::short(&summary.source)),
         &summary.attention,
-        "nats per example",
+        if summary.prompt.is_some() { "nats" } else { "nats per example" },
         &plots.join("loss.png"),
     )?;
     plots::accuracy(
@@ -511,6 +544,11 @@ fn evaluation(config: &Finetune, model: &str) -> Option<String> {
         return None;
     }
     let mut text = format!("eval --model {}{}", quoted(model), task(&config.data));
+    if let Some(prompt) = &config.prompt {
+        let named = PromptSpec { name: prompt.name.clone(), ..PromptSpec::default() };
+        let name = prompt.name.as_ref().filter(|_| named == *prompt)?;
+        text += &format!(" --prompt {name}");
+    }
     if let Some(max_len) = config.examples.max_len {
         text += &format!(" --max-len {max_len}");
     }

@@ -18,6 +18,7 @@ mod monitor;
 mod plots;
 mod pretrain;
 mod run_dir;
+mod scoring;
 mod settings;
 mod start;
 mod surgery;

@@ -4,7 +4,7 @@ use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::{Result, bail, ensure};
 use attn_core::{Lora, Variant};
-use attn_data::{dataset::DatasetSpec, select::Part, tokenizer::Style};
+use attn_data::{dataset::DatasetSpec, prompt::PromptSpec, select::Part, tokenizer::Style};
 use attn_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -32,6 +32,9 @@ pub(crate) struct Finetune {
     pub(crate) head: HeadChoice,
     /// Where the labelled rows are; the fields of a data set.
     pub(crate) data: DatasetSpec,
+    /// Puts each row as a prompt, and keeps the language model's head to answer it, in place of a classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt: Option<PromptSpec>,
     /// Which rows are used, and how much of them.
     pub(crate) examples: Examples,
     /// Where the attention is changed.
@@ -159,8 +162,14 @@ impl Finetune {
             !self.model.is_empty(),
             "`model` is not set\nhint: give a model folder or a Hub id: model = \"distilbert/distilbert-base-uncased\""
         );
+        if let Some(prompt) = &self.prompt {
+            prompt.resolved()?;
+            self.head = HeadChoice::Saved;
+        }
         ensure!(
-            self.weights == WeightsChoice::Saved || self.head == HeadChoice::New,
+            self.weights == WeightsChoice::Saved
+                || self.head == HeadChoice::New
+                || self.prompt.is_some(),
             "`weights` is `random` and `head` is `saved`: a head of random weights is a new one"
         );
         self.train.validate()?;
@@ -539,8 +548,12 @@ mod tests {
         let mut expected: BTreeMap<String, Option<toml::Value>> = BTreeMap::new();
         let defaults = [
             // Tables that may be left away, there with their own defaults.
-            Table::try_from(Finetune { lora: Some(LoraChoice::default()), ..Finetune::default() })
-                .unwrap(),
+            Table::try_from(Finetune {
+                lora: Some(LoraChoice::default()),
+                prompt: Some(PromptSpec::default()),
+                ..Finetune::default()
+            })
+            .unwrap(),
             Table::try_from(Pretrain::default()).unwrap(),
         ];
         for key in keys_of::<Finetune>().into_iter().chain(keys_of::<Pretrain>()) {

@@ -14,7 +14,6 @@ use attn_data::{
     tokenizer::{EncodeOptions, Input, TextTokenizer},
 };
 
-use attn_eval::Prediction;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -343,20 +342,20 @@ pub(crate) fn masking(tokenizer: &TextTokenizer, vocab_size: i64, rate: f64) -> 
 
 /// A prediction beside what it is of.
 #[derive(Debug, Serialize)]
-pub(crate) struct PredictionOf<'a> {
+pub(crate) struct PredictionOf<'a, P> {
     #[serde(flatten)]
-    prediction: &'a Prediction,
+    prediction: &'a P,
     text: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pair: Option<&'a str>,
 }
 
 /// Puts `predictions` beside their `rows`, which stand in the same order.
-pub(crate) fn with_texts<'a>(
-    predictions: &'a [Prediction],
+pub(crate) fn with_texts<'a, P>(
+    predictions: &'a [P],
     rows: &'a [Example],
-) -> Vec<PredictionOf<'a>> {
-    let of = |(prediction, row): (&'a Prediction, &'a Example)| PredictionOf {
+) -> Vec<PredictionOf<'a, P>> {
+    let of = |(prediction, row): (&'a P, &'a Example)| PredictionOf {
         prediction,
         text: &row.text,
         pair: row.pair.as_deref(),

@@ -5,10 +5,12 @@ mod common;
 use attn_core::{LoadOptions, Model, config::Head};
 use attn_data::{
     batch::Encoded,
-    tokenizer::{Style, TextTokenizer},
+    tokenizer::{Style, TextTokenizer, train_bpe},
 };
 use attn_eval::{Batching, classify, next_token};
-use common::{Place, edit_config, model_folder, rows, tokenizer, write_data};
+use common::{
+    Place, Ran, config, edit_config, model_folder, random_model, rows, save, tokenizer, write_data,
+};
 use serde_json::{Value, json};
 
 const CLASSES: Head = Head::Classifier { n_classes: 2 };
@@ -278,4 +280,142 @@ fn the_hubs_client_says_nothing_that_we_say() {
     assert!(ran.stderr.starts_with("error: cannot use the model `owner/name`"), "{}", ran.stderr);
     assert!(ran.stderr.contains("the Hub cannot be asked"), "{}", ran.stderr);
     assert!(!ran.stderr.contains("retry") && !ran.stderr.contains('\x1b'), "{}", ran.stderr);
+}
+
+/// A decoder with room for a prompt, and rows to ask it about.
+fn decoder() -> Place {
+    let place = Place::new();
+    let texts: Vec<String> = rows(80).into_iter().map(|(text, _)| text).collect();
+    let tokenizer = train_bpe(&texts, 290, Style::ByteLevel, Some(200)).unwrap();
+    let mut config = config("gpt2");
+    config.insert("vocab_size".into(), tokenizer.vocab_size().into());
+    config.insert("n_positions".into(), 200.into());
+    save(&random_model(config, Head::LanguageModel), &place.path("model"));
+    tokenizer.save(place.path("model")).unwrap();
+    write_data(&place);
+    place
+}
+
+fn asked(place: &Place, more: &str) -> Value {
+    place.done(&format!("eval --model model {DATA} {more} --out p.json"));
+    place.json("p.json")
+}
+
+/// Some code of Python's, beside the last [`asked`]; `None` without a Python.
+fn python(place: &Place, test: &str, code: &str) -> Option<Ran> {
+    let Some(python) = std::env::var_os("ATTN_TEST_PYTHON") else {
+        let line = format!("\nSKIPPED {test}: ATTN_TEST_PYTHON names no Python\n");
+        // Past the capture of tests' output.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+        return None;
+    };
+    let mut command = std::process::Command::new(python);
+    command.args(["-c", code]).current_dir(place.path(""));
+    Some(Ran::of(command.output().unwrap()))
+}
+
+#[test]
+fn a_prompt_gets_the_likelihood_of_each_answer_and_accuracy_by_both_counts() {
+    let place = decoder();
+    let found = asked(&place, "--prompt sst2");
+
+    assert_eq!(found["prompt"]["answers"], json!(["negative", "positive"]));
+    let predictions = found["predictions"].as_array().unwrap();
+    let right = |key: &str| predictions.iter().filter(|row| row[key] == row["label"]).count();
+    assert_eq!(found["accuracy"]["n_correct"], right("predicted"));
+    assert_eq!(found["accuracy_per_byte"]["n_correct"], right("predicted_per_byte"));
+    for row in predictions {
+        let [a, b] = [0, 1].map(|class| row["log_likelihoods"][class].as_f64().unwrap());
+        assert!(a < 0.0 && b < 0.0 && row["text"].is_string(), "{row}");
+        assert_eq!(row["predicted"], i64::from(b > a));
+    }
+    let one = asked(&place, "--prompt sst2 --batch-size 1");
+    let first = |report: &Value| report["predictions"][0]["log_likelihoods"][0].as_f64().unwrap();
+    assert!((first(&one) - first(&found)).abs() < 1e-4);
+    let own = "--set prompt.template={{text}}: --set prompt.answers=[\"bad\",\"fine\"]";
+    assert_ne!(first(&asked(&place, own)), first(&found));
+}
+
+/// lm-evaluation-harness's way, by transformers: the tokens of the prompt alone are counted, the rest is the answer.
+#[test]
+fn likelihoods_are_those_of_transformers_by_the_harness_s_rules() {
+    let place = decoder();
+    asked(&place, "--prompt sst2");
+    let code = r#"
+import json, torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+model = AutoModelForCausalLM.from_pretrained("model").double().eval()
+tokenizer = PreTrainedTokenizerFast(tokenizer_file="model/tokenizer.json")
+worst, n = 0.0, 0
+for row in json.load(open("p.json"))["predictions"]:
+    context = row["text"] + "\nQuestion: Is this sentence positive or negative?\nAnswer:"
+    for answer, ours in zip([" negative", " positive"], row["log_likelihoods"]):
+        whole, before = tokenizer.encode(context + answer), tokenizer.encode(context)
+        with torch.no_grad():
+            log_p = model(torch.tensor([whole[:-1]])).logits[0].log_softmax(-1)
+        theirs = sum(log_p[i - 1, whole[i]].item() for i in range(len(before), len(whole)))
+        worst, n = max(worst, abs(ours / theirs - 1)), n + 1
+print(n, worst < 1e-5, worst)
+"#;
+    let test = "likelihoods_are_those_of_transformers_by_the_harness_s_rules";
+    if let Some(ran) = python(&place, test, code) {
+        assert!(ran.stdout.starts_with("32 True"), "{}{}", ran.stdout, ran.stderr);
+    }
+}
+
+#[test]
+fn a_chat_is_written_by_the_tokenizers_template_right_or_malformed() {
+    let place = decoder();
+    let chat = "--set prompt.name=sst2 --set prompt.chat=[{role=\"user\",content=\"{{text}}\"}]";
+    place.refused(
+        &format!("eval --model model {DATA} {chat} --out p.json"),
+        &["cannot use the prompt", "no chat template", "hint: "],
+    );
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+                    {% if add_generation_prompt %}<assistant>{% endif %}";
+    place.write("model/chat_template.jinja", template);
+    let score = |more: &str| {
+        let found = asked(&place, &format!("{chat} {more}"));
+        found["predictions"][0]["log_likelihoods"][0].as_f64().unwrap()
+    };
+
+    let plain = "--set prompt.template=<user>{{text}}<assistant> --set prompt.delimiter=\"\"";
+    let by_hand = asked(&place, &format!("--set prompt.name=sst2 {plain}"));
+    let by_hand = by_hand["predictions"][0]["log_likelihoods"][0].as_f64().unwrap();
+    assert!((score("") - by_hand).abs() < 1e-4);
+    assert!((score("--set prompt.malformed=true") - by_hand).abs() > 1e-2);
+
+    place.write("model/chat_template.jinja", "{{ raise_exception('tools alone') }}");
+    place.refused(
+        &format!("eval --model model {DATA} {chat} --out p.json"),
+        &["`validation`", "model/chat_template.jinja", "tools alone"],
+    );
+}
+
+#[test]
+fn prompts_that_cannot_be_asked_are_refused_before_the_model_is_read() {
+    let place = decoder();
+    // The weights would be the next complaint.
+    place.write("model/model.safetensors", "torn");
+    let ask = |more: &str, parts: &[&str]| {
+        place.refused(&format!("eval --model model {DATA} {more} --out p.json"), parts)
+    };
+    ask("--prompt sst3", &["no prompt `sst3`", "did you mean `sst2`?"]);
+    ask("--prompt mnli", &["3 answers", "2 classes"]);
+    ask("--prompt sst2 --set prompt.malformed=true", &["`prompt.malformed` is set", "no chat"]);
+    ask("--set prompt.template={{review}}{{x}}", &["names `x`", "`text`, `review`"]);
+    let long = format!("--prompt sst2 --set prompt.template={}", "word".repeat(300));
+    ask(&long, &["row 0", "200 are allowed"]);
+    ask("--prompt sst2 --max-len 201", &["`--max-len` is 201", "200 positions"]);
+    ask("--prompt sst2", &["model.safetensors"]);
+
+    let place = Place::new();
+    write_data(&place);
+    model_folder(&place, "model", "distilbert", Head::LanguageModel);
+    let ask = |parts: &[&str]| {
+        place.refused(&format!("eval --model model {DATA} --prompt sst2 --out p.json"), parts)
+    };
+    ask(&["a distilbert is an encoder", "hint: a prompt is for a decoder"]);
+    model_folder(&place, "model", "gpt2", CLASSES);
+    ask(&["a classifier", "a prompt needs a language-model head"]);
 }

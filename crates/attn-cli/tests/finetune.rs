@@ -10,8 +10,11 @@ use std::{
 };
 
 use attn_core::{LoadOptions, Model, config::Head};
-use attn_data::tokenizer::{Style, TextTokenizer};
-use common::{FINETUNE, Place, Ran, edit_config, model_folder, tokenizer, write_data};
+use attn_data::tokenizer::{Style, TextTokenizer, train_bpe};
+use common::{
+    FINETUNE, Place, Ran, config, edit_config, model_folder, random_model, rows, save, tokenizer,
+    write_data,
+};
 use serde_json::{Value, json};
 
 const WEIGHTS: &str = "model/model.safetensors";
@@ -745,4 +748,82 @@ fn adapters_that_cannot_be_are_refused_before_the_run() {
     refused("--set lora.dropout=1", &["dropout"]);
     refused("--set lora.save=adapter --set attention.kind=window", &["lora.save", "merged"]);
     refused("--set lora.save=adapter --set lora.qkv_ranks=[2,0,2]", &["PEFT", "merge"]);
+}
+
+/// A decoder with room for a prompt.
+fn decoder() -> Place {
+    let place = Place::new();
+    let texts: Vec<String> = rows(80).into_iter().map(|(text, _)| text).collect();
+    let tokenizer = train_bpe(&texts, 290, Style::ByteLevel, Some(200)).unwrap();
+    let mut config = config("gpt2");
+    config.insert("vocab_size".into(), tokenizer.vocab_size().into());
+    config.insert("n_positions".into(), 200.into());
+    save(&random_model(config, Head::LanguageModel), &place.path("model"));
+    tokenizer.save(place.path("model")).unwrap();
+    write_data(&place);
+    place.write("run.toml", FINETUNE);
+    place
+}
+
+#[test]
+fn a_language_model_learns_to_answer_a_prompt() {
+    let place = decoder();
+    let short = "--set prompt.template={{text}}:";
+
+    let ran = place.done(&format!("finetune run.toml {short} --set train.epochs=30 --out out"));
+
+    let summary = place.json("out/summary.json");
+    assert!(accuracy(&summary, "before") < 0.8, "{summary}");
+    assert!(accuracy(&summary, "after") >= 0.9, "{summary}");
+    assert_eq!(summary["prompt"]["delimiter"], " ");
+    assert!(summary["after_per_byte"]["accuracy"].is_number());
+    let rows = lines(&place, "out/predictions.jsonl");
+    assert_eq!(rows[0]["log_likelihoods"].as_array().unwrap().len(), 2);
+    let saved: Value = place.json("out/model/config.json");
+    assert_eq!(saved["architectures"], json!(["GPT2LMHeadModel"]));
+    assert!(!ran.stdout.contains("the model again"), "no name stands for the template");
+
+    // What it learnt is the answer and not the text before it.
+    let eval = "--task data.csv --set data.text=review --set data.label=stars --set data.split_column=part";
+    let classes = "--set data.classes=[\"negative\",\"positive\"]";
+    place.done(&format!("eval --model out/model {eval} {classes} {short} --out e.json"));
+    assert_eq!(place.json("e.json")["accuracy"], summary["after"]);
+
+    place.done("finetune out/config.toml --out again");
+    let again = place.json("again/summary.json");
+    assert_eq!(again["after"], summary["after"], "the written config repeats the run");
+}
+
+#[test]
+fn what_to_try_next_asks_the_prompt_that_has_a_name() {
+    let place = decoder();
+    let few = "--set examples.few_shot=2 --set examples.hold_out= --set train.max_steps=1";
+
+    let ran = place.done(&format!("finetune run.toml --set prompt.name=sst2 {few} --out out"));
+
+    let again = hint(&ran, "the model again");
+    assert!(again.contains(" --prompt sst2"), "{again}");
+    place.done(&again);
+    assert_eq!(place.json("eval.json")["accuracy"], place.json("out/summary.json")["after"]);
+}
+
+#[test]
+fn prompts_that_cannot_be_trained_are_refused_before_the_run() {
+    let place = place("distilbert");
+    let refused = |place: &Place, more: &str, parts: &[&str]| {
+        place.refused(&format!("finetune run.toml {more} --out out"), parts);
+        assert!(!place.path("out/config.toml").exists(), "{more}");
+    };
+    refused(&place, "--set prompt.name=sst2", &["a distilbert is an encoder", "hint: "]);
+    refused(&place, "--set prompt.name=sts2", &["no prompt `sts2`", "did you mean `sst2`?"]);
+    refused(&place, "--set prompt.nam=sst2", &["unknown field `nam`", "did you mean `name`?"]);
+    let place = decoder();
+    refused(&place, "--set prompt.name=mnli", &["3 answers", "2 classes"]);
+    let chat = "--set prompt.name=sst2 --set prompt.chat=[{role=\"user\",content=\"{{text}}\"}]";
+    refused(&place, chat, &["no chat template"]);
+    refused(
+        &place,
+        "--set prompt.name=sst2 --set examples.max_len=20",
+        &["split `", "20 are allowed"],
+    );
 }
