@@ -1,7 +1,7 @@
 //! The few layers that every architecture is made of. Each knows its name in the checkpoint, so that walking a
 //! model lists its parameters under the published names.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
@@ -63,7 +63,7 @@ impl Linear {
     /// `[.., in] -> [.., out]`; `train` turns on the dropout of an adapter.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let weight = self.out_in();
-        let y = x.linear(&weight, self.bias.as_ref());
+        let y = product(x, &weight, self.bias.as_ref());
         match &self.adapter {
             Some(adapter) => y + adapter.forward(x, weight.size()[0], train),
             None => y,
@@ -101,6 +101,37 @@ impl Linear {
             adapter.visit(&self.name, f);
         }
     }
+}
+
+/// `x Wᵀ + b`: `[.., in] -> [.., out]`, with `weight` as `[out, in]`.
+pub(crate) fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let is_slow =
+        x.kind() == Kind::BFloat16 && x.device() == Device::Cpu && !attn_torch::multiplies_bf16();
+    if is_slow { bf16_product(x, weight, bias) } else { x.linear(weight, bias) }
+}
+
+/// [`product`] of bf16 matrices on a processor without units for them. LibTorch's own takes 0.8 s for 128 × 3,072 × 768
+/// where `f32` takes 9 ms with both conversions, and 10 ms for one row where a matrix–vector product takes 0.4 (AMD EPYC
+/// with AVX2, one thread).
+fn bf16_product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let mut shape = x.size();
+    let n_in = shape.pop().expect("an input has axes");
+    let is_row = shape.iter().product::<i64>() == 1;
+    if !is_row {
+        let [x, weight] = [x, weight].map(|x| x.to_kind(Kind::Float));
+        let bias = bias.map(|bias| bias.to_kind(Kind::Float));
+        return x.linear(&weight, bias.as_ref()).to_kind(Kind::BFloat16);
+    }
+    if weight.is_contiguous() {
+        return x.linear(weight, bias);
+    }
+    let y = weight.mv(&x.reshape([n_in]));
+    let y = match bias {
+        Some(bias) => y + bias,
+        None => y,
+    };
+    shape.push(weight.size()[0]);
+    y.view(shape.as_slice())
 }
 
 /// The entries `indices` along `axis` of a parameter, as a parameter: a leaf that requires what the old one did.
@@ -263,6 +294,33 @@ impl Activation {
             Self::Silu => x.silu(),
             Self::Tanh => x.tanh(),
             Self::QuickGelu => x * (x * 1.702).sigmoid(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, randn};
+
+    #[test]
+    fn bf16_products_without_units_equal_those_of_the_same_numbers_in_f32() {
+        let random = |size: &[i64]| randn(5, size).to_kind(Kind::BFloat16);
+        let bias = random(&[48]);
+        for shape in [vec![1, 1, 96], vec![1, 96], vec![2, 3, 96]] {
+            let x = random(&shape);
+            for weight in [random(&[48, 96]), random(&[96, 48]).tr()] {
+                for bias in [None, Some(&bias)] {
+                    let wide = |x: &Tensor| x.to_kind(Kind::Double);
+                    let exact = wide(&x).linear(&wide(&weight), bias.map(wide).as_ref());
+                    let name = format!("{shape:?}, {:?}, bias {}", weight.stride(), bias.is_some());
+
+                    let y = bf16_product(&x, &weight, bias);
+
+                    assert_eq!((y.size(), y.kind()), (exact.size(), Kind::BFloat16), "{name}");
+                    assert_close(&name, &y.to_kind(Kind::Double), &exact, 4e-3); // half a unit of 8 bits
+                }
+            }
         }
     }
 }

@@ -35,5 +35,5 @@ pub use optim::{AdamState, AdamW, clip_grad_norm};
 pub use random::{rng_state, set_rng_state};
 pub use settings::{
     LIBTORCH_BUILT, LIBTORCH_WANTED, SdpFlags, is_deterministic, libtorch_config, libtorch_path,
-    libtorch_version, set_deterministic, set_tf32, tf32, tune_allocator,
+    libtorch_version, multiplies_bf16, set_deterministic, set_tf32, tf32, tune_allocator,
 };

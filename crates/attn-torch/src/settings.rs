@@ -63,6 +63,19 @@ pub fn tune_allocator() {
     }
 }
 
+/// Whether LibTorch multiplies bf16 matrices on this processor with instructions made for it. Elsewhere it takes them one
+/// number at a time, and a product in `f32` of the same values is many times faster.
+pub fn multiplies_bf16() -> bool {
+    // oneDNN's own condition for its bf16 products.
+    #[cfg(target_arch = "x86_64")]
+    let has_units = is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_units = true;
+    has_units
+}
+
 /// Which kernels `scaled_dot_product_attention` may choose from, in the whole process. All on by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SdpFlags {

@@ -6,7 +6,7 @@ use crate::{
     Error,
     config::Head,
     mask::Mask,
-    nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
+    nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor, product},
     weights::{Init, Weights},
 };
 
@@ -58,7 +58,7 @@ impl DecoderHead {
     pub(super) fn forward(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
         match self {
             Self::Bare => hidden.shallow_clone(),
-            Self::Tied(weight) => hidden.linear(weight, None::<&Tensor>),
+            Self::Tied(weight) => product(hidden, weight, None),
             Self::Untied(linear) => linear.forward(hidden, train),
             Self::Classifier(linear) => linear.forward(&last_token(hidden, mask), train),
         }
@@ -156,7 +156,7 @@ impl VocabProjector {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        product(x, &self.weight, Some(&self.bias))
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {
