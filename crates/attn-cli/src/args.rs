@@ -141,9 +141,9 @@ pub(crate) struct GenerateArgs {
     #[arg(value_name = "PROMPT")]
     pub(crate) prompt: Option<String>,
 
-    /// Most tokens to write
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) max_new_tokens: usize,
+    /// Most tokens to write; 64 where not given, or what the model has positions for
+    #[arg(long, value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
 
     /// What logits are divided by before a token is drawn; 0 takes the likeliest one
     #[arg(long, value_name = "T", default_value_t = 0.0)]

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    LoadOptions,
+    LoadOptions, Model,
     checkpoint::read_json,
     generate::{Ending, Limits, Sampling, generate},
 };
@@ -24,6 +24,9 @@ use crate::{
     texts::{Folder, load_model},
 };
 
+/// Tokens to write where nothing says otherwise.
+const USUAL_LENGTH: usize = 64;
+
 pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     let sampling = Sampling {
         temperature: args.temperature,
@@ -33,7 +36,7 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
         seed: args.seed,
     };
     sampling.validate()?;
-    ensure!(args.max_new_tokens > 0, "`--max-new-tokens` is 0, expected at least 1");
+    ensure!(args.max_new_tokens != Some(0), "`--max-new-tokens` is 0, expected at least 1");
     ensure!(args.stop.iter().all(|text| !text.is_empty()), "`--stop` is empty, expected a text");
     let device = attn_torch::device(&args.device)?;
     let text = prompt(args)?;
@@ -47,7 +50,7 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     let tokenizer = &folder.tokenizer;
     let ids = prompt_ids(tokenizer, &text)?;
     let limits = Limits {
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: args.max_new_tokens.unwrap_or_else(|| room(&model, ids.len())),
         stop_ids: stop_ids(&folder.path, tokenizer)?,
     };
 
@@ -55,7 +58,19 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
         write!(out, "{text}")?;
         out.flush()?;
     }
+    let n_all = ids.len() + limits.max_new_tokens;
+    let trained = model.config().sizes.max_positions;
+    if model.config().sizes.position_table.is_none() && n_all as i64 > trained {
+        tracing::warn!(
+            "prompt and new tokens are up to {n_all}, and the model was trained on {trained} positions: expect it to get \
+             worse beyond them"
+        );
+    }
+    // The prompt first: what a token becomes depends on whether something stands before it.
     let mut stream = tokenizer.stream(true);
+    for &id in &ids {
+        stream.push(u32::try_from(id).context("an id is not negative")?)?;
+    }
     let mut stops = Stops::new(&args.stop);
     let mut failure = None;
     let mut n_new = 0;
@@ -89,7 +104,7 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     let why = match rows[0].ending {
         Ending::StopId => "the end of the text",
         Ending::Caller => "a stop text",
-        Ending::Length => "--max-new-tokens",
+        Ending::Length => "the number of tokens",
     };
     let prefill = first.map_or(0.0, |time| time.as_secs_f64());
     tracing::info!(
@@ -100,6 +115,13 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
         }
     );
     Ok(())
+}
+
+/// The tokens to write where the user names no number: the usual, or what fits behind the prompt.
+fn room(model: &Model, n_prompt: usize) -> usize {
+    // The last one is predicted, never read.
+    let fits = |rows: i64| (rows + 1).saturating_sub(n_prompt as i64).max(1) as usize;
+    model.config().sizes.position_table.map_or(USUAL_LENGTH, |rows| USUAL_LENGTH.min(fits(rows)))
 }
 
 fn prompt(args: &GenerateArgs) -> Result<String> {

@@ -51,7 +51,7 @@ fn new_text_alone_goes_to_stdout() {
     assert!(ok, "{err}");
     assert!(out.trim_end().len() > 2 && !out.contains("once upon"), "{out}");
     assert!(
-        err.contains("8 tokens, ended by --max-new-tokens") && err.contains("tokens/s"),
+        err.contains("8 tokens, ended by the number of tokens") && err.contains("tokens/s"),
         "{err}"
     );
 
@@ -63,6 +63,37 @@ fn new_text_alone_goes_to_stdout() {
         run(dir.path(), &["--max-new-tokens", "8", "--stop", &middle, "once upon"], "");
     assert_eq!(cut.trim_end_matches('\n'), &out[..out.find(&middle).unwrap()]);
     assert!(err.contains("ended by a stop text"), "{err}");
+}
+
+/// Llama's tokenizers write a space as part of the token behind it, and strip the first one of a text.
+#[test]
+fn a_space_between_prompt_and_text_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    folder(dir.path());
+    let words: Vec<String> = (0..40).map(|i| format!("▁w{i}")).collect();
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        words.iter().enumerate().map(|(id, word)| (word.clone(), json!(id))).collect();
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": metaspace, "post_processor": null, "decoder": metaspace,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "▁w0"},
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 40, "n_positions": 16, "n_embd": 16,
+        "n_layer": 1, "n_head": 2, "initializer_range": 0.5,
+    });
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+
+    let (out, err, ok) = run(dir.path(), &["--echo", "w1 w2 w3"], "");
+
+    assert!(ok, "{err}");
+    let written: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(written[..3], ["w1", "w2", "w3"]);
+    assert_eq!(written.len(), 3 + 14, "14 more fit 16 positions, each a word of its own: {out}");
+    assert!(written.iter().all(|word| words.contains(&format!("▁{word}"))), "{out}");
 }
 
 #[test]

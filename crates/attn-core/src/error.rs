@@ -102,6 +102,18 @@ pub enum Error {
         problems: Vec<String>,
     },
 
+    /// A prediction that nothing can be chosen by.
+    #[error(
+        "row {row}, new token {token} (both counted from 0): the logits are not finite\nhint: compute in f32, or look for \
+         broken weights"
+    )]
+    NotFinite {
+        /// The prompt.
+        row: usize,
+        /// The token that was to be chosen.
+        token: usize,
+    },
+
     /// A setting of text generation is out of range.
     #[error("`{field}` is {value}, expected {expected}")]
     Sampling {

@@ -73,9 +73,6 @@ impl Sampling {
         if self.temperature == 0.0 {
             return likeliest(logits);
         }
-        for logit in logits.iter_mut() {
-            *logit /= self.temperature as f32;
-        }
         draw(&self.kept(logits), rng)
     }
 
@@ -103,8 +100,10 @@ impl Sampling {
             ranked.retain(|&(_, logit)| logit >= bar);
         }
         let highest = ranked[0].1;
+        // Below the highest first: no temperature is then too low.
+        let weight = |logit: f32| (f64::from(logit - highest) / self.temperature).exp();
         let mut weighted: Vec<(i64, f64)> =
-            ranked.iter().map(|&(id, logit)| (id, f64::from(logit - highest).exp())).collect();
+            ranked.iter().map(|&(id, logit)| (id, weight(logit))).collect();
         if self.top_p < 1.0 {
             let total: f64 = weighted.iter().map(|(_, weight)| weight).sum();
             let mut before = 0.0;
@@ -212,6 +211,12 @@ pub fn generate(
             if row.ending.is_some() {
                 continue;
             }
+            // One of no use is -inf; where all are, or one is no number, there is nothing to choose by.
+            if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY)
+                || logits.iter().all(|logit| *logit == f32::NEG_INFINITY)
+            {
+                return Err(Error::NotFinite { row: i, token: n_done });
+            }
             let id = sampling.choose(logits, &row.ids, &mut row.rng);
             row.ids.push(id);
             let ended = on_token(i, id).is_break();
@@ -256,6 +261,13 @@ impl Row {
 
 fn check(model: &Model, prompts: &[Vec<i64>], limits: &Limits) -> Result<(), Error> {
     let refuse = |problem: String| Err(Error::Input { name: "prompt", problem });
+    if !model.config().is_causal() {
+        let base = model.config().base_model_type();
+        return refuse(format!(
+            "nothing can be written on from it: a {base} is an encoder, it has no next token\nhint: name a decoder, such as \
+             GPT-2 or Llama"
+        ));
+    }
     if prompts.is_empty() {
         return refuse("there is none".into());
     }

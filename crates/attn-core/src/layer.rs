@@ -268,6 +268,19 @@ impl AttnLayer {
             unreachable!("hidden states have three axes")
         };
         if self.dims.n_heads == 0 {
+            // An entry a layer, also of one without heads.
+            let k_len = pass.source.as_ref().map_or(q_len, |source| source.hidden.size()[1]);
+            let none = |rows: i64, width: i64| {
+                Tensor::zeros([b, 0, rows, width], (hidden.kind(), hidden.device()))
+            };
+            match &pass.tap.rows {
+                Rows::None => {}
+                Rows::All => pass.tap.weights.push(none(q_len, k_len)),
+                Rows::Some(rows) => pass.tap.weights.push(none(rows.len() as i64, k_len)),
+            }
+            if pass.tap.keep_z {
+                pass.tap.z.push(none(q_len, self.dims.head_dim));
+            }
             let zeros = Tensor::zeros([b, q_len, 0], (hidden.kind(), hidden.device()));
             return Ok(self.out.forward(&zeros, pass.train));
         }

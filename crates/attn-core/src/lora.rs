@@ -236,6 +236,21 @@ pub(crate) fn attach(
             ),
         ));
     }
+    if let Some(target) = lora.qkv_ranks.and_then(|_| {
+        let rules = |target: &&String| {
+            let ruled =
+                |slot: &Slot<'_>| !slot.qkv.is_empty() && matches(target, &slot.linear.name);
+            **target != ALL_LINEAR && slots.iter().any(ruled)
+        };
+        targets.iter().find(rules)
+    }) {
+        return Err(problem(
+            "targets",
+            format!(
+                "names `{target}`, whose ranks `qkv_ranks` gives\nhint: leave one of the two away"
+            ),
+        ));
+    }
     for slot in slots {
         let rank = targets.iter().any(|target| matches(target, &slot.linear.name));
         let rank = if rank { lora.rank.get() } else { 0 };
@@ -297,6 +312,15 @@ pub(crate) fn merge(slots: Vec<Slot<'_>>) {
     }
 }
 
+/// What each whole correction is scaled by, by the name of its matrix.
+fn scales(slots: Vec<Slot<'_>>) -> BTreeMap<String, f64> {
+    let of = |slot: Slot<'_>| match slot.linear.adapter.as_ref().map(|adapter| &adapter.parts[..]) {
+        Some([part]) => Some((slot.linear.name.clone(), part.scale)),
+        _ => None,
+    };
+    slots.into_iter().filter_map(of).collect()
+}
+
 /// Whether `target` is `name` or what it ends in, as PEFT has it.
 fn matches(target: &str, name: &str) -> bool {
     let is_end = || name.strip_suffix(target).is_some_and(|start| start.ends_with('.'));
@@ -319,6 +343,7 @@ impl Model {
         let defaults = self.config.arch.lora_targets();
         attach(self.arch.linears_mut(), lora, defaults, &mut weights)?;
         self.lora = Some(lora.clone());
+        self.lora_scales = scales(self.arch.linears_mut());
         self.structure_changed()
     }
 
@@ -334,6 +359,7 @@ impl Model {
     pub fn merge_lora(&mut self) -> Result<(), Error> {
         merge(self.arch.linears_mut());
         self.lora = None;
+        self.lora_scales.clear();
         self.structure_changed()
     }
 
@@ -388,10 +414,15 @@ impl Model {
                 Some((module.strip_prefix(PEFT_PREFIX)?, a.size()[0]))
             })
             .collect();
-        // Ranks of their own only where a matrix has another than the rest.
+        // Ranks and alphas of their own only where a matrix has others than the rest.
         let rank = lora.rank.get() as i64;
         let ranks: BTreeMap<&str, i64> =
             adapted.iter().filter(|&(_, &r)| r != rank).map(|(&name, &r)| (name, r)).collect();
+        let alphas: BTreeMap<&str, f64> = adapted
+            .iter()
+            .map(|(&name, &r)| (name, self.lora_scales[name] * r as f64))
+            .filter(|(_, alpha)| *alpha != lora.alpha)
+            .collect();
         let task = match self.config.head {
             Head::Classifier { .. } => Some("SEQ_CLS"),
             Head::LanguageModel if self.config.is_causal() => Some("CAUSAL_LM"),
@@ -407,17 +438,18 @@ impl Model {
             "lora_dropout": lora.dropout,
             "target_modules": adapted.keys().collect::<Vec<_>>(),
             "rank_pattern": ranks,
-            "alpha_pattern": {},
+            "alpha_pattern": alphas,
             "use_rslora": false,
             "fan_in_fan_out": self.config.arch.layout() == Layout::InOut,
             "bias": "none",
             "modules_to_save": saved,
             "inference_mode": true,
         });
-        let metadata = BTreeMap::from([
-            ("format".to_owned(), "pt".to_owned()),
-            (BASE_KEY.to_owned(), self.base_print(&is_kept)),
-        ]);
+        let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        if self.kind != Kind::Half {
+            let is_base = |name: &str| !is_adapter(name) && !is_kept(name);
+            metadata.insert(BASE_KEY.to_owned(), self.fingerprint(&is_base));
+        }
         let writer = FolderWriter::create(dir)?;
         writer.tensors(TENSORS_FILE, &tensors, &metadata)?;
         writer.json(ADAPTER_FILE, config.as_object().expect("an object"))?;
@@ -479,10 +511,12 @@ impl Model {
         if parts.is_empty() && misfits.is_empty() {
             misfits.push("it holds no adapter".into());
         }
-        let is_kept = |name: &str| whole.iter().any(|(other, _)| other == name);
+        let is_base = |name: &str| whole.iter().all(|(other, _)| other != name);
         if let Some(base) = read_metadata(&path)?.get(BASE_KEY)
             && misfits.is_empty()
-            && *base != self.base_print(&is_kept)
+            // In f16 the values are others than those that were stored in f32.
+            && self.kind != Kind::Half
+            && *base != self.fingerprint(&is_base)
         {
             misfits.push("the weights it was trained beside are others than the model's".into());
         }
@@ -503,6 +537,7 @@ impl Model {
             linear.adapter = adapters.remove(&linear.name);
         }
         self.lora = Some(settings.lora());
+        self.lora_scales = scales(self.arch.linears_mut());
         self.structure_changed()
     }
 
@@ -517,16 +552,19 @@ impl Model {
         }
     }
 
-    /// Tells base models apart: a hash of the first values of every parameter that an adapter leaves alone, and of the
-    /// kind they are in, as rounding changes them.
-    fn base_print(&self, is_kept: &dyn Fn(&str) -> bool) -> String {
-        const N_VALUES: i64 = 16;
-        let mut text = format!("{:?}", self.kind);
+    /// Tells models apart: a hash of names, shapes and a few hundred values, spread evenly, of each parameter that
+    /// `counts` picks. Rounded to bf16, so that a model is the same in f64, f32 and bf16.
+    pub fn fingerprint(&self, counts: &dyn Fn(&str) -> bool) -> String {
+        const N_VALUES: i64 = 256;
+        let _no_grad = tch::no_grad_guard();
+        let mut text = String::new();
         for (name, tensor) in self.parameters() {
-            if !is_adapter(&name) && !is_kept(&name) {
-                let flat = tensor.detach().flatten(0, -1);
-                let first = flat.narrow(0, 0, N_VALUES.min(flat.numel() as i64));
-                let values = Vec::<f64>::try_from(first.to_kind(Kind::Double)).unwrap_or_default();
+            if counts(&name) {
+                let flat = tensor.view([-1]);
+                let stride = (flat.size()[0] / N_VALUES).max(1);
+                let some = flat.slice(0, None, None, stride).to_kind(Kind::BFloat16);
+                let some = some.to_kind(Kind::Double).to_device(tch::Device::Cpu);
+                let values = Vec::<f64>::try_from(some).expect("values of f64");
                 text += &format!("{name}{:?}{values:?}", tensor.size());
             }
         }
@@ -607,6 +645,16 @@ impl Settings {
         let Some(alpha) = json.get("lora_alpha").and_then(Value::as_f64) else {
             return refuse("lora_alpha", "a number");
         };
+        // PEFT reads these keys as regular expressions; plain names mean the same to both.
+        for field in ["rank_pattern", "alpha_pattern"] {
+            let keys = json.get(field).and_then(Value::as_object).into_iter().flatten();
+            for (key, value) in keys {
+                if key.contains(|c| "^$*+?()[]{}|\\".contains(c)) || value.as_f64().is_none() {
+                    let expected = "names of modules with a number each, no regular expressions";
+                    return refuse(field, expected);
+                }
+            }
+        }
         let targets = match json.get("target_modules") {
             Some(Value::Array(names)) => {
                 names.iter().filter_map(Value::as_str).map(str::to_owned).collect()

@@ -1,6 +1,7 @@
 //! A whole model: loaded, run, changed and saved.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -131,6 +132,8 @@ pub struct DecodeState {
     layers: Vec<Box<dyn State>>,
     /// `[batch, len]`, 1 at real tokens so far.
     keep: Option<Tensor>,
+    /// Rows of the batch, once there is one.
+    n_rows: Option<i64>,
     n_tokens: i64,
 }
 
@@ -155,6 +158,8 @@ pub struct Model {
     pub(crate) device: Device,
     /// The settings of the adapters in `arch`.
     pub(crate) lora: Option<Lora>,
+    /// What each of them that covers a whole matrix is scaled by.
+    pub(crate) lora_scales: BTreeMap<String, f64>,
     /// A second handle on the parameters of `arch`, while activations are recomputed: the backward pass may run when
     /// nobody has the model at hand.
     replica: Option<Arc<Mutex<Box<dyn Architecture>>>>,
@@ -192,7 +197,18 @@ impl Model {
         let arch = config.arch.clone().build(&config, &mut weights)?;
         let replaced = if fresh { config.arch.head_prefixes() } else { &[] };
         let report = weights.finish(&|name| config.arch.is_buffer(name), replaced)?;
-        Ok((Self { config, arch, kind, device, lora: None, replica: None }, report))
+        Ok((
+            Self {
+                config,
+                arch,
+                kind,
+                device,
+                lora: None,
+                lora_scales: BTreeMap::new(),
+                replica: None,
+            },
+            report,
+        ))
     }
 
     /// Makes a model with random weights from a configuration alone.
@@ -204,7 +220,15 @@ impl Model {
         let Options { kind, device, seed } = Options::from(options);
         let mut weights = Weights::from_seed(seed, kind, device);
         let arch = config.arch.clone().build(&config, &mut weights)?;
-        Ok(Self { config, arch, kind, device, lora: None, replica: None })
+        Ok(Self {
+            config,
+            arch,
+            kind,
+            device,
+            lora: None,
+            lora_scales: BTreeMap::new(),
+            replica: None,
+        })
     }
 
     /// Writes the model as a folder that [`Self::load`] reads and, where plain transformers computes the same logits,
@@ -357,7 +381,7 @@ impl Model {
     /// An empty decoding state.
     pub fn start(&self) -> DecodeState {
         let layers = self.arch.layers().iter().map(|layer| layer.kind().start()).collect();
-        DecodeState { layers, keep: None, n_tokens: 0 }
+        DecodeState { layers, keep: None, n_rows: None, n_tokens: 0 }
     }
 
     /// Runs the model on the next tokens of each row: `input` holds them alone, `state` what came before.
@@ -374,6 +398,16 @@ impl Model {
             let problem =
                 format!("a {} is an encoder, it has no next token", self.config.base_model_type());
             return Err(Error::Input { name: "state", problem });
+        }
+        if options.attentions != Rows::None {
+            let problem = "cannot be kept while decoding: a step sees the new tokens' keys alone\nhint: run the whole text";
+            return Err(Error::Input { name: "attention rows", problem: problem.into() });
+        }
+        if let (Some(&rows), Some(held)) = (input.input_ids.size().first(), state.n_rows)
+            && rows != held
+        {
+            let problem = format!("has {rows} rows, and the state was begun with {held}");
+            return Err(Error::Input { name: "input_ids", problem });
         }
         self.run(input, options, Some(state))
     }
@@ -605,6 +639,7 @@ impl DecodeState {
                 Some(Tensor::cat(&[old, new], 1))
             }
         };
+        self.n_rows = Some(ids.size()[0]);
         self.n_tokens += seq_len;
         self.keep = keep.as_ref().map(Tensor::shallow_clone);
         keep
@@ -646,6 +681,10 @@ fn recomputed(
     x: &Tensor,
     pass: &LayerPass<'_>,
 ) -> Result<Tensor, Error> {
+    if pass.state.is_some() {
+        let problem = "a decoding step is no training pass\nhint: set `train` to false";
+        return Err(Error::Input { name: "state", problem: problem.into() });
+    }
     if pass.gate.is_some() || pass.tap.rows != Rows::None || pass.tap.keep_z {
         let problem = "gates, attention weights and heads' outputs are not to be had while activations are recomputed\n\
                        hint: turn gradient checkpointing off";

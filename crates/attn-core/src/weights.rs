@@ -93,6 +93,14 @@ impl<'a> Weights<'a> {
     ///
     /// What the file lacks, or holds in another shape, is noted for [`Self::finish`] and filled with zeros meanwhile.
     pub fn get(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, Error> {
+        if shape.iter().any(|&n| n < 0)
+            || shape.iter().try_fold(1_i64, |n, &m| n.checked_mul(m)).is_none()
+        {
+            return Err(Error::Config {
+                field: name.to_owned(),
+                problem: format!("would have shape {shape:?} by the sizes in the file"),
+            });
+        }
         if let Some(given) = &self.given {
             return match given.get(name) {
                 Some(tensor) => Ok(tensor.shallow_clone()),
@@ -119,7 +127,8 @@ impl<'a> Weights<'a> {
             }
             None => self.mismatch.missing.push(name.to_owned()),
         }
-        Ok(Tensor::zeros(shape, (self.kind, self.device)))
+        // Without memory of its own, whatever the config says: loading fails in the end.
+        Ok(Tensor::zeros([1], (self.kind, self.device)).expand(shape, false))
     }
 
     /// A parameter that shares `tied`. Files may hold it all the same; then it must be equal.

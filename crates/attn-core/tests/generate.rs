@@ -3,7 +3,7 @@
 use std::{fs, ops::ControlFlow, path::Path};
 
 use attn_core::{
-    Config, Error, ForwardOptions, LoadOptions, Model, ModelInput, Variant,
+    Config, Error, ForwardOptions, LoadOptions, Model, ModelInput, Rows, Variant,
     generate::{Ending, Generated, Limits, Sampling, generate},
 };
 use serde::Deserialize;
@@ -74,8 +74,9 @@ fn rows_of_several_lengths_do_not_depend_on_each_other() {
             let alone = all(&model, std::slice::from_ref(prompt), &Sampling::default(), 8);
             assert_eq!(batch[row], alone[0], "{name}, row {row}");
         }
-        let [first, again] = [(), ()].map(|()| all(&model, &prompts[..1], &sampling, 8));
-        assert_eq!(first, again, "{name}: the same seed draws the same");
+        let alone = all(&model, &prompts[..1], &sampling, 8);
+        let drawn = all(&model, &prompts[..3], &sampling, 8);
+        assert_eq!(alone[0], drawn[0], "{name}: drawn with the same seed");
     }
 }
 
@@ -135,6 +136,38 @@ fn a_row_ends_at_a_stop_id_or_where_the_caller_says_so() {
 }
 
 #[test]
+fn no_temperature_is_too_low_and_broken_logits_are_no_text() {
+    let (_, model, runs) = goldens().swap_remove(0);
+    let prompts = [runs[0].prompt.clone()];
+    let greedy = all(&model, &prompts, &Sampling::default(), 8);
+    let cold = Sampling { temperature: 1e-300, ..Sampling::default() };
+    assert_eq!(all(&model, &prompts, &cold, 8), greedy);
+
+    tch::no_grad(|| model.parameters()[0].1.get(0).fill_(f64::NAN));
+    let ids = [vec![0]];
+    let never = &mut |_: usize, _: i64| ControlFlow::Continue(());
+    for sampling in [Sampling::default(), cold] {
+        let error = generate(&model, &ids, &sampling, &limits(3), never).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { row: 0, token: 0 }), "{error}");
+    }
+}
+
+#[test]
+fn a_state_serves_its_own_batch_and_no_attention_rows() {
+    let (_, model, _) = goldens().swap_remove(0);
+    let mut state = model.start();
+    let input =
+        |rows: i64| ModelInput::new(Tensor::ones([rows, 2], (Kind::Int64, tch::Device::Cpu)));
+    let options = ForwardOptions::default();
+    model.step(&input(2), &mut state, &options).unwrap();
+    let error = model.step(&input(3), &mut state, &options).unwrap_err().to_string();
+    assert!(error.contains("has 3 rows, and the state was begun with 2"), "{error}");
+    let options = ForwardOptions { attentions: Rows::All, ..options };
+    let error = model.step(&input(2), &mut state, &options).unwrap_err().to_string();
+    assert!(error.contains("cannot be kept while decoding"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_generated_is_refused_by_name() {
     let (_, model, _) = goldens().into_iter().find(|(name, ..)| name == "gpt2_lm_tied").unwrap();
     let rows = model.config().sizes.position_table.unwrap() as usize;
@@ -145,6 +178,12 @@ fn what_cannot_be_generated_is_refused_by_name() {
         error.to_string()
     };
     assert!(refusal(&[], 1).contains("there is none"));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/distilbert_mlm_tied");
+    let (encoder, _) = Model::load(&folder, &LoadOptions::default()).unwrap();
+    let never = &mut |_: usize, _: i64| ControlFlow::Continue(());
+    let greedy = Sampling::default();
+    let error = generate(&encoder, &[vec![1; 99]], &greedy, &limits(99), never).unwrap_err();
+    assert!(error.to_string().contains("distilbert is an encoder"), "{error}");
     assert!(refusal(&[vec![1], vec![]], 1).contains("row 1 has no token"));
     let long = refusal(&[vec![1; 4]], rows - 2);
     assert!(long.contains(&format!("at most {} new tokens", rows - 3)), "{long}");

@@ -242,6 +242,57 @@ fn what_was_saved_is_read_again() {
     }
 }
 
+/// Ranks, alphas and scales of PEFT's own files, also those that no setting of ours expresses.
+#[test]
+fn what_peft_wrote_keeps_its_scales_when_saved_again() {
+    let temp = tempfile::tempdir().unwrap();
+    for case in ["gpt2_lm_tied", "llama_lm_untied"] {
+        let dir = golden(case).join("adapter");
+        let expected: BTreeMap<String, Tensor> =
+            read_tensors(&dir.join("expected.safetensors")).unwrap().into_iter().collect();
+        let mut model = load(case, Kind::Float);
+        model.load_adapter(&dir).unwrap();
+        model.save_adapter(&temp.path().join(case), case, &[], &[]).unwrap();
+
+        let mut again = load(case, Kind::Float);
+        again.load_adapter(&temp.path().join(case)).unwrap();
+
+        let logits = logits(&again, &expected["input_ids"], false);
+        assert_close(case, &logits, &expected["logits"], 1e-5);
+    }
+}
+
+#[test]
+fn an_adapter_fits_its_base_in_whatever_it_is_computed() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("adapter");
+    let (model, _) = saved("llama_biases", &dir);
+    let ids = random_ids(1, [2, 6], 20);
+    let expected = logits(&model, &ids, false);
+    for (kind, tolerance) in [(Kind::Double, 1e-5), (Kind::BFloat16, 5e-2), (Kind::Half, 1e-2)] {
+        let mut model = load("llama_biases", kind);
+        model.load_adapter(&dir).unwrap_or_else(|error| panic!("{kind:?}: {error}"));
+        let error = relative_rms(&logits(&model, &ids, false), &expected);
+        assert!(error < tolerance, "{kind:?}: {error:e}");
+    }
+}
+
+#[test]
+fn a_pattern_that_peft_would_read_as_a_regular_expression_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden("llama_lm_untied").join("adapter").join(file), temp.path().join(file))
+            .unwrap();
+    }
+    let path = temp.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"v_proj\": 4"), "{text}");
+    fs::write(&path, text.replace("\"v_proj\": 4", "\".*v_proj\": 4")).unwrap();
+    let error = load("llama_lm_untied", Kind::Float).load_adapter(temp.path()).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("alpha_pattern") && message.contains("regular"), "{message}");
+}
+
 #[test]
 fn an_adapter_for_another_model_is_refused_with_what_does_not_fit() {
     let temp = tempfile::tempdir().unwrap();
@@ -291,6 +342,8 @@ fn settings_that_do_not_fit_are_named() {
     assert_eq!(refusal(Lora { alpha: 0.0, ..lora(&[]) }).0, "alpha");
     assert_eq!(refusal(Lora { dropout: 1.0, ..lora(&[]) }).0, "dropout");
     assert_eq!(refusal(Lora { qkv_ranks: Some([0; 3]), ..lora(&[]) }).0, "qkv_ranks");
+    let (field, problem) = refusal(Lora { qkv_ranks: Some([2, 0, 2]), ..lora(&["c_attn"]) });
+    assert!(field == "targets" && problem.contains("`qkv_ranks` gives"), "{field}: {problem}");
 
     model.add_lora(&lora(&[]), 0).unwrap();
     let variant = Variant::all().swap_remove(0);

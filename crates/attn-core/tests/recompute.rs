@@ -110,4 +110,7 @@ fn what_would_be_lost_is_refused() {
     let error = model.forward(&input, &train).unwrap_err().to_string();
     assert!(error.contains("turn gradient checkpointing off"), "{error}");
     model.forward(&input, &ForwardOptions { train: false, ..train }).unwrap();
+    let train = ForwardOptions { train: true, ..ForwardOptions::default() };
+    let error = model.step(&input, &mut model.start(), &train).unwrap_err().to_string();
+    assert!(error.contains("a decoding step is no training pass"), "{error}");
 }

@@ -204,6 +204,13 @@ fn wrong_folders_are_refused_by_name() {
     assert!(error.contains("rope_scaling.rope_type") && error.contains("yarn"), "{error}");
     let error = refused(&tensors, &|c| c["vocab_size"] = json!(51));
     assert!(error.contains("[50, 24]") && error.contains("[51, 24]"), "{error}");
+    // No memory is asked for what the file does not hold, and no shape is made of a negative size.
+    let error = refused(&tensors, &|c| c["vocab_size"] = json!(100_000_000_000_i64));
+    assert!(error.contains("[100000000000, 24]"), "{error}");
+    for field in ["hidden_size", "intermediate_size", "vocab_size"] {
+        let error = refused(&tensors, &|c| c[field] = json!(-8));
+        assert!(error.contains(field), "{error}");
+    }
 }
 
 #[test]
@@ -288,6 +295,12 @@ fn removed_heads_equal_closed_gates() {
             logits(&cut, &input).isfinite().all().int64_value(&[]) == 1,
             "{base}: a layer without heads"
         );
+        let options =
+            ForwardOptions { attentions: Rows::All, z: true, ..ForwardOptions::default() };
+        let output = cut.forward(&input, &options).unwrap();
+        let sizes: Vec<Vec<i64>> = output.attentions.iter().map(Tensor::size).collect();
+        assert_eq!(sizes, [[2, 0, 11, 11], [2, 4, 11, 11]], "an entry a layer");
+        assert_eq!(output.z.iter().map(|z| z.size()[1]).collect::<Vec<_>>(), [0, 4]);
         let error = cut.select_heads(1, &[4]).unwrap_err();
         assert!(matches!(error, Error::Index { what: "head", index: 4, count: 4 }), "{error}");
     }

@@ -96,6 +96,17 @@ int attn_grad(const List* outputs, const List* grads, const List* inputs, int ke
   });
 }
 
+// The gradients that backward passes left in `leaves`, undefined where there is none; the leaves then have none.
+int attn_take_grads(const List* leaves, List* grads, char** err) {
+  return attempt(err, [&] {
+    grads->clear();
+    for (const at::Tensor& leaf : *leaves) {
+      grads->push_back(leaf.grad());
+      leaf.mutable_grad().reset();
+    }
+  });
+}
+
 // False inside a backward pass that collects the gradients of chosen inputs only: a nested backward pass
 // would then add gradients to parameters that nobody asked for, and the chosen inputs would miss theirs.
 int attn_nested_backward_allowed(int* allowed, char** err) {

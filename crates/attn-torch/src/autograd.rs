@@ -170,6 +170,21 @@ where
     input_grads.to_tensors()
 }
 
+/// The gradients that [`backward`] left in `leaves`, `None` where there is none. The leaves have none afterwards.
+///
+/// # Errors
+///
+/// [`Error::Torch`] where LibTorch refuses.
+pub fn take_grads<T: Borrow<Tensor>>(leaves: &[T]) -> Result<Vec<Option<Tensor>>> {
+    let leaves = List::of(leaves)?;
+    let mut grads = List::new();
+    // SAFETY: both lists are alive; the second is ours alone to write.
+    ffi::call("taking gradients", |err| unsafe {
+        ffi::attn_take_grads(leaves.as_ptr(), grads.as_mut_ptr(), err)
+    })?;
+    grads.to_tensors()
+}
+
 fn check_grads<T: Borrow<Tensor>, G: Borrow<Tensor>>(outputs: &[T], grads: &[G]) -> Result<()> {
     if grads.is_empty() {
         return Ok(()); // LibTorch itself refuses outputs of several numbers then.
@@ -320,6 +335,18 @@ mod tests {
 
     fn values(tensor: &Tensor) -> Vec<f64> {
         Vec::try_from(tensor.reshape([-1])).unwrap()
+    }
+
+    #[test]
+    fn gradients_are_taken_and_leave_none_behind() {
+        let [x, y] = [2.0, 3.0].map(|value| Tensor::from(value).set_requires_grad(true));
+        let none: &[Tensor] = &[];
+        backward(&[&x * 5.0], none, GradOptions::default()).unwrap();
+
+        let taken = take_grads(&[&x, &y]).unwrap();
+
+        assert_eq!(taken[0].as_ref().unwrap().double_value(&[]), 5.0);
+        assert!(taken[1].is_none() && !x.grad().defined());
     }
 
     #[test]

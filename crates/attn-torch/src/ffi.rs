@@ -79,6 +79,11 @@ unsafe extern "C" {
         input_grads: *mut RawList,
         err: ErrorSlot,
     ) -> c_int;
+    pub(crate) fn attn_take_grads(
+        leaves: *const RawList,
+        grads: *mut RawList,
+        err: ErrorSlot,
+    ) -> c_int;
     pub(crate) fn attn_nested_backward_allowed(allowed: *mut c_int, err: ErrorSlot) -> c_int;
 
     pub(crate) fn attn_fused_adamw(

@@ -22,7 +22,7 @@ mod optim;
 mod random;
 mod settings;
 
-pub use autograd::{BoxError, Forward, Function, GradOptions, apply, backward, grad};
+pub use autograd::{BoxError, Forward, Function, GradOptions, apply, backward, grad, take_grads};
 pub use bytes::Bytes;
 pub use checkpoint::checkpoint;
 pub use cuda::{

@@ -8,8 +8,8 @@
 //!     best.json                    a Best: its step and metrics
 //! ```
 //!
-//! With adapters ([`attn_core::lora`]) the folder's weights are the trained parameters alone: the others are the base
-//! model's, which may be a thousand times larger.
+//! With adapters ([`attn_core::lora`]) the folder holds the trained parameters alone, in `trained.safetensors`: the others
+//! are the base model's, which may be a thousand times larger, and must be those the run began with.
 //!
 //! A folder is written under another name, brought to the disk, and renamed: a kill at any moment leaves the last good
 //! one. Old ones are removed after that. A `best` folder stays as long as a checkpoint that is kept refers to it, so
@@ -23,7 +23,7 @@ use std::{
 };
 
 use attn_core::{
-    Model,
+    Lora, Model,
     checkpoint::{CONFIG_FILE, Checkpoint, FolderWriter, WriteOptions, read_json, read_tensors},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -46,6 +46,7 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const FOLDER: &str = "checkpoints";
 
 const TENSORS_FILE: &str = "train_state.safetensors";
+const TRAINED_FILE: &str = "trained.safetensors";
 const STATE_FILE: &str = "train_state.json";
 const BEST_FILE: &str = "best.json";
 const STEP: &str = "step-";
@@ -93,8 +94,21 @@ pub struct TrainState {
     pub data: String,
     /// The settings.
     pub config: TrainConfig,
+    /// What is trained beside the base model, where that is left as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Adapters>,
     /// Where the run takes place.
     pub environment: Environment,
+}
+
+/// Adapters and what they stand beside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapters {
+    /// Their settings.
+    pub lora: Lora,
+    /// [`Model::fingerprint`] of the parameters that are not trained: the checkpoint does not hold them.
+    pub base: String,
 }
 
 /// Sums since the last line of `metrics.jsonl`.
@@ -211,7 +225,12 @@ pub(crate) fn save_best(
 
 fn model_folder(dir: &Path, model: &Model, files: &[(String, Vec<u8>)]) -> Result<FolderWriter> {
     let writer = FolderWriter::create(dir)?;
-    writer.weights(&kept_parameters(model), &WriteOptions::default())?;
+    let kept = kept_parameters(model);
+    match model.lora() {
+        None => writer.weights(&kept, &WriteOptions::default())?,
+        // Under another name: nobody takes a part for the whole.
+        Some(_) => writer.tensors(TRAINED_FILE, &kept, &BTreeMap::new())?,
+    }
     writer.json(CONFIG_FILE, &model.config().to_json(model.kind()))?;
     for (file, content) in files {
         writer.file(file, content)?;
@@ -265,9 +284,7 @@ pub(crate) fn resume(
 
 /// Puts the best model's weights into `model`.
 pub(crate) fn load_best(run_dir: &Path, model: &Model, best: &Best) -> Result<()> {
-    let dir = best_folder(run_dir, best.step);
-    let weights = Checkpoint::open(&dir)?;
-    load_weights(&weights, model)
+    load_weights(&open_weights(&best_folder(run_dir, best.step))?, model)
 }
 
 /// A checkpoint that was found whole.
@@ -295,7 +312,7 @@ impl Stored {
             ));
         }
         let config = read_json(dir, CONFIG_FILE).map_err(|error| failed(&error))?;
-        let weights = Checkpoint::open(dir).map_err(|error| failed(&error))?;
+        let weights = open_weights(dir).map_err(|error| failed(&error))?;
         let tensors = read_tensors(&dir.join(TENSORS_FILE)).map_err(|error| failed(&error))?;
         Ok(Self { state, config, weights, tensors: tensors.into_iter().collect() })
     }
@@ -320,6 +337,14 @@ impl Stored {
         for key in union(old, new) {
             if old.get(key) != new.get(key) {
                 let field = format!("config.json: {key}");
+                return changed(&field, shown(old.get(key)), shown(new.get(key)));
+            }
+        }
+        let (old, new) = (to_map(&then.adapters), to_map(&now.adapters));
+        for key in union(&old, &new) {
+            if old.get(key) != new.get(key) {
+                let field =
+                    if key == "base" { "base model".into() } else { format!("adapters: {key}") };
                 return changed(&field, shown(old.get(key)), shown(new.get(key)));
             }
         }
@@ -360,6 +385,11 @@ impl Stored {
         }
         Ok(())
     }
+}
+
+fn open_weights(dir: &Path) -> Result<Checkpoint, attn_core::checkpoint::Error> {
+    let trained = dir.join(TRAINED_FILE);
+    if trained.exists() { Checkpoint::open_file(&trained) } else { Checkpoint::open(dir) }
 }
 
 fn load_weights(weights: &Checkpoint, model: &Model) -> Result<()> {
@@ -416,6 +446,7 @@ fn from_file<T: DeserializeOwned>(dir: &Path, file: &str) -> Result<T, String> {
 
 fn to_map<T: Serialize>(value: &T) -> Map<String, Value> {
     match serde_json::to_value(value).expect("names and numbers are JSON") {
+        Value::Null => Map::new(),
         Value::Object(map) => map,
         other => unreachable!("a struct is an object, not {other}"),
     }

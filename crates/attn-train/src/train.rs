@@ -1,6 +1,7 @@
 //! The loop: batches in, a trained model out.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{atomic::Ordering, mpsc::Receiver},
     thread,
@@ -8,12 +9,12 @@ use std::{
 };
 
 use attn_core::{Model, attention::Stream};
-use attn_torch::{GradOptions, backward, clip_grad_norm, grad};
+use attn_torch::{GradOptions, backward, clip_grad_norm, grad, take_grads};
 use tch::{Kind, Tensor};
 
 use crate::{
     batch::{Batch, Batches, fingerprint},
-    checkpoint::{self, LogPart, RunLock, TrainState},
+    checkpoint::{self, Adapters, LogPart, RunLock, TrainState},
     environment::{Environment, RngState},
     error::{Error, Place, Result},
     metrics::{Metric, MetricsFile},
@@ -132,6 +133,14 @@ impl<'a, 'm> Session<'a, 'm> {
             objective: run.objective.name().to_owned(),
             data: fingerprint(&run.data.plan(0), &first),
             config: config.clone(),
+            adapters: match model.lora() {
+                None => None,
+                Some(lora) => {
+                    let names: BTreeSet<&String> = optimizer.names().iter().collect();
+                    let base = model.fingerprint(&|name| !names.contains(&name.to_owned()));
+                    Some(Adapters { lora: lora.clone(), base })
+                }
+            },
             environment: Environment::of(model)?,
         };
 
@@ -268,7 +277,7 @@ impl<'a, 'm> Session<'a, 'm> {
             layer: 0,
         };
 
-        let mut grads = Gradients::new(self.optimizer.params(), config.gradient_checkpointing);
+        let mut grads = Gradients::new(self.optimizer.params(), config.gradient_checkpointing)?;
         let mut losses = Vec::with_capacity(counts.len());
         for (index, (batch, &count)) in step.batches.iter().zip(&counts).enumerate() {
             if self.is_stopped() {
@@ -285,7 +294,7 @@ impl<'a, 'm> Session<'a, 'm> {
                 if count == n_targets { loss } else { loss * (count as f64 / n_targets as f64) };
             grads.add(&part)?;
         }
-        let grads = grads.finish();
+        let grads = grads.finish()?;
         let present: Vec<&Tensor> = grads.iter().flatten().collect();
         let max_norm = if config.clip_norm > 0.0 { config.clip_norm } else { f64::INFINITY };
         let grad_norm = clip_grad_norm(&present, max_norm)?; // The step's one wait for the device.
@@ -294,6 +303,8 @@ impl<'a, 'm> Session<'a, 'm> {
             drop(grads);
             let streams: Vec<Stream> = (0..step.batches.len()).map(stream).collect();
             let Self { model, run, optimizer, .. } = self;
+            // The search asks for what recomputed activations do not give; the run ends with it.
+            model.set_gradient_checkpointing(false)?;
             return Err(non_finite::find(
                 model,
                 run.objective,
@@ -494,11 +505,11 @@ struct Gradients<'a> {
 }
 
 impl<'a> Gradients<'a> {
-    fn new(params: &'a [Tensor], in_place: bool) -> Self {
+    fn new(params: &'a [Tensor], in_place: bool) -> Result<Self> {
         if in_place {
-            params.iter().for_each(|param| param.shallow_clone().zero_grad());
+            take_grads(params)?; // What a step that was stopped has left.
         }
-        Self { params, in_place, sum: Vec::new() }
+        Ok(Self { params, in_place, sum: Vec::new() })
     }
 
     fn add(&mut self, loss: &Tensor) -> Result<()> {
@@ -523,12 +534,8 @@ impl<'a> Gradients<'a> {
     }
 
     /// One a parameter; `None` where no loss depends on it.
-    fn finish(self) -> Vec<Option<Tensor>> {
-        if !self.in_place {
-            return self.sum;
-        }
-        let of = |param: &Tensor| Some(param.grad()).filter(Tensor::defined);
-        self.params.iter().map(of).collect()
+    fn finish(self) -> Result<Vec<Option<Tensor>>> {
+        Ok(if self.in_place { take_grads(self.params)? } else { self.sum })
     }
 }
 

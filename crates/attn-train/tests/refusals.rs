@@ -121,13 +121,19 @@ impl Objective for BadGradient {
 
 #[test]
 fn a_gradient_is_named_with_the_batch_it_came_from() {
+    for gradient_checkpointing in [false, true] {
+        let config = TrainConfig { accumulation: 3, gradient_checkpointing, ..quick(20) };
+        names_the_batch(&config);
+    }
+}
+
+fn names_the_batch(config: &TrainConfig) {
     let mut model = classifier();
-    let config = TrainConfig { accumulation: 3, ..quick(20) };
-    let data = examples(48, &config); // Two steps of three batches each an epoch.
+    let data = examples(48, config); // Two steps of three batches each an epoch.
     let plan = data.plan(0);
     let culprit = plan[4][2];
 
-    let error = train(&mut model, Run::new(&config, &BadGradient(culprit), &data)).unwrap_err();
+    let error = train(&mut model, Run::new(config, &BadGradient(culprit), &data)).unwrap_err();
 
     let Error::NonFinite { place, tensor, .. } = &error else { panic!("{error}") };
     assert_eq!((place.step, place.epoch, place.batch), (2, 0, Some(4)), "{error}");

@@ -281,12 +281,35 @@ fn a_resumed_run_with_adapters_equals_an_unbroken_one() {
     case.run(&mut model, dir.path(), Options::default()).unwrap();
 
     let (_, newest) = checkpoint::list(dir.path()).unwrap().remove(0);
-    let stored = tensors(&newest.join("model.safetensors"));
+    let stored = tensors(&newest.join("trained.safetensors"));
     assert!(stored.keys().all(|name| name.contains(".lora_") || name.starts_with("score")));
     assert_eq!(stored.len(), 2 * 2 + 1, "two factors a layer, and the classifier");
     for (name, after) in weights(&model) {
         assert_eq!(stored.contains_key(&name), !after.equal(&before[&name]), "{name}");
     }
+}
+
+#[test]
+fn adapters_go_on_beside_the_base_and_the_settings_they_began_with() {
+    let _turn = turn();
+    let case = case("adapters");
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { stop_at: Some(3), ..Options::default() };
+    case.run(&mut case.model(1), dir.path(), options).unwrap();
+
+    let mut other = case.model(1);
+    let (_, norm) = other.parameters().into_iter().find(|(n, _)| n.ends_with("ln_f.bias")).unwrap();
+    let _ = tch::no_grad(|| norm.shallow_clone().g_add_scalar_(0.5));
+    let refused = |model: &mut Model| match case.run(model, dir.path(), RESUME).unwrap_err() {
+        Error::Changed { field, .. } => field,
+        error => panic!("{error}"),
+    };
+    assert_eq!(refused(&mut other), "base model");
+
+    let mut other = case.model(1);
+    other.merge_lora().unwrap();
+    other.add_lora(&Lora { alpha: 3.0, dropout: 0.1, ..Lora::default() }, 1).unwrap();
+    assert_eq!(refused(&mut other), "adapters: lora");
 }
 
 #[test]

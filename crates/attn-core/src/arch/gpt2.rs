@@ -96,6 +96,7 @@ impl Config {
             ("n_layer", self.n_layer),
             ("n_positions", self.n_positions),
             ("vocab_size", self.vocab_size),
+            ("n_inner", self.n_inner.unwrap_or(1)),
         ])?;
         Ok(Sizes {
             hidden_size: self.n_embd,

@@ -97,6 +97,7 @@ impl Config {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.n_kv_heads()),
             ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
         ])?;
         if self.num_attention_heads % self.n_kv_heads() != 0 {

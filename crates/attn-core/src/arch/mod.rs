@@ -175,7 +175,7 @@ fn base_prefix(head: Head, prefix: &'static str) -> &'static str {
 
 /// Checks what divides the hidden size into heads.
 fn head_dim(hidden_field: &str, hidden_size: i64, n_heads: i64) -> Result<i64, Error> {
-    if n_heads < 1 || hidden_size % n_heads != 0 {
+    if n_heads < 1 || hidden_size < 1 || hidden_size % n_heads != 0 {
         let problem = format!("{hidden_size} does not divide into {n_heads} heads");
         return Err(Error::Config { field: hidden_field.to_owned(), problem });
     }
