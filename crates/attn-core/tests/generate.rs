@@ -143,7 +143,7 @@ fn no_temperature_is_too_low_and_broken_logits_are_no_text() {
     let cold = Sampling { temperature: 1e-300, ..Sampling::default() };
     assert_eq!(all(&model, &prompts, &cold, 8), greedy);
 
-    tch::no_grad(|| model.parameters()[0].1.get(0).fill_(f64::NAN));
+    let _ = tch::no_grad(|| model.parameters()[0].1.get(0).fill_(f64::NAN));
     let ids = [vec![0]];
     let never = &mut |_: usize, _: i64| ControlFlow::Continue(());
     for sampling in [Sampling::default(), cold] {
