@@ -1,10 +1,19 @@
-//! How far a number can be trusted: intervals, paired comparisons, spread over seeds. Plain numbers in and out.
+//! How far a number can be trusted: intervals, paired comparisons, rank correlations, spread over seeds. Plain numbers
+//! in and out.
+
+mod paired;
+mod rank;
+mod student;
 
 use std::f64::consts::LN_2;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
+
+pub use paired::{Discordant, Paired, compare_over_seeds};
+pub use rank::{Correlation, kendall, spearman};
+pub use student::mean_interval;
 
 /// Why a statistic could not be computed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -45,6 +54,15 @@ pub enum StatsError {
         /// Its place, from zero.
         index: usize,
         /// The value.
+        value: f64,
+    },
+
+    /// Values without an order to compare.
+    #[error("all {n} values are {value}, expected different ones: they have no order")]
+    Constant {
+        /// How many there are.
+        n: usize,
+        /// What they are.
         value: f64,
     },
 
