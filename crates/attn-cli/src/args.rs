@@ -49,6 +49,10 @@ pub(crate) enum Command {
     #[command(after_long_help = PRETRAIN_HELP)]
     Pretrain(RunArgs),
 
+    /// Fine-tune once per setting and seed of a grid, and compare the settings on the same rows
+    #[command(after_long_help = SWEEP_HELP)]
+    Sweep(SweepArgs),
+
     /// Score a model on a task: accuracy of a classifier, perplexity of a language model
     #[command(after_long_help = EVAL_HELP)]
     Eval(EvalArgs),
@@ -295,6 +299,50 @@ Examples:
   attn eval --model runs/mine/model --task reviews.csv --split train \\
             --set data.text=review --set data.label=stars --out eval.json";
 
+const SWEEP_HELP: &str = "\
+FILE is a TOML file:
+  base = \"default.toml\"            a config of `attn finetune`, beside FILE
+  seeds = [0, 1, 2]                 the base's own where not given
+  [grid]                            each setting with its values; every combination is run
+  train.lr = [2.5e-4, 5e-4]
+  train.epochs = [4]
+  [[run]]                           a setting beside those of the grid, as often as wanted
+  name = \"window\"
+  attention.kind = \"window\"
+
+One folder a run, DIR/SETTING,seed=N, as `attn finetune` leaves it. The same command goes on
+where it was stopped: runs that have finished are kept, one that was begun goes on from its
+last checkpoint. Ctrl-C stops with a checkpoint and exits with code 130. Where a run fails the
+others go on, and the exit code is 1. The table at the end stands in DIR/sweep.json and, a line
+a run, in DIR/sweep.csv (results/SCHEMA.md).
+
+Examples:
+  attn sweep configs/sweep/sample.toml --dry-run
+  attn sweep configs/sweep/sample.toml --out runs/rates
+  attn sweep configs/sweep/sample.toml --out runs/short --set train.max_steps=20";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SweepArgs {
+    /// The base config, the settings and the seeds, as TOML (see below)
+    pub(crate) file: PathBuf,
+
+    /// Change one setting of every run: --set train.epochs=2. May be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// The folder of all runs, new, empty, or that of the sweep to go on with. Where not given: runs/NAME, by FILE's name
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// List the runs, and how long they may take, and run none
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct RunArgs {
     /// The run's settings, as TOML
@@ -320,6 +368,10 @@ pub(crate) struct RunArgs {
     /// Go on with the run in --out from its last checkpoint, with the settings it began with
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
+
+    /// The process without which the run ends, too: the sweep that started it
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) parent: Option<i32>,
 }
 
 #[derive(Debug, clap::Args)]

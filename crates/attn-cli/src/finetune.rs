@@ -132,8 +132,8 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         .with_context(|| format!("cannot put adapters into the model `{}`", folder.name))?;
     let is_swapped = !folder.config.layers.iter().map(|layer| &layer.variant).eq(&attention);
     if !start.resume {
-        start.write_config()?;
         start.dir.write_environment(&model)?;
+        start.write_config()?; // Last: a folder with a config holds all that a run is gone on with by.
     }
 
     let batching = Batching {
@@ -226,7 +226,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         serde_json::to_writer(&mut lines, &prediction).context("cannot write JSON")?;
         lines.push(b'\n');
     }
-    run_dir::write(&start.dir.file("predictions.jsonl"), &lines)?;
+    run_dir::write(&start.dir.file(run_dir::PREDICTIONS_FILE), &lines)?;
     draw(&summary, &start.dir)?;
     start.dir.write_json(SUMMARY_FILE, &summary)?;
     start.dir.remove_checkpoints();

@@ -35,6 +35,12 @@ pub(crate) fn init(verbose: u8, quiet: bool) {
     }
 }
 
+/// The arguments that make another of our processes say as much.
+pub(crate) fn flags(verbose: u8, quiet: bool) -> Vec<&'static str> {
+    let verbose = std::iter::repeat_n("-v", verbose.into());
+    verbose.chain(quiet.then_some("-q")).collect()
+}
+
 /// The progress bars of this process. Log lines are written above them.
 pub(crate) fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();

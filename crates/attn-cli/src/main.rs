@@ -22,6 +22,7 @@ mod scoring;
 mod settings;
 mod start;
 mod surgery;
+mod sweep;
 mod texts;
 mod tokenize;
 
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     attn_torch::tune_allocator();
     let args = Args::parse();
     logging::init(args.verbose, args.quiet);
-    match run(args.command) {
+    match run(args) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::FAILURE,
         Ok(Outcome::Interrupted) => ExitCode::from(monitor::INTERRUPTED),
@@ -59,12 +60,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<Outcome> {
+fn run(args: Args) -> anyhow::Result<Outcome> {
     let mut out = io::stdout().lock();
     let mut outcome = Outcome::Done;
-    match command {
+    match args.command {
         Command::Finetune(args) => outcome = finetune::run(&args, &mut out)?,
         Command::Pretrain(args) => outcome = pretrain::run(&args, &mut out)?,
+        Command::Sweep(sweep) => {
+            outcome = sweep::run(&sweep, &logging::flags(args.verbose, args.quiet), &mut out)?;
+        }
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,

@@ -41,6 +41,19 @@ pub(crate) fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
+/// Ends this process at once when `parent`, which started it, is gone. What it loses are the steps since the last
+/// checkpoint.
+pub(crate) fn end_with(parent: i32) -> Result<()> {
+    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .context("cannot tie this process to the sweep's")?;
+    // It may have gone before that.
+    let is_there = getppid().map(Pid::as_raw_nonzero).is_some_and(|pid| pid.get() == parent);
+    anyhow::ensure!(is_there, "process {parent}, which is to have started this run, is gone");
+    Ok(())
+}
+
 /// A bar on a terminal, a line now and then elsewhere, nothing with `--quiet`.
 struct Meter {
     bar: ProgressBar,

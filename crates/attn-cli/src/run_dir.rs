@@ -21,11 +21,18 @@ use crate::args::dtype_name;
 /// Where runs stand that name no folder.
 const RUNS: &str = "runs";
 
+/// The version of what results/SCHEMA.md describes. It grows when a field changes its meaning or goes; new fields leave
+/// it alone.
+pub(crate) const SCHEMA: u32 = 1;
+
 /// The complete config of a run.
 pub(crate) const CONFIG_FILE: &str = "config.toml";
 
 /// What a finished run came to.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
+
+/// What the model says of each row that is reported on.
+pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 
 /// What a run writes before its first step.
 const FIRST_FILES: [&str; 5] =

@@ -119,6 +119,9 @@ impl<C: RunConfig> Start<C> {
     /// Reads and checks the config, chooses the device, and makes the run's folder or opens that of the run to go on
     /// with.
     pub(crate) fn new(args: &RunArgs) -> Result<Self> {
+        if let Some(parent) = args.parent {
+            monitor::end_with(parent)?;
+        }
         let (config, dir) = if args.resume {
             resumed(args)?
         } else {
@@ -157,7 +160,8 @@ fn is_named(args: &RunArgs, name: &str) -> bool {
     args.set.iter().any(is_set) || args.config.as_ref().is_some_and(by_file)
 }
 
-fn read<C: RunConfig>(args: &RunArgs) -> Result<C> {
+/// The config that `args` name, complete.
+pub(crate) fn read<C: RunConfig>(args: &RunArgs) -> Result<C> {
     let path = match (&args.config, C::BUNDLED) {
         (Some(path), _) => path.clone(),
         (None, Some(bundled)) => config::bundled(bundled)?,
@@ -203,24 +207,34 @@ fn resumed<C: RunConfig>(args: &RunArgs) -> Result<(C, RunDir)> {
     };
     let dir = RunDir::reopen(out)?;
     let path = dir.file(CONFIG_FILE);
-    let stored: C = complete(&Written::read(&path, &[])?, &path, "resumed", None)?;
+    let stored: C = stored(out)?;
     if args.config.is_some() || !args.set.is_empty() || args.seed.is_some() {
         let given: C = match &args.config {
             Some(_) => read(args)?,
             None => read(&RunArgs { config: Some(path.clone()), ..args.clone() })?,
         };
         if given != stored {
-            let [given, stored] = [&given, &stored].map(Table::try_from);
-            let difference = difference("", &stored?, &given?);
             bail!(
                 "cannot go on: {} by `{}`\nhint: leave CONFIG, --set and --seed away to go on as the run began, or \
                  begin a new one",
-                difference.unwrap_or_else(|| "the settings differ".into()),
+                first_difference(&stored, &given)?,
                 path.display()
             );
         }
     }
     Ok((stored, dir))
+}
+
+/// The config of the run in the folder `out`.
+pub(crate) fn stored<C: RunConfig>(out: &Path) -> Result<C> {
+    let path = out.join(CONFIG_FILE);
+    complete(&Written::read(&path, &[])?, &path, "resumed", None)
+}
+
+/// How the settings of a run that was begun differ from those `given` now.
+pub(crate) fn first_difference<C: RunConfig>(stored: &C, given: &C) -> Result<String> {
+    let [stored, given] = [Table::try_from(stored)?, Table::try_from(given)?];
+    Ok(difference("", &stored, &given).unwrap_or_else(|| "the settings differ".into()))
 }
 
 /// The first setting that differs.
@@ -242,7 +256,7 @@ fn difference(prefix: &str, stored: &Table, given: &Table) -> Option<String> {
 }
 
 /// A run's name by its config: `sst2` of `configs/finetune/sst2.toml`, and the run's own of `runs/x/config.toml`.
-fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     let text =
         |name: Option<&std::ffi::OsStr>| name.map(|name| name.to_string_lossy().into_owned());
     let stem = text(path.file_stem()).unwrap_or_default();

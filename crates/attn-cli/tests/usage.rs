@@ -9,18 +9,26 @@ use common::Place;
 fn help_tells_a_newcomer_what_to_type() {
     let place = Place::new();
     let help = place.done("--help").stdout;
-    for command in
-        ["finetune", "pretrain", "eval", "forward", "tokenize", "doctor", "list", "completions"]
-    {
+    for command in [
+        "finetune",
+        "pretrain",
+        "sweep",
+        "eval",
+        "forward",
+        "tokenize",
+        "doctor",
+        "list",
+        "completions",
+    ] {
         assert!(help.contains(command), "{command}");
         let own = place.done(&format!("{command} --help")).stdout;
         assert!(own.contains("Usage: attn ") && own.lines().count() > 5, "{own}");
         let takes_settings =
-            ["finetune", "pretrain", "eval", "forward", "tokenize"].contains(&command);
+            ["finetune", "pretrain", "sweep", "eval", "forward", "tokenize"].contains(&command);
         assert_eq!(own.contains("Example"), takes_settings, "{command}");
     }
     assert!(help.contains("Examples:\n  attn finetune "), "{help}");
-    let own = ["finetune", "pretrain", "eval", "forward"]
+    let own = ["finetune", "pretrain", "sweep", "eval", "forward"]
         .map(|command| place.done(&format!("{command} --help")).stdout);
     for text in own.into_iter().chain([help]) {
         let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
@@ -59,7 +67,7 @@ fn every_example_of_every_help_text_runs() {
 
     let mut n_hub = 0;
     let mut n_run = 0;
-    let helps = ["finetune", "pretrain", "eval", "forward", ""];
+    let helps = ["finetune", "pretrain", "sweep", "eval", "forward", ""];
     let mut all: Vec<String> =
         helps.iter().flat_map(|of| examples(&place.done(&format!("{of} --help")).stdout)).collect();
     // Only a run that was begun goes on.
@@ -75,6 +83,9 @@ fn every_example_of_every_help_text_runs() {
         }
         if example.contains("reviews.csv") && example.contains(" finetune") {
             command += " --out short";
+        }
+        if example.contains(" sweep ") && !example.contains("max_steps") {
+            command += " --set train.max_steps=2";
         }
         if example.contains("--resume") {
             command = "attn finetune --out short --resume".into();

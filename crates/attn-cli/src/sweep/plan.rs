@@ -1,0 +1,470 @@
+//! Which runs a sweep is made of, and how far they are.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use attn_eval::Accuracy;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::{
+    args::{RunArgs, SweepArgs},
+    config::Written,
+    run_dir::{CONFIG_FILE, SUMMARY_FILE},
+    settings::Finetune,
+    start,
+};
+
+/// The file of a sweep.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SweepFile {
+    /// The config that all runs build on, beside this file.
+    base: String,
+    #[serde(default)]
+    seeds: Option<Vec<u64>>,
+    /// Lists of values where a config has one.
+    #[serde(default)]
+    grid: Table,
+    /// Settings beside those of the grid, each with a name.
+    #[serde(default)]
+    run: Vec<Table>,
+}
+
+/// What a sweep is made of.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) settings: Vec<Setting>,
+    pub(super) seeds: Vec<u64>,
+    /// Each setting under each seed, setting by setting.
+    pub(super) runs: Vec<Planned>,
+    /// The rows reported on: data and split.
+    pub(super) rows: String,
+}
+
+/// A place in the grid, or a `[[run]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Setting {
+    pub(super) name: String,
+    /// What it sets, by key.
+    pub(super) values: Vec<(String, Value)>,
+}
+
+/// A setting under a seed.
+#[derive(Debug)]
+pub(super) struct Planned {
+    /// Its place in [`Plan::settings`].
+    pub(super) setting: usize,
+    pub(super) seed: u64,
+    /// Its folder in that of the sweep.
+    pub(super) folder: String,
+    /// As for `attn finetune`.
+    pub(super) args: RunArgs,
+    config: Finetune,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Status {
+    New,
+    /// Steps of the last checkpoint, 0 without one.
+    Begun {
+        step: u64,
+    },
+    Finished {
+        elapsed_s: f64,
+    },
+}
+
+impl Status {
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self, Self::Finished { .. })
+    }
+}
+
+/// What a finished run came to, as far as a sweep tells.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Finished {
+    pub(super) before: Accuracy,
+    pub(super) after: Accuracy,
+    pub(super) selected_step: u64,
+    pub(super) total_steps: u64,
+    pub(super) elapsed_s: f64,
+}
+
+impl Finished {
+    /// Of the run in `dir`; `None` where it has not finished.
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(SUMMARY_FILE);
+        let shown = path.display();
+        match fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read `{shown}`")),
+            Ok(text) => {
+                let found = serde_json::from_slice(&text);
+                found.map(Some).with_context(|| format!("`{shown}` is damaged"))
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Reads FILE and checks every run's settings.
+    pub(super) fn read(args: &SweepArgs) -> Result<Self> {
+        let shown = args.file.display();
+        let written = Written::read(&args.file, &[])?;
+        let (file, settings) = written.complete(|file: SweepFile| {
+            let settings = settings(&file, &args.set)?;
+            Ok((file, settings))
+        })?;
+        let base = args.file.parent().unwrap_or(Path::new("")).join(&file.base);
+        let seeds: Vec<Option<u64>> = match &file.seeds {
+            Some(seeds) => seeds.iter().copied().map(Some).collect(),
+            None => vec![None],
+        };
+        let mut runs: Vec<Planned> = Vec::new();
+        for (place, setting) in settings.iter().enumerate() {
+            for &seed in &seeds {
+                let mut set = args.set.clone();
+                set.extend(setting.values.iter().map(|(key, value)| format!("{key}={value}")));
+                let run_args = RunArgs {
+                    config: Some(base.clone()),
+                    set,
+                    out: None,
+                    device: args.device.clone(),
+                    seed,
+                    resume: false,
+                    parent: None,
+                };
+                let config: Finetune = start::read(&run_args).with_context(|| {
+                    format!("`{shown}`: cannot make the runs of `{}`", setting.name)
+                })?;
+                let seed = config.train.seed;
+                let folder = format!("{},seed={seed}", plain(&setting.name));
+                let folder = unused(folder, &runs);
+                runs.push(Planned { setting: place, seed, folder, args: run_args, config });
+            }
+        }
+        let first = runs.first().context("a sweep has a run")?;
+        let data = &first.config.data;
+        let rows = match first.config.examples.report_hold_out {
+            Some(_) => format!("{}, held out", data.source),
+            None => format!("{}, {}", data.source, data.validation_split),
+        };
+        let seeds = runs.iter().take(seeds.len()).map(|run| run.seed).collect();
+        Ok(Self { settings, seeds, rows, runs })
+    }
+
+    /// How far each run in the sweep's folder is.
+    pub(super) fn statuses(&self, dir: &Path) -> Result<Vec<Status>> {
+        self.runs.iter().map(|run| run.status(&dir.join(&run.folder))).collect()
+    }
+}
+
+impl Planned {
+    fn status(&self, dir: &Path) -> Result<Status> {
+        let shown = dir.display();
+        if !dir.join(CONFIG_FILE).is_file() {
+            ensure!(
+                leftovers(dir)?.iter().all(|name| is_draft(name)),
+                "`{shown}` holds something that is no run: there is no `{CONFIG_FILE}`\nhint: move it away, or name \
+                 another folder: --out DIR"
+            );
+            return Ok(Status::New);
+        }
+        let stored: Finetune = start::stored(dir)?;
+        if stored != self.config {
+            bail!(
+                "`{shown}` holds a run with other settings: {} there\nhint: name another folder: --out DIR, or remove \
+                 that run",
+                start::first_difference(&stored, &self.config)?
+            );
+        }
+        if let Some(Finished { elapsed_s, .. }) = Finished::read(dir)? {
+            return Ok(Status::Finished { elapsed_s });
+        }
+        let newest = attn_train::checkpoint::list(dir)?.first().map_or(0, |(step, _)| *step);
+        Ok(Status::Begun { step: newest })
+    }
+}
+
+/// The seconds that the runs left may take, by those that have finished: of the same setting where there are any.
+/// `None` where nothing has.
+pub(super) fn seconds_left(plan: &Plan, statuses: &[Status]) -> Option<f64> {
+    let mean = |setting: Option<usize>| {
+        let of_setting = plan.runs.iter().zip(statuses).filter_map(|(run, status)| match status {
+            Status::Finished { elapsed_s } if setting.is_none_or(|place| run.setting == place) => {
+                Some(*elapsed_s)
+            }
+            _ => None,
+        });
+        let seconds: Vec<f64> = of_setting.collect();
+        (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
+    };
+    let left = plan.runs.iter().zip(statuses).filter(|(_, status)| !status.is_finished());
+    left.map(|(run, _)| mean(Some(run.setting)).or_else(|| mean(None))).sum()
+}
+
+/// Removes what a run that was killed before it had a config left in `dir`.
+pub(super) fn clear_draft(dir: &Path) -> Result<()> {
+    for name in leftovers(dir)?.iter().filter(|name| is_draft(name)) {
+        let path = dir.join(name);
+        fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+fn leftovers(dir: &Path) -> Result<Vec<String>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let names = fs::read_dir(dir).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    });
+    names.with_context(|| format!("cannot read `{}`", dir.display()))
+}
+
+/// Whether a run writes a file of this name before its config.
+fn is_draft(name: &str) -> bool {
+    name == "env.json" || name.starts_with(".tmp")
+}
+
+/// The settings of the grid, then those that have names. `sets` go to every run.
+fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
+    if let Some(seeds) = &file.seeds {
+        ensure!(
+            !seeds.is_empty(),
+            "`seeds` names no seed\nhint: leave it away for that of the base"
+        );
+        check_twice("seeds", seeds)?;
+    }
+    let mut grid = Vec::new();
+    flatten_grid("", &file.grid, &mut grid)?;
+    let set_keys: Vec<&str> =
+        sets.iter().filter_map(|pair| Some(pair.split_once('=')?.0.trim())).collect();
+    // What does not vary, `--set` may change as it may any config.
+    grid.retain(|(key, values)| values.len() > 1 || !set_keys.contains(&key.as_str()));
+    let mut all = if grid.is_empty() && !file.run.is_empty() { Vec::new() } else { product(&grid) };
+    for table in &file.run {
+        all.push(named(table)?);
+    }
+    for setting in &all {
+        for (key, _) in &setting.values {
+            ensure!(
+                key != "train.seed",
+                "`train.seed` is among the settings\nhint: name the seeds by themselves: seeds = [0, 1, 2]"
+            );
+            ensure!(
+                key != "name",
+                "`name` is among the settings, and runs are named by what varies"
+            );
+            ensure!(
+                !set_keys.contains(&key.as_str()),
+                "`{key}` is set by the sweep and by `--set`\nhint: leave one away"
+            );
+        }
+    }
+    ensure!(
+        !set_keys.contains(&"train.seed"),
+        "`train.seed` is set for all runs\nhint: name the seeds by themselves: seeds = [0, 1, 2]"
+    );
+    let names: Vec<&str> = all.iter().map(|setting| &setting.name[..]).collect();
+    check_twice("the settings' names", &names)?;
+    Ok(all)
+}
+
+fn check_twice<T: PartialEq + std::fmt::Display>(what: &str, values: &[T]) -> Result<()> {
+    let twice = values.iter().enumerate().find(|(at, value)| values[..*at].contains(value));
+    match twice {
+        Some((_, value)) => bail!("`{value}` stands twice in `{what}`"),
+        None => Ok(()),
+    }
+}
+
+/// The lists of the grid with their keys.
+fn flatten_grid(prefix: &str, table: &Table, into: &mut Vec<(String, Vec<Value>)>) -> Result<()> {
+    for (key, value) in table {
+        let key = format!("{prefix}{key}");
+        match value {
+            Value::Table(inner) => flatten_grid(&format!("{key}."), inner, into)?,
+            Value::Array(values) => {
+                ensure!(!values.is_empty(), "`grid.{key}` lists no value");
+                check_twice(&format!("grid.{key}"), values)?;
+                into.push((key, values.clone()));
+            }
+            other => bail!(
+                "`grid.{key}` is {other}, expected a list of values\nhint: a list of one sets it for all runs: \
+                 {key} = [{other}]"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Every combination, the first key varying slowest.
+fn product(grid: &[(String, Vec<Value>)]) -> Vec<Setting> {
+    let mut combinations: Vec<Vec<(String, Value)>> = vec![Vec::new()];
+    for (key, values) in grid {
+        let with = |before: &Vec<(String, Value)>, value: &Value| {
+            let mut values = before.clone();
+            values.push((key.clone(), value.clone()));
+            values
+        };
+        combinations = combinations
+            .iter()
+            .flat_map(|before| values.iter().map(|value| with(before, value)).collect::<Vec<_>>())
+            .collect();
+    }
+    let varying: Vec<&str> =
+        grid.iter().filter(|(_, values)| values.len() > 1).map(|(key, _)| &key[..]).collect();
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let label = |key: &str| {
+        let is_alone = varying.iter().filter(|other| last(other) == last(key)).count() == 1;
+        if is_alone { last(key) } else { key.to_owned() }
+    };
+    let name = |values: &[(String, Value)]| {
+        let parts: Vec<String> = values
+            .iter()
+            .filter(|(key, _)| varying.contains(&&key[..]))
+            .map(|(key, value)| {
+                let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                format!("{}={text}", label(key))
+            })
+            .collect();
+        if parts.is_empty() { "base".to_owned() } else { parts.join(",") }
+    };
+    combinations.into_iter().map(|values| Setting { name: name(&values), values }).collect()
+}
+
+/// A `[[run]]`.
+fn named(table: &Table) -> Result<Setting> {
+    let mut table = table.clone();
+    let name = match table.remove("name") {
+        Some(Value::String(name)) if !name.is_empty() => name,
+        Some(other) => bail!("the `name` of a `[[run]]` is {other}, expected a text in quotes"),
+        None => {
+            return Err(anyhow!(
+                "a `[[run]]` has no `name`\nhint: name it by what it tries: name = \"window\""
+            ));
+        }
+    };
+    let mut values = Vec::new();
+    flatten("", &table, &mut values);
+    Ok(Setting { name, values })
+}
+
+fn flatten(prefix: &str, table: &Table, into: &mut Vec<(String, Value)>) {
+    for (key, value) in table {
+        let key = format!("{prefix}{key}");
+        match value {
+            Value::Table(inner) => flatten(&format!("{key}."), inner, into),
+            other => into.push((key, other.clone())),
+        }
+    }
+}
+
+/// A name as part of a folder's: what a shell or another system may not like becomes `-`.
+fn plain(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        let is_plain = c.is_ascii_alphanumeric() || "-_.=,+".contains(c);
+        match is_plain {
+            true => text.push(c),
+            false if text.ends_with(['-', '=', ',']) => {}
+            false => text.push('-'),
+        }
+    }
+    // A file system allows 255 bytes; the seed and a number come behind.
+    text.truncate(150);
+    text.trim_start_matches('.').trim_end_matches('-').to_owned()
+}
+
+fn unused(folder: String, runs: &[Planned]) -> String {
+    let is_used = |name: &String| runs.iter().any(|run| run.folder == *name);
+    let numbered = (2..).map(|number| format!("{folder}-{number}"));
+    std::iter::once(folder.clone()).chain(numbered).find(|name| !is_used(name)).unwrap_or(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<Setting>> {
+        let file: SweepFile = toml::from_str(&format!("base = 'b.toml'\n{text}")).unwrap();
+        settings(&file, &["train.batch_size=4".into()])
+    }
+
+    fn names(text: &str) -> Vec<String> {
+        parse(text).unwrap().into_iter().map(|setting| setting.name).collect()
+    }
+
+    #[test]
+    fn a_grid_is_every_combination_named_by_what_varies() {
+        let text = "[grid]\ntrain.lr = [1e-3, 5e-4]\ntrain.epochs = [4]\nattention.kind = ['gated', 'window']";
+        assert_eq!(
+            names(text),
+            [
+                "lr=0.001,kind=gated",
+                "lr=0.001,kind=window",
+                "lr=0.0005,kind=gated",
+                "lr=0.0005,kind=window"
+            ]
+        );
+        let first = &parse(text).unwrap()[0].values;
+        let pairs: Vec<String> =
+            first.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(pairs, ["train.lr=0.001", "train.epochs=4", "attention.kind=\"gated\""]);
+        assert_eq!(names("[grid]\ntrain.epochs = [4]"), ["base"]);
+        let set = parse("[grid]\ntrain.batch_size = [8]").unwrap();
+        assert!(set[0].values.is_empty(), "`--set` comes last");
+        assert_eq!(
+            names("[grid]\ndata.limit = [1, 2]\nexamples.limit = [3, 4]")[0],
+            "data.limit=1,examples.limit=3"
+        );
+    }
+
+    #[test]
+    fn named_runs_stand_beside_the_grid_and_without_one_alone() {
+        let run = "[[run]]\nname = 'w'\nattention = { kind = 'window', size = 4 }\n[[run]]\nname = 'plain'";
+        assert_eq!(names(run), ["w", "plain"]);
+        assert_eq!(
+            names(&format!("{run}\n[grid]\ntrain.lr = [1.0, 2.0]")),
+            ["lr=1.0", "lr=2.0", "w", "plain"]
+        );
+        let [window, plain] = &parse(run).unwrap()[..] else { panic!() };
+        assert_eq!(window.values[1], ("attention.size".into(), Value::Integer(4)));
+        assert!(plain.values.is_empty());
+    }
+
+    #[test]
+    fn a_sweep_that_cannot_be_meant_is_refused() {
+        let cases = [
+            ("[grid]\ntrain.lr = 0.1", "`grid.train.lr` is 0.1, expected a list of values"),
+            ("[grid]\ntrain.lr = []", "`grid.train.lr` lists no value"),
+            ("[grid]\ntrain.lr = [1, 2, 1]", "`1` stands twice in `grid.train.lr`"),
+            ("[grid]\ntrain.seed = [1, 2]", "`train.seed` is among the settings"),
+            (
+                "[grid]\ntrain.batch_size = [1]",
+                "`train.batch_size` is set by the sweep and by `--set`",
+            ),
+            ("seeds = []", "`seeds` names no seed"),
+            ("seeds = [3, 3]", "`3` stands twice in `seeds`"),
+            ("[[run]]\ntrain.lr = 1", "a `[[run]]` has no `name`"),
+            (
+                "[[run]]\nname = 'a'\n[[run]]\nname = 'a'",
+                "`a` stands twice in `the settings' names`",
+            ),
+        ];
+        for (text, message) in cases {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn folders_have_plain_names() {
+        assert_eq!(plain("layers=[0, 1],kind=window"), "layers=0-1-,kind=window");
+        assert_eq!(plain("../a b"), "-a-b");
+        assert_eq!(plain(&"x".repeat(400)).len(), 150);
+    }
+}

@@ -1,0 +1,453 @@
+//! What the runs of a sweep say together: `sweep.json`, `sweep.csv` and the table.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use attn_eval::stats::{Discordant, Interval, Paired, compare_over_seeds, mean_interval, spread};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    Failure,
+    plan::{Finished, Plan},
+};
+use crate::run_dir;
+
+/// Resamples of the bootstrap, and their seed.
+const N_RESAMPLES: usize = 10_000;
+const BOOTSTRAP_SEED: u64 = 0;
+
+/// Pairs of settings up to which all are compared; of more, each with the best alone.
+const MOST_PAIRS: usize = 15;
+
+/// `sweep.json`.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    schema: u32,
+    /// The file.
+    sweep: PathBuf,
+    attn: &'static str,
+    /// The rows reported on.
+    rows: String,
+    seeds: Vec<u64>,
+    n_runs: usize,
+    settings: Vec<Scored>,
+    comparisons: Vec<Comparison>,
+    failed: Vec<Failed>,
+}
+
+/// A setting over its seeds.
+#[derive(Debug, Serialize)]
+struct Scored {
+    name: String,
+    /// What it sets.
+    set: Map<String, Value>,
+    /// Absent where no run has finished.
+    before: Option<Figure>,
+    after: Option<Figure>,
+    runs: Vec<Run>,
+}
+
+/// An accuracy over seeds.
+#[derive(Debug, Serialize)]
+struct Figure {
+    n: usize,
+    mean: f64,
+    std: Option<f64>,
+    interval_95: Option<Interval>,
+}
+
+/// A finished run.
+#[derive(Debug, Serialize)]
+struct Run {
+    folder: String,
+    seed: u64,
+    before: f64,
+    after: f64,
+    after_loss: f64,
+    n_labelled: usize,
+    selected_step: u64,
+    total_steps: u64,
+    elapsed_s: f64,
+}
+
+/// Two settings on the same rows.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    first: String,
+    second: String,
+    /// Mean over seeds of the accuracy after training, first less second.
+    difference: f64,
+    interval_95: Interval,
+    seeds: Vec<OfSeed>,
+}
+
+#[derive(Debug, Serialize)]
+struct OfSeed {
+    seed: u64,
+    #[serde(flatten)]
+    counts: Discordant,
+}
+
+#[derive(Debug, Serialize)]
+struct Failed {
+    folder: String,
+    how: String,
+}
+
+/// A line of `predictions.jsonl`, as far as it is compared.
+#[derive(Debug, Deserialize)]
+struct Line {
+    index: usize,
+    label: Option<i64>,
+    predicted: i64,
+    #[serde(default)]
+    text: String,
+    #[serde(default)]
+    pair: Option<String>,
+}
+
+/// The labelled rows that a run reports on, and which it got right.
+struct Answers {
+    rows: Vec<(usize, i64, String, Option<String>)>,
+    right: Vec<bool>,
+}
+
+impl Report {
+    pub(super) fn new(plan: &Plan, dir: &Path, file: &Path, failures: &[Failure]) -> Result<Self> {
+        let mut settings = Vec::new();
+        let mut answers: Vec<Vec<(u64, Answers)>> = Vec::new();
+        for (place, setting) in plan.settings.iter().enumerate() {
+            let (mut runs, mut of_setting) = (Vec::new(), Vec::new());
+            for planned in plan.runs.iter().filter(|run| run.setting == place) {
+                let run_dir = dir.join(&planned.folder);
+                let Some(finished) = Finished::read(&run_dir)? else { continue };
+                of_setting.push((planned.seed, Answers::read(&run_dir)?));
+                runs.push(Run::new(planned.folder.clone(), planned.seed, &finished));
+            }
+            let value =
+                |value: &toml::Value| serde_json::to_value(value).context("cannot write JSON");
+            let set = setting.values.iter().map(|(key, of)| Ok((key.clone(), value(of)?)));
+            settings.push(Scored {
+                name: setting.name.clone(),
+                set: set.collect::<Result<_>>()?,
+                before: Figure::of(runs.iter().map(|run| run.before))?,
+                after: Figure::of(runs.iter().map(|run| run.after))?,
+                runs,
+            });
+            answers.push(of_setting);
+        }
+        let mut comparisons = Vec::new();
+        for (first, second) in pairs(&settings) {
+            let paired = compare(&answers[first], &answers[second])?;
+            let names = [first, second].map(|place| settings[place].name.clone());
+            match paired {
+                Some((seeds, paired)) => comparisons.push(Comparison::new(names, seeds, paired)),
+                None => tracing::warn!(
+                    "`{}` and `{}` report on different rows, or share no seed: there is no paired test",
+                    names[0],
+                    names[1]
+                ),
+            }
+        }
+        let failed = failures
+            .iter()
+            .map(|Failure { folder, how }| Failed { folder: folder.clone(), how: how.clone() });
+        Ok(Self {
+            schema: run_dir::SCHEMA,
+            sweep: file.to_owned(),
+            attn: env!("CARGO_PKG_VERSION"),
+            rows: plan.rows.clone(),
+            seeds: plan.seeds.clone(),
+            n_runs: plan.runs.len(),
+            settings,
+            comparisons,
+            failed: failed.collect(),
+        })
+    }
+
+    /// Writes `sweep.json` and `sweep.csv`.
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        run_dir::write_json(&dir.join("sweep.json"), self)?;
+        run_dir::write(&dir.join("sweep.csv"), self.csv().as_bytes())
+    }
+
+    /// A line a finished run.
+    fn csv(&self) -> String {
+        let mut keys: Vec<&String> = Vec::new();
+        for key in self.settings.iter().flat_map(|setting| setting.set.keys()) {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        let mut text = line(
+            ["setting", "seed"]
+                .into_iter()
+                .map(ToOwned::to_owned)
+                .chain(keys.iter().map(|key| (*key).clone()))
+                .chain(
+                    [
+                        "before_accuracy",
+                        "after_accuracy",
+                        "after_loss",
+                        "n_labelled",
+                        "selected_step",
+                        "total_steps",
+                        "elapsed_s",
+                        "folder",
+                    ]
+                    .map(ToOwned::to_owned),
+                ),
+        );
+        for setting in &self.settings {
+            for run in &setting.runs {
+                let value = |key: &&String| match setting.set.get(*key) {
+                    None => String::new(),
+                    Some(Value::String(text)) => text.clone(),
+                    Some(other) => other.to_string(),
+                };
+                let head = [setting.name.clone(), run.seed.to_string()];
+                let tail = [
+                    run.before.to_string(),
+                    run.after.to_string(),
+                    run.after_loss.to_string(),
+                    run.n_labelled.to_string(),
+                    run.selected_step.to_string(),
+                    run.total_steps.to_string(),
+                    run.elapsed_s.to_string(),
+                    run.folder.clone(),
+                ];
+                text += &line(head.into_iter().chain(keys.iter().map(value)).chain(tail));
+            }
+        }
+        text
+    }
+
+    pub(super) fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let n_rows = self.settings.iter().flat_map(|setting| &setting.runs).next();
+        let n_rows = n_rows.map_or(0, |run| run.n_labelled);
+        writeln!(out, "{}: {n_rows} rows", self.rows)?;
+        writeln!(out)?;
+        let names = self.settings.iter().map(|setting| setting.name.chars().count());
+        let width = names.max().unwrap_or(0).max("setting".len());
+        writeln!(
+            out,
+            "  {:<width$}  seeds  {:<16}  {:<16}  95 % interval of the mean",
+            "setting", "accuracy before", "after"
+        )?;
+        for setting in &self.settings {
+            let shown = |figure: &Option<Figure>| figure.as_ref().map_or("-".into(), Figure::show);
+            let interval = setting.after.as_ref().and_then(|figure| figure.interval_95);
+            let row = format!(
+                "  {:<width$}  {:>5}  {:<16}  {:<16}  {}",
+                setting.name,
+                setting.runs.len(),
+                shown(&setting.before),
+                shown(&setting.after),
+                interval.map_or("-".into(), |interval| range(interval, false)),
+            );
+            writeln!(out, "{}", row.trim_end())?;
+        }
+        if self.settings.iter().any(|setting| setting.runs.len() > 1) {
+            writeln!(out)?;
+            writeln!(
+                out,
+                "± is the standard deviation over seeds, the interval Student's t over seeds."
+            )?;
+        }
+        if self.comparisons.is_empty() {
+            return Ok(());
+        }
+        let label = |pair: &Comparison| format!("{} − {}", pair.first, pair.second);
+        let width = self.comparisons.iter().map(|pair| label(pair).chars().count()).max();
+        let width = width.unwrap_or(0).max("after, on the same rows".len());
+        writeln!(out)?;
+        writeln!(
+            out,
+            "  {:<width$}  {:>10}  {:<16}  McNemar's p, by seed",
+            "after, on the same rows", "difference", "95 % interval"
+        )?;
+        for pair in &self.comparisons {
+            let tests =
+                pair.seeds.iter().map(|of| format!("{} ({})", p(of.counts.mcnemar_p), of.seed));
+            writeln!(
+                out,
+                "  {:<width$}  {:>9}%  {:<16}  {}",
+                label(pair),
+                signed(100. * pair.difference),
+                range(pair.interval_95, true),
+                tests.collect::<Vec<_>>().join("  ")
+            )?;
+        }
+        writeln!(out)?;
+        writeln!(
+            out,
+            "The interval is the paired bootstrap over rows of the mean over seeds; p is one for each seed, as"
+        )?;
+        writeln!(
+            out,
+            "a pool would count each row once a seed, and is not corrected for the number of pairs."
+        )?;
+        Ok(())
+    }
+}
+
+impl Run {
+    fn new(folder: String, seed: u64, finished: &Finished) -> Self {
+        Self {
+            folder,
+            seed,
+            before: finished.before.accuracy,
+            after: finished.after.accuracy,
+            after_loss: finished.after.loss,
+            n_labelled: finished.after.n_labelled,
+            selected_step: finished.selected_step,
+            total_steps: finished.total_steps,
+            elapsed_s: finished.elapsed_s,
+        }
+    }
+}
+
+impl Figure {
+    fn of(values: impl Iterator<Item = f64>) -> Result<Option<Self>> {
+        let values: Vec<f64> = values.collect();
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let found = spread(&values)?;
+        let interval_95 = mean_interval(&values, 0.95)?;
+        Ok(Some(Self { n: found.n, mean: found.mean, std: found.std, interval_95 }))
+    }
+
+    fn show(&self) -> String {
+        match self.std {
+            Some(std) => format!("{:.1} ± {:.1} %", 100. * self.mean, 100. * std),
+            None => format!("{:.1} %", 100. * self.mean),
+        }
+    }
+}
+
+impl Comparison {
+    fn new([first, second]: [String; 2], seeds: Vec<u64>, paired: Paired) -> Self {
+        let Paired { difference, interval, seeds: counts } = paired;
+        let seeds = seeds.into_iter().zip(counts);
+        Self {
+            first,
+            second,
+            difference,
+            interval_95: interval,
+            seeds: seeds.map(|(seed, counts)| OfSeed { seed, counts }).collect(),
+        }
+    }
+}
+
+impl Answers {
+    fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(run_dir::PREDICTIONS_FILE);
+        let shown = path.display();
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{shown}`"))?;
+        let (mut rows, mut right) = (Vec::new(), Vec::new());
+        for line in text.lines() {
+            let Line { index, label, predicted, text, pair } =
+                serde_json::from_str(line).with_context(|| format!("`{shown}` is damaged"))?;
+            if let Some(label) = label {
+                rows.push((index, label, text, pair));
+                right.push(label == predicted);
+            }
+        }
+        Ok(Self { rows, right })
+    }
+}
+
+/// The pairs of settings to compare: all, or of many each with the best.
+fn pairs(settings: &[Scored]) -> Vec<(usize, usize)> {
+    let mean = |place: &usize| settings[*place].after.as_ref().map(|figure| figure.mean);
+    let scored: Vec<usize> = (0..settings.len()).filter(|place| mean(place).is_some()).collect();
+    let all = scored.iter().enumerate();
+    let all: Vec<(usize, usize)> = all
+        .flat_map(|(at, &first)| scored[at + 1..].iter().map(move |&second| (first, second)))
+        .collect();
+    if all.len() <= MOST_PAIRS {
+        return all;
+    }
+    let best = scored
+        .iter()
+        .copied()
+        .max_by(|a, b| mean(a).unwrap_or_default().total_cmp(&mean(b).unwrap_or_default()));
+    let Some(best) = best else { return Vec::new() };
+    scored.into_iter().filter(|&other| other != best).map(|other| (best, other)).collect()
+}
+
+/// Compares two settings under the seeds that both have, where all report on the same rows.
+fn compare(
+    first: &[(u64, Answers)],
+    second: &[(u64, Answers)],
+) -> Result<Option<(Vec<u64>, Paired)>> {
+    let of = |side: &[(u64, Answers)], seed: u64| side.iter().position(|(s, _)| *s == seed);
+    let common: Vec<(u64, &Answers, &Answers)> = first
+        .iter()
+        .filter_map(|(seed, a)| Some((*seed, a, &second[of(second, *seed)?].1)))
+        .collect();
+    let Some((_, model, _)) = common.first() else { return Ok(None) };
+    if common.iter().any(|(_, a, b)| a.rows != model.rows || b.rows != model.rows) {
+        return Ok(None);
+    }
+    let right = |side: fn(&(u64, &Answers, &Answers)) -> Vec<bool>| -> Vec<Vec<bool>> {
+        common.iter().map(side).collect()
+    };
+    let (a, b) = (right(|(_, a, _)| a.right.clone()), right(|(_, _, b)| b.right.clone()));
+    let paired = compare_over_seeds(&a, &b, 0.95, N_RESAMPLES, BOOTSTRAP_SEED)?;
+    Ok(Some((common.iter().map(|(seed, ..)| *seed).collect(), paired)))
+}
+
+/// A line of a CSV file.
+fn line(cells: impl Iterator<Item = String>) -> String {
+    let cells = cells.map(|cell| match cell.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell,
+    });
+    cells.collect::<Vec<_>>().join(",") + "\n"
+}
+
+/// A percentage with its sign.
+fn signed(percent: f64) -> String {
+    // Not `-0.0`, which says that there is a sign.
+    let rounded = (10. * percent).round() / 10. + 0.;
+    match rounded {
+        0. => "0.0".into(),
+        _ => format!("{rounded:+.1}").replace('-', "−"),
+    }
+}
+
+fn range(Interval { low, high }: Interval, has_signs: bool) -> String {
+    let [low, high] = [low, high].map(|bound| 100. * bound);
+    match has_signs {
+        true => format!("{} to {} %", signed(low), signed(high)),
+        false => format!("{low:.1} to {high:.1} %"),
+    }
+}
+
+fn p(value: f64) -> String {
+    if value < 0.001 { "<0.001".into() } else { format!("{value:.3}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_with_a_comma_is_quoted() {
+        let cells = ["lr=1,kind=x", "plain", "a \"b\""].map(ToOwned::to_owned);
+        assert_eq!(line(cells.into_iter()), "\"lr=1,kind=x\",plain,\"a \"\"b\"\"\"\n");
+    }
+
+    #[test]
+    fn numbers_are_shown_with_their_sign_and_nothing_has_none() {
+        assert_eq!([1.25, -0.33, -0.04].map(signed), ["+1.3", "−0.3", "0.0"]);
+        assert_eq!([0.2, 0.0004].map(p), ["0.200", "<0.001"]);
+    }
+}
