@@ -44,6 +44,7 @@ mod probe;
 mod progress;
 mod run;
 mod schedule;
+mod tensorboard;
 mod train;
 
 pub use batch::{Batch, Batches, Examples};
@@ -56,4 +57,5 @@ pub use objective::{CausalLm, Classification, Completion, MaskedLm, Objective};
 pub use progress::{Event, Progress};
 pub use run::{Best, Evaluate, LawCheck, Outcome, Run, Summary};
 pub use schedule::Schedule;
+pub use tensorboard::TENSORBOARD_FOLDER;
 pub use train::train;

@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    tensorboard::{EventFile, Scalar},
+};
 
 /// The file's name in a run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -53,11 +56,21 @@ struct Line<'a> {
     seed: u64,
 }
 
-/// The file, open at its end.
+/// A line that was written earlier.
+#[derive(Debug, Deserialize)]
+struct Written {
+    step: u64,
+    metric: String,
+    #[serde(deserialize_with = "number_or_null")]
+    value: f64,
+}
+
+/// The file, open at its end, and TensorBoard's beside it, which holds the same.
 #[derive(Debug)]
 pub(crate) struct MetricsFile {
     path: PathBuf,
     file: File,
+    events: EventFile,
     len: u64,
     seed: u64,
 }
@@ -84,7 +97,16 @@ impl MetricsFile {
             );
         }
         file.set_len(len).map_err(Error::io("cut", &path))?;
-        let mut metrics = Self { path, file, len, seed };
+        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        // A line that something else cut is no number.
+        let lines: Vec<Written> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let scalars: Vec<Scalar<'_>> = lines
+            .iter()
+            .map(|line| Scalar { step: line.step, name: &line.metric, value: line.value })
+            .collect();
+        let events = EventFile::open(dir, &scalars)?;
+        let mut metrics = Self { path, file, events, len, seed };
         metrics.end_line()?;
         Ok(metrics)
     }
@@ -101,14 +123,16 @@ impl MetricsFile {
         values: impl IntoIterator<Item = (&'a str, f64, &'a str)>,
     ) -> Result<()> {
         let mut text = String::new();
+        let mut scalars = Vec::new();
         for (metric, value, unit) in values {
+            scalars.push(Scalar { step, name: metric, value });
             let line = Line { step, metric, value, unit, seed: self.seed };
             text += &serde_json::to_string(&line).expect("names and numbers are JSON");
             text.push('\n');
         }
         self.file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))?;
         self.len += text.len() as u64;
-        Ok(())
+        self.events.append(&scalars)
     }
 
     /// Brings the lines to the disk, so that a checkpoint never knows of lines that a power cut took.
