@@ -12,7 +12,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::Write,
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitStatus, Stdio},
     sync::{
         Arc,
@@ -36,6 +36,9 @@ use plan::{Plan, Planned, Status};
 
 /// What marks a folder as that of a sweep: its FILE, as it was when last started.
 const SWEEP_FILE: &str = "sweep.toml";
+
+/// The complete config of the run that is started.
+const NEXT_FILE: &str = ".next.toml";
 
 /// Held by the sweep and its runs.
 const LOCK_FILE: &str = ".lock";
@@ -64,9 +67,10 @@ pub(crate) fn run(args: &SweepArgs, flags: &[&str], out: &mut dyn Write) -> Resu
     fs::create_dir_all(&dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
     let lock = lock(&dir)?;
     let statuses = plan.statuses(&dir)?;
-    let text =
-        fs::read(&args.file).with_context(|| format!("cannot read `{}`", args.file.display()))?;
-    run_dir::write(&dir.join(SWEEP_FILE), &text)?;
+    let text = fs::read_to_string(&args.file)
+        .with_context(|| format!("cannot read `{}`", args.file.display()))?;
+    let header = format!("# A copy, made by:\n#   {}\n\n", command(args, &dir));
+    run_dir::write(&dir.join(SWEEP_FILE), (header + &text).as_bytes())?;
     let stop = Arc::<AtomicBool>::default();
     monitor::stop_on_signals(&stop)?;
 
@@ -128,17 +132,17 @@ fn one(
     }
     // Not by its path: the file there may be a newer one by now.
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("attn").args(flags).arg("finetune").arg(&plan_base(planned)?);
-    for pair in &planned.args.set {
-        command.args(["--set", pair]);
-    }
-    if let Some(seed) = planned.args.seed {
-        command.arg("--seed").arg(seed.to_string());
+    command.arg0("attn").args(flags).arg("finetune");
+    match status {
+        Status::Begun { .. } => drop(command.arg("--resume")),
+        // As it was planned, whatever becomes of the base meanwhile.
+        _ => {
+            let path = dir.with_file_name(NEXT_FILE);
+            run_dir::write(&path, planned.toml()?.as_bytes())?;
+            command.arg(path);
+        }
     }
     command.arg("--out").arg(dir).args(["--device", &args.device]);
-    if matches!(status, Status::Begun { .. }) {
-        command.arg("--resume");
-    }
     command.arg("--parent").arg(std::process::id().to_string());
     // The run holds the sweep's lock too, so that nobody enters the folder before it is gone.
     command.stdin(lock.try_clone().context("cannot share the sweep's lock")?);
@@ -158,10 +162,6 @@ fn one(
         }
         thread::sleep(POLL);
     }
-}
-
-fn plan_base(planned: &Planned) -> Result<PathBuf> {
-    planned.args.config.clone().context("a planned run has a config")
 }
 
 /// Refuses a folder that holds something else.

@@ -228,6 +228,25 @@ fn a_run_that_fails_is_told_of_and_the_others_go_on() {
 }
 
 #[test]
+fn a_base_that_changes_meanwhile_changes_no_run() {
+    let place = place();
+    let child = start(&place, "sweep rates.toml --set train.epochs=20 --out out");
+    wait(|| place.path("out/lr=0.01,seed=3/config.toml").exists());
+    place.write("run.toml", &FINETUNE.replace("batch_size = 8", "batch_size = 4"));
+
+    assert_eq!(ended(child).code, 0);
+
+    for folder in FOLDERS {
+        let config = place.read(&format!("out/{folder}/config.toml"));
+        assert!(config.contains("batch_size = 8"), "{folder}: {config}");
+    }
+    place.refused(
+        "sweep rates.toml --set train.epochs=20 --out out",
+        &["`train.batch_size` is 4 now and 8 there"],
+    );
+}
+
+#[test]
 fn two_sweeps_in_one_folder_exclude_each_other() {
     let place = place();
     let child = start(&place, "sweep rates.toml --set train.epochs=4000 --out out");

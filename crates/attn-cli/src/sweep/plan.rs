@@ -58,8 +58,6 @@ pub(super) struct Planned {
     pub(super) seed: u64,
     /// Its folder in that of the sweep.
     pub(super) folder: String,
-    /// As for `attn finetune`.
-    pub(super) args: RunArgs,
     config: Finetune,
 }
 
@@ -142,7 +140,7 @@ impl Plan {
                 let seed = config.train.seed;
                 let folder = format!("{},seed={seed}", plain(&setting.name));
                 let folder = unused(folder, &runs);
-                runs.push(Planned { setting: place, seed, folder, args: run_args, config });
+                runs.push(Planned { setting: place, seed, folder, config });
             }
         }
         let first = runs.first().context("a sweep has a run")?;
@@ -162,6 +160,11 @@ impl Plan {
 }
 
 impl Planned {
+    /// Its complete config.
+    pub(super) fn toml(&self) -> Result<String> {
+        toml::to_string(&self.config).context("cannot write the config as TOML")
+    }
+
     fn status(&self, dir: &Path) -> Result<Status> {
         let shown = dir.display();
         if !dir.join(CONFIG_FILE).is_file() {
