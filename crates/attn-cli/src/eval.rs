@@ -21,7 +21,7 @@ use crate::{
     config::Written,
     monitor::{count_rows, grouped},
     pretrain::convention,
-    run_dir::{check_writable, device_name, write_json},
+    run_dir::{SCHEMA, check_writable, device_name, write_json},
     scoring::{Asking, Rows, Scores, check_model, max_prompt_len},
     surgery::variants,
     texts::{Folder, Split, blocks, encode, load_model, masking, max_len, read_split},
@@ -33,6 +33,8 @@ const MASK_RATE: f64 = 0.15;
 /// OUT.json.
 #[derive(Serialize)]
 struct Report<'a> {
+    /// The version of results/SCHEMA.md.
+    schema: u32,
     model: &'a str,
     /// Whether the weights were made at random from the config, for comparison.
     random_weights: bool,
@@ -190,6 +192,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
         score_language(args, &folder, &model, &rows, max_len, split, out)?
     };
     let report = Report {
+        schema: SCHEMA,
         model: &args.model,
         random_weights: args.init == Some(Init::Random),
         model_type: model.config().base_model_type(),

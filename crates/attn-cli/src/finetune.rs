@@ -43,6 +43,9 @@ const ADAPTER: &str = "adapter";
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Summary {
+    /// The version of results/SCHEMA.md; 0 in folders of earlier programs.
+    #[serde(default)]
+    schema: u32,
     name: String,
     /// The model it began with.
     base_model: String,
@@ -181,6 +184,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
 
     let summary = Summary {
+        schema: run_dir::SCHEMA,
         name: config.name.clone(),
         base_model: config.model.clone(),
         base_model_commit: folder.commit(),

@@ -38,6 +38,9 @@ use crate::{
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Summary {
+    /// The version of results/SCHEMA.md; 0 in folders of earlier programs.
+    #[serde(default)]
+    schema: u32,
     name: String,
     model_type: String,
     n_parameters: usize,
@@ -142,6 +145,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let Some(after) = scorer.score(&model)? else { return Ok(start.interrupted(outcome.step)) };
 
     let summary = Summary {
+        schema: crate::run_dir::SCHEMA,
         name: config.name.clone(),
         model_type: model.config().base_model_type().to_owned(),
         n_parameters: model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum(),

@@ -37,7 +37,8 @@ pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 /// What a run writes before its first step.
 const FIRST_FILES: [&str; 5] =
     [CONFIG_FILE, "env.json", BEFORE_FILE, UNTOUCHED_FILE, attn_train::METRICS_FILE];
-const FIRST_FOLDERS: [&str; 3] = [checkpoint::FOLDER, TOKENIZER_DIR, ".tokenizer"];
+const FIRST_FOLDERS: [&str; 4] =
+    [checkpoint::FOLDER, TOKENIZER_DIR, ".tokenizer", attn_train::TENSORBOARD_FOLDER];
 
 /// The score before training, kept so that a run that is resumed does not look again.
 pub(crate) const BEFORE_FILE: &str = "before.json";
@@ -193,6 +194,7 @@ impl RunDir {
         self.write_json(
             "env.json",
             &json!({
+                "schema": SCHEMA,
                 "started_utc": format!("{date}T{time}Z"),
                 "arguments": arguments[1..],
                 "attn": env!("CARGO_PKG_VERSION"),

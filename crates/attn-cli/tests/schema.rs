@@ -1,0 +1,286 @@
+//! results/SCHEMA.md against what real runs write, and what reads them.
+
+mod common;
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use attn_core::config::Head;
+use common::{FINETUNE, Place, Ran, config, model_folder, rows, write_data};
+use serde_json::Value;
+
+fn repository() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The fields of the section `title` with their types.
+fn fields(title: &str) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(repository().join("results/SCHEMA.md")).unwrap();
+    let (_, section) =
+        text.split_once(&format!("\n## {title}\n")).unwrap_or_else(|| panic!("{title}"));
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| {
+        let mut cells = row.split(" | ");
+        let name = cells.next().unwrap().trim_end_matches('`').to_owned();
+        (name, cells.next().unwrap().to_owned())
+    })
+    .collect()
+}
+
+/// Whether all of a field's content is described in its own row.
+fn is_whole(name: &str, title: &str) -> bool {
+    let of_eval = [
+        "accuracy",
+        "accuracy_per_byte",
+        "classes",
+        "predictions",
+        "language",
+        "per_text",
+        "data",
+        "prompt",
+    ];
+    let of_sweep = ["settings[].set", "settings[].after", "settings[].before.interval_95"];
+    match title {
+        "OUT.json of `eval`" => name == "attention" || of_eval.contains(&name),
+        "`sweep.json`" => of_sweep.contains(&name),
+        _ => ["attention", "untouched", "after", "prompt", "after_per_byte"].contains(&name),
+    }
+}
+
+/// The fields of `value`, as the tables name them.
+fn found(prefix: &str, value: &Value, title: &str, into: &mut Vec<String>) {
+    let Value::Object(object) = value else { return };
+    for (key, value) in object {
+        let name = format!("{prefix}{key}");
+        match value {
+            _ if is_whole(&name, title) => into.push(name),
+            Value::Object(_) => {
+                into.push(name.clone());
+                found(&format!("{name}."), value, title, into);
+            }
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                items.iter().for_each(|item| found(&format!("{name}[]."), item, title, into));
+            }
+            // None of them, as where nothing failed.
+            Value::Array(items) if items.is_empty() => {}
+            _ => into.push(name),
+        }
+    }
+}
+
+/// Holds `value` to the section: nothing that is not described, and all that is not optional.
+#[track_caller]
+fn check(value: &Value, title: &str) {
+    let described = fields(title);
+    let mut names = Vec::new();
+    found("", value, title, &mut names);
+    for name in &names {
+        // The row of an object is optional where its fields have rows.
+        let has_rows = described.keys().any(|key| key.starts_with(&format!("{name}.")));
+        assert!(described.contains_key(name) || has_rows, "{title}: `{name}` is not described");
+    }
+    for (name, kind) in &described {
+        let inside_empty = name.split_once("[].").is_some_and(|(list, _)| {
+            value.get(list).and_then(Value::as_array).is_some_and(Vec::is_empty)
+        });
+        assert!(
+            names.contains(name) || kind.ends_with('?') || inside_empty,
+            "{title}: `{name}` is described and not there"
+        );
+    }
+    if let Some(schema) = described.get("schema") {
+        assert_eq!((schema.as_str(), &value["schema"]), ("integer", &Value::from(1)), "{title}");
+    }
+}
+
+fn place() -> Place {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", Head::LanguageModel);
+    write_data(&place);
+    place.write("run.toml", FINETUNE);
+    place
+}
+
+fn lines(place: &Place, name: &str) -> Vec<Value> {
+    place.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_fine_tuning_run_and_its_evaluation_have_the_fields_of_the_schema() {
+    let place = place();
+    place.done("finetune run.toml --out a --set train.max_steps=4");
+    let swap =
+        "--set model=a/model --set head=saved --set attention.kind=window --set attention.size=1";
+    place.done(&format!("finetune run.toml --out b --set train.max_steps=4 {swap}"));
+    place.done("eval --model a/model --task data.csv --split validation --set data.text=review --set data.label=stars --set data.split_column=part --out eval.json");
+
+    for run in ["a", "b"] {
+        check(&place.json(&format!("{run}/summary.json")), "`summary.json` of `finetune`");
+        check(&place.json(&format!("{run}/env.json")), "`env.json`");
+        for line in lines(&place, &format!("{run}/metrics.jsonl")) {
+            check(&line, "`metrics.jsonl`");
+        }
+        for line in lines(&place, &format!("{run}/predictions.jsonl")) {
+            check(&line, "`predictions.jsonl`");
+        }
+    }
+    check(&place.json("eval.json"), "OUT.json of `eval`");
+    for prediction in place.json("eval.json")["predictions"].as_array().unwrap() {
+        check(prediction, "`predictions.jsonl`");
+    }
+}
+
+#[test]
+fn a_pre_training_run_and_its_evaluation_have_the_fields_of_the_schema() {
+    let place = Place::new();
+    let texts: Vec<String> = rows(80).into_iter().map(|(text, _)| text).collect();
+    place.write("text.txt", &texts.join("\n"));
+    let mut init = config("gpt2");
+    init.remove("vocab_size");
+    place.write(
+        "lm.toml",
+        &format!(
+            "objective = 'causal'\n[init]\n{}\n[tokenizer]\nvocab_size = 290\n[data]\nsource = 'text.txt'\n\
+             [examples]\nmax_len = 24\nhold_out = 10\n[train]\nmax_steps = 4\n",
+            toml::to_string(&init).unwrap()
+        ),
+    );
+    place.done("pretrain lm.toml --out out");
+    place.done("eval --model out/model --task text.txt --split train --out eval.json");
+
+    check(&place.json("out/summary.json"), "`summary.json` of `pretrain`");
+    check(&place.json("out/env.json"), "`env.json`");
+    lines(&place, "out/metrics.jsonl").iter().for_each(|line| check(line, "`metrics.jsonl`"));
+    check(&place.json("eval.json"), "OUT.json of `eval`");
+}
+
+/// A sweep of two settings, one of which fails for one seed.
+fn sweep(place: &Place) {
+    place.write(
+        "sweep.toml",
+        "base = 'run.toml'\nseeds = [1, 2]\n[grid]\ntrain.lr = [1e-2, 1e-3]\ntrain.max_steps = [4]\n[[run]]\nname = 'no'\nmodel = 'nowhere'",
+    );
+    assert_eq!(place.attn("-q sweep sweep.toml --out out").code, 1);
+}
+
+#[test]
+fn a_sweep_has_the_fields_of_the_schema() {
+    let place = place();
+    sweep(&place);
+
+    let json = place.json("out/sweep.json");
+    check(&json, "`sweep.json`");
+    assert_eq!(
+        (json["settings"][2]["after"].clone(), json["failed"].as_array().unwrap().len()),
+        (Value::Null, 2)
+    );
+    let described = fs::read_to_string(repository().join("results/SCHEMA.md")).unwrap();
+    let header = place.read("out/sweep.csv").lines().next().unwrap().to_owned();
+    for column in header.split(',').filter(|column| !column.contains('.')) {
+        assert!(described.contains(&format!("`{column}`")), "{column}");
+    }
+}
+
+/// The Python that reads what runs write, if it can; else says why not.
+fn python(test: &str, modules: &str) -> Option<String> {
+    let python = std::env::var("ATTN_TEST_PYTHON").ok();
+    let found = python.filter(|python| {
+        let ran = Command::new(python).args(["-c", &format!("import {modules}")]).output();
+        ran.is_ok_and(|ran| ran.status.success())
+    });
+    if found.is_none() {
+        let line = format!("\nSKIPPED {test}: ATTN_TEST_PYTHON names no Python with {modules}\n");
+        // Past the capture of tests' output.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }
+    found
+}
+
+fn script(place: &Place, python: &str, arguments: &[&str]) -> Ran {
+    Ran::of(Command::new(python).args(arguments).current_dir(place.path("")).output().unwrap())
+}
+
+#[test]
+fn the_script_and_the_notebook_read_a_folder_of_runs() {
+    let Some(python) =
+        python("the_script_and_the_notebook_read_a_folder_of_runs", "pandas, pyarrow")
+    else {
+        return;
+    };
+    let place = place();
+    sweep(&place);
+    let reader = repository().join("scripts/read_results.py").canonicalize().unwrap();
+    let reader = reader.to_str().unwrap();
+
+    let ran = script(&place, &python, &[reader, "out"]);
+
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for setting in place.json("out/sweep.json")["settings"].as_array().unwrap() {
+        for run in setting["runs"].as_array().unwrap() {
+            let line =
+                ran.stdout.lines().find(|line| line.contains(run["folder"].as_str().unwrap()));
+            let after = (1000. * run["after"].as_f64().unwrap()).round() / 10.;
+            assert!(line.unwrap().contains(&format!("{after:.1}")), "{}", ran.stdout);
+        }
+    }
+    let counts = "import sys; sys.path.insert(0, sys.argv[1]); import read_results as r; m = r.metrics('out'); \
+        p = r.predictions('out'); print(len(m), m.run.nunique(), len(p), len(p.probabilities[0]), len(r.sweeps('out')))";
+    let folder = Path::new(reader).parent().unwrap().to_str().unwrap();
+    let ran = script(&place, &python, &["-c", counts, folder]);
+    let n_lines: usize = ["lr=0.01,seed=1", "lr=0.01,seed=2", "lr=0.001,seed=1", "lr=0.001,seed=2"]
+        .map(|run| lines(&place, &format!("out/{run}/metrics.jsonl")).len())
+        .iter()
+        .sum();
+    assert_eq!(ran.stdout.trim(), format!("{n_lines} 4 64 2 4"), "{}", ran.stderr);
+
+    // The notebook's cells, as they stand, on this folder.
+    let cells = "import json, os, sys; os.environ['RUNS'] = os.path.abspath('out'); os.chdir(sys.argv[1]); \
+        cells = json.load(open('read_results.ipynb'))['cells']; display = print; \
+        [exec(''.join(cell['source']), globals()) for cell in cells if cell['cell_type'] == 'code']";
+    let ran = script(&place, &python, &["-c", cells, folder]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("lr=0.01,seed=1"), "{}", ran.stdout);
+
+    // A file of a later version is not read as if it were ours.
+    let summary =
+        place.read("out/lr=0.01,seed=1/summary.json").replace("\"schema\": 1", "\"schema\": 2");
+    place.write("out/lr=0.01,seed=1/summary.json", &summary);
+    let ran = script(&place, &python, &[reader, "out"]);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("has schema 2, expected at most 1"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn tensorboard_reads_what_metrics_hold() {
+    let Some(python) = python("tensorboard_reads_what_metrics_hold", "tensorboard") else { return };
+    let place = place();
+    place.done("finetune run.toml --out out --set train.max_steps=6");
+
+    let code = "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as E\n\
+        e = E('out/tensorboard'); e.Reload()\n\
+        [print(t, v.step, v.value) for t in e.Tags()['scalars'] for v in e.Scalars(t)]";
+    let ran = script(&place, &python, &["-c", code]);
+
+    let mut read: Vec<(String, u64, f32)> = Vec::new();
+    for line in ran.stdout.lines() {
+        let [tag, step, value] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        read.push((tag.into(), step.parse().unwrap(), value.parse().unwrap()));
+    }
+    let mut written: Vec<(String, u64, f32)> = lines(&place, "out/metrics.jsonl")
+        .iter()
+        .map(|line| {
+            let value = line["value"].as_f64().unwrap() as f32;
+            (line["metric"].as_str().unwrap().into(), line["step"].as_u64().unwrap(), value)
+        })
+        .collect();
+    for side in [&mut read, &mut written] {
+        side.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    }
+    assert_eq!(read, written, "{}", ran.stderr);
+    for tag in ["train_loss", "lr", "grad_norm", "accuracy", "loss"] {
+        assert!(read.iter().any(|(name, ..)| name == tag), "{tag}");
+    }
+}
