@@ -209,9 +209,29 @@ fn remove(table: &mut Table, keys: &[String]) {
     }
 }
 
+/// A hint that names the configs beside one that is not there.
+fn neighbours(path: &Path) -> String {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut names: Vec<String> = entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    match (path.exists(), names.is_empty()) {
+        (false, false) => format!("\nhint: `{}` holds {}", dir.display(), names.join(", ")),
+        (false, true) => {
+            "\nhint: a setting is changed by --set table.key=value, with `=` and no space".into()
+        }
+        (true, _) => String::new(),
+    }
+}
+
 fn read_extended(path: &Path, above: &mut Vec<PathBuf>) -> Result<Table> {
     let shown = path.display();
-    let real = path.canonicalize().with_context(|| format!("cannot read `{shown}`"))?;
+    let real = path
+        .canonicalize()
+        .with_context(|| format!("cannot read `{shown}`{}", neighbours(path)))?;
     if above.contains(&real) {
         match above.len() - 1 {
             0 => bail!("`{shown}` extends itself"),

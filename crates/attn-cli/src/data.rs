@@ -1,5 +1,7 @@
 //! The rows of a fine-tuning run: which are trained on, which choose the model, which are reported.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use attn_data::{
     dataset::{self, DatasetSpec, Example},
@@ -29,7 +31,7 @@ pub(crate) struct Data {
     pub(crate) report_texts: Vec<Example>,
     /// What the reported rows are called.
     pub(crate) report_split: String,
-    /// The most frequent class of the rows trained on.
+    /// The most frequent class of the rows reported on.
     pub(crate) majority: usize,
     pub(crate) max_len: usize,
 }
@@ -96,6 +98,7 @@ impl Data {
         if let Some(part) = config.examples.report_hold_out {
             let (kept, held) = cut(&rest, part, seed ^ REPORT_STREAM)
                 .context("cannot use `examples.report_hold_out`")?;
+            warn_of_unused_split(spec, hub);
             report_from_train = Some(held);
             rest = kept;
         }
@@ -132,7 +135,10 @@ impl Data {
                 (Self::read_report(config, folder, &asking, hub)?, spec.validation_split.clone())
             }
         };
-        let majority = majority(&labels(&train), classes.len());
+        // Of the rows reported on: no line says one class better than the table's.
+        let reported: Vec<i64> =
+            report_texts.iter().filter_map(|row: &Example| row.label).collect();
+        let majority = majority(&reported, classes.len());
         Ok(Self {
             train: asking.to_train(folder, &numbered(&train), train_split)?,
             selection: asking.to_score(folder, &numbered(&selection), train_split)?,
@@ -192,6 +198,20 @@ fn shown(classes: &[String]) -> String {
     match classes.get(..MOST) {
         Some(first) if classes.len() > MOST => format!("{}, ...", names(first)),
         _ => names(classes),
+    }
+}
+
+/// Says where rows made to be reported on are passed over.
+fn warn_of_unused_split(spec: &DatasetSpec, hub: &Hub) {
+    let split = &spec.validation_split;
+    // A data set of the Hub is not fetched to find out.
+    if Path::new(&spec.source).exists() && dataset::open(spec, split, hub).is_ok() {
+        tracing::warn!(
+            "`{}` has a split `{split}`, which is not used: `examples.report_hold_out` cuts the rows to report on off \
+             `{}`\nhint: --set examples.report_hold_out= reports on `{split}`",
+            spec.source,
+            spec.train_split
+        );
     }
 }
 

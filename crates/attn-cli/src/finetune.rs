@@ -494,6 +494,15 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
             score.loss
         )?;
     }
+    if summary.after.interval_95.low <= *majority_accuracy {
+        writeln!(out)?;
+        writeln!(
+            out,
+            "No better than always saying `{majority_class}`, as far as {} rows can tell: it may take more steps, another rate \
+             or seed, or a model that was trained further.",
+            grouped(*n_report)
+        )?;
+    }
     if summary.selected_step == 0 && !summary.selection.is_empty() {
         writeln!(out)?;
         writeln!(
@@ -516,7 +525,7 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
     writeln!(out, "what to try next:")?;
     let other = match summary.attention.iter().any(|variant| variant.name() == "window") {
         true => "--set attention.kind=gated",
-        false => "--set attention.kind=window --set attention.size=4",
+        false => "--set attention.kind=window --set attention.size=8",
     };
     let tuned = {
         let weights = match start.config.weights {
