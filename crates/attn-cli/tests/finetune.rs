@@ -827,3 +827,42 @@ fn prompts_that_cannot_be_trained_are_refused_before_the_run() {
         &["split `", "20 are allowed"],
     );
 }
+
+#[test]
+fn what_was_not_learned_or_not_used_is_said() {
+    let place = place("distilbert");
+    let nothing = "--set train.max_steps=1 --set train.lr=1e-9";
+    let ran = place.done(&format!("finetune run.toml --out a {nothing}"));
+    assert!(ran.stdout.contains("No better than always saying"), "{}", ran.stdout);
+    assert!(!ran.stderr.contains("is not used"), "{}", ran.stderr);
+
+    let ran = place
+        .done(&format!("finetune run.toml --out b {nothing} --set examples.report_hold_out=0.25"));
+    for part in ["has a split `validation`, which is not used", "--set examples.report_hold_out="] {
+        assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
+    }
+
+    let ran = place.done("finetune run.toml --out c");
+    assert!(!ran.stdout.contains("No better than"), "{}", ran.stdout);
+    place.refused("finetune rum.toml", &["cannot read `rum.toml`", "hint: `.` holds run.toml"]);
+}
+
+/// Three of four rows reported on are positive, and as many of each class are trained on.
+#[test]
+fn always_means_the_class_that_most_rows_reported_on_have() {
+    let place = place("distilbert");
+    let mut text = "review,stars,part\n".to_owned();
+    for (i, (review, label)) in common::rows(64).into_iter().enumerate() {
+        let part = if i < 48 { "train" } else { "validation" };
+        let label = if i >= 48 { usize::from(i % 4 != 0) } else { label };
+        text += &format!("{review},{label},{part}\n");
+    }
+    place.write("data.csv", &text);
+    let few = "--set examples.few_shot=4 --set examples.hold_out= --set train.max_steps=1";
+    place.done(&format!("finetune run.toml --out out {few}"));
+    let summary = place.json("out/summary.json");
+    assert_eq!(
+        (&summary["majority_class"], &summary["majority_accuracy"]),
+        (&json!("positive"), &json!(0.75))
+    );
+}
