@@ -6,6 +6,8 @@
 //!
 //! FOLDER needs a `config.json` alone. Without `--lora` everything is trained. Prints one JSON object.
 
+#![allow(clippy::print_stdout, reason = "a measurement is what it is for")]
+
 use std::{fs, path::PathBuf, time::Instant};
 
 use attn_core::{Config, LoadOptions, Lora, Model, checkpoint::read_json};
