@@ -1,0 +1,248 @@
+"""transformers' side of scripts/bench_finetune.sh; not to be run by hand.
+
+    theirs.py train|generate|sst2|products MODEL THREADS [random|grouped] [BATCHES]
+    theirs.py save MODEL THREADS FOLDER
+
+Prints a JSON line when ready, then does as many units of work as each line of stdin asks for and prints a line when
+they are done. The script measures.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+
+transformers.utils.logging.set_verbosity_error()
+
+
+def next_order(answer: dict) -> int:
+    print(json.dumps(answer), flush=True)
+    line = sys.stdin.readline()
+    if not line.strip():
+        os._exit(0)  # there is nothing to clean up, and no trainer to return through
+    return int(line)
+
+
+def new_model(kind, name: str, **options):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    return kind.from_config(config, attn_implementation="sdpa")
+
+
+def train(name: str):
+    """16 x 64 random ids a step; SDPA, fused AdamW, the gradient clipped, as our loop and their Trainer do it."""
+    model = new_model(transformers.AutoModelForCausalLM, name).train()
+    no_decay = [p for p in model.parameters() if p.dim() < 2]
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    groups = [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-5, fused=True)
+    answer, tokens = {}, 0
+    while True:
+        for _ in range(next_order(answer)):
+            ids = torch.randint(model.config.vocab_size, (16, 64))
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens += ids.numel()
+        answer = {"loss": loss.item(), "tokens": tokens}
+
+
+def generate(name: str):
+    """One unit is one text: 16 tokens of prompt, 64 new ones."""
+    model = new_model(transformers.AutoModelForCausalLM, name).eval()
+    ids = torch.arange(16)[None] * 37 + 1000
+    options = dict(do_sample=False, max_new_tokens=64, min_new_tokens=64, pad_token_id=0)
+    answer = {}
+    while True:
+        for _ in range(next_order(answer)):
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        answer = {"ids": out[0, 16:].tolist()}
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, ids, labels):
+        self.rows = [{"input_ids": i, "labels": l} for i, l in zip(ids, labels)]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def sst2(name: str, plan: str, n_batches: int):
+    """transformers' Trainer on batches that stand for those of a whole pass, paused from step to step."""
+    import pyarrow.parquet
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    folder = snapshot_download("stanfordnlp/sst2", repo_type="dataset", local_files_only=True)
+    tables = [pyarrow.parquet.read_table(p) for p in sorted(Path(folder).glob("data/train-*.parquet"))]
+    texts = [text for table in tables for text in table["sentence"].to_pylist()]
+    labels = [label for table in tables for label in table["label"].to_pylist()]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    started = time.perf_counter()
+    ids = tokenizer(texts, truncation=True, max_length=512)["input_ids"]
+    tokenize_s = time.perf_counter() - started
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = [len(row) for row in ids]
+    if plan == "grouped":
+        order = list(LengthGroupedSampler(32, lengths=lengths, generator=generator))
+    else:
+        order = torch.randperm(len(ids), generator=generator).tolist()
+    batches = [order[i : i + 32] for i in range(0, len(order), 32)]
+
+    def positions(batch):
+        return max(lengths[row] for row in batch) * len(batch)
+
+    # They stand for the whole pass: evenly spaced when sorted by their positions.
+    ranked = sorted((batch for batch in batches if len(batch) == 32), key=positions)
+    sample = [ranked[(2 * i + 1) * len(ranked) // (2 * n_batches)] for i in range(n_batches)]
+    rows = [row for _ in range(1 + 200 // n_batches) for batch in sample for row in batch]
+    facts = {
+        "tokenize_s": tokenize_s,
+        "examples": len(ids),
+        "batches": len(batches),
+        "positions": sum(map(positions, batches)),
+    }
+
+    class Paused(transformers.TrainerCallback):
+        left = 0
+
+        def on_train_begin(self, args, state, control, **_):
+            self.left = next_order(facts)
+
+        def on_step_end(self, args, state, control, **_):
+            self.left -= 1
+            if self.left == 0:
+                self.left = next_order({"step": state.global_step})
+
+    class Trainer(transformers.Trainer):
+        def _get_train_sampler(self, *_):
+            return rows
+
+    with tempfile.TemporaryDirectory() as out:
+        args = transformers.TrainingArguments(
+            output_dir=out,
+            per_device_train_batch_size=32,
+            num_train_epochs=1,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        Trainer(
+            model=new_model(transformers.AutoModelForSequenceClassification, name, num_labels=2),
+            args=args,
+            train_dataset=Rows(ids, labels),
+            processing_class=tokenizer,
+            callbacks=[Paused()],
+        ).train()
+
+
+def save(name: str, folder: str):
+    """Writes a model folder with random weights, as a cached model."""
+    new_model(transformers.AutoModelForMaskedLM, name).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+
+
+def start(folder: str):
+    """Ready when the Trainer would take its first step: model and tokenizer loaded, 64 texts tokenized."""
+    started = time.perf_counter()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    load_s = time.perf_counter() - started
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(["a fine film"] * 64, truncation=True, max_length=512)["input_ids"]
+
+    class Ready(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            next_order({"load_s": load_s})
+
+    with tempfile.TemporaryDirectory() as out:
+        args = transformers.TrainingArguments(
+            output_dir=out,
+            per_device_train_batch_size=32,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        )
+        transformers.Trainer(
+            model=model,
+            args=args,
+            train_dataset=Rows(ids, [0] * 64),
+            processing_class=tokenizer,
+            callbacks=[Ready()],
+        ).train()
+
+
+def products(_: str):
+    """One unit is all matrix products of one training step of GPT-2 124M on 16 x 64 tokens,
+    and four reads of its weights.
+
+    Forward, the input's gradient, the weight's gradient; attention's own products in its batches of heads.
+    """
+    tokens, hidden, layers, heads, length = 1024, 768, 12, 12, 64
+    operands, n_flop = [], 0
+    for k, n, rows, times in [
+        (hidden, 3 * hidden, tokens, layers),
+        (hidden, hidden, tokens, layers),
+        (hidden, 4 * hidden, tokens, layers),
+        (4 * hidden, hidden, tokens, layers),
+        (hidden, 50257, tokens - 16, 1),
+    ]:
+        # The head's matrix is [out, in], GPT-2's others are [in, out].
+        weight = torch.randn(n, k).t() if n == 50257 else torch.randn(k, n)
+        operands.append((torch.randn(rows, k), weight, torch.randn(rows, n), times))
+        n_flop += 3 * 2 * rows * k * n * times
+    q = torch.randn(16 * heads, length, hidden // heads)
+    scores = torch.randn(16 * heads, length, length)
+    n_flop += layers * 3 * 2 * 2 * q.shape[0] * length * length * q.shape[2]
+    weights = torch.randn(124_000_000)
+
+    answer = {"gflop": n_flop / 1e9}
+    while True:
+        seconds, cpu_s, n_bytes, read_s = 0.0, 0.0, 0, 0.0
+        for _ in range(next_order(answer)):
+            started, cpu_started = time.perf_counter(), time.process_time()
+            for x, weight, grad, times in operands:
+                for _ in range(times):
+                    x @ weight
+                    grad @ weight.t()
+                    # In the weight's own layout.
+                    grad.t() @ x if grad.shape[1] == 50257 else x.t() @ grad
+            for _ in range(3 * layers):
+                q @ q.transpose(1, 2)
+                scores @ q
+            seconds += time.perf_counter() - started
+            cpu_s += time.process_time() - cpu_started
+            started = time.perf_counter()
+            for _ in range(4):
+                weights.sum()
+            read_s += time.perf_counter() - started
+            n_bytes += 4 * 4 * weights.numel()
+        answer = {"products_s": seconds, "products_cpu_s": cpu_s, "read_gb_s": n_bytes / 1e9 / read_s}
+
+
+def main():
+    section, name, threads, *rest = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    if section == "sst2":
+        sst2(name, rest[0], int(rest[1]))
+    elif section == "save":
+        save(name, rest[0])
+    elif section == "products":
+        with torch.no_grad():
+            products(name)
+    else:
+        {"train": train, "generate": generate, "start": start}[section](name)
+
+
+main()
