@@ -43,7 +43,10 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |at: usize| args.get(at).map(String::as_str);
     let (Some(section), Some(name), Some(threads)) = (arg(0), arg(1), arg(2)) else {
-        return Err("usage: bench train|generate|sst2 MODEL THREADS [f32|bf16] [BATCHES]".into());
+        return Err(
+            "usage: bench train|generate|sst2|kl MODEL THREADS [f32|bf16|TEXT-FILE] [BATCHES]"
+                .into(),
+        );
     };
     tch::set_num_threads(threads.parse()?);
     let kind = if arg(3) == Some("bf16") { Kind::BFloat16 } else { Kind::Float };
@@ -195,15 +198,14 @@ fn sst2(hub: &Hub, tokenizer: &TextTokenizer) -> Result<(Examples, Value)> {
 
 /// One unit is one text: 16 tokens of prompt, 64 new ones.
 fn decode(model: &Model) -> Result<()> {
-    let prompt: Vec<i64> = (0..16).map(|i| 1000 + 37 * i).collect();
+    let prompts = [(0..16).map(|i| 1000 + 37 * i).collect::<Vec<i64>>()];
     let limits = Limits { max_new_tokens: 64, stop_ids: Vec::new() };
     let mut answer = json!({});
     loop {
         for _ in 0..next_order(&answer) {
-            let rows =
-                generate(model, &[prompt.clone()], &Sampling::default(), &limits, &mut |_, _| {
-                    ControlFlow::Continue(())
-                })?;
+            let rows = generate(model, &prompts, &Sampling::default(), &limits, &mut |_, _| {
+                ControlFlow::Continue(())
+            })?;
             answer = json!({ "ids": rows[0].ids });
         }
     }
