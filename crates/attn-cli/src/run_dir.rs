@@ -2,8 +2,9 @@
 
 use std::{
     cell::Cell,
-    fs,
+    fs::{self, File, TryLockError},
     io::Write,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process,
     time::{SystemTime, UNIX_EPOCH},
@@ -49,6 +50,9 @@ pub(crate) const UNTOUCHED_FILE: &str = "untouched.json";
 /// The tokenizer of a pre-training run, kept so that a run that is resumed does not train another.
 pub(crate) const TOKENIZER_DIR: &str = "tokenizer";
 
+/// Locked by the process that a run's folder belongs to.
+const LOCK_FILE: &str = ".lock";
+
 /// Folders made for something that may come to nothing, outermost first. Dropped while they are empty, they disappear.
 #[derive(Debug, Default)]
 pub(crate) struct Made(Vec<PathBuf>);
@@ -80,11 +84,65 @@ impl Drop for Made {
     }
 }
 
-/// The folder of a run. A run that ends before its first step leaves nothing, unless it was interrupted.
+/// Keeps other processes out of a run's folder until it is dropped.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    /// `None` where the file system has no locks, as some network file systems: nobody is kept out.
+    file: Option<File>,
+}
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Self> {
+        let path = dir.join(LOCK_FILE);
+        let shown = path.display();
+        loop {
+            let file = File::create(&path).with_context(|| format!("cannot write `{shown}`"))?;
+            match file.try_lock() {
+                // The one before removes the file when it ends; the name may lead to another one by now.
+                Ok(()) if !is_same(&file, &path) => {}
+                Ok(()) => return Ok(Self { path, file: Some(file) }),
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another process is running in `{}`\nhint: name another folder, or wait until it has ended",
+                    dir.display()
+                ),
+                Err(TryLockError::Error(error)) => {
+                    tracing::warn!("cannot lock `{shown}`: {error}; start no second run there");
+                    return Ok(Self { path, file: None });
+                }
+            }
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.is_held() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether `path` still leads to `file`.
+fn is_same(file: &File, path: &Path) -> bool {
+    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(file), Ok(path)) => place(file) == place(path),
+        _ => false,
+    }
+}
+
+/// The folder of a run, locked. A run that ends before its first step leaves nothing, unless it was interrupted.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
     began: Cell<bool>,
+    // Dropped in this order: the folders that were made are empty once the lock is gone.
+    lock: Lock,
     _made: Made,
 }
 
@@ -92,17 +150,13 @@ impl RunDir {
     /// Makes the folder of a new run: `out`, which must be new or empty, or the first free `runs/<date>-<name>`.
     pub(crate) fn create(out: Option<&Path>, name: &str) -> Result<Self> {
         if let Some(out) = out {
-            let shown = out.display();
-            match fs::read_dir(out) {
-                Ok(mut entries) => ensure!(
-                    entries.next().is_none(),
-                    "`{shown}` holds something already\nhint: name a new folder, or go on with the run in it: --resume"
-                ),
-                Err(_) if out.exists() => bail!("`{shown}` is not a folder\nhint: name a new one"),
-                Err(_) => {}
-            }
-            let made = Made::make(out).with_context(|| format!("cannot create `{shown}`"))?;
-            return Ok(Self::new(out.to_owned(), made));
+            check_empty(out)?;
+            let made =
+                Made::make(out).with_context(|| format!("cannot create `{}`", out.display()))?;
+            let lock = Lock::take(out)?;
+            // Another run may have come and gone since.
+            check_empty(out)?;
+            return Ok(Self::new(out.to_owned(), lock, made));
         }
         let mut made = Made::make(Path::new(RUNS))
             .with_context(|| format!("cannot create `{RUNS}`\nhint: name a folder: --out DIR"))?;
@@ -114,7 +168,8 @@ impl RunDir {
             match fs::create_dir(&path) {
                 Ok(()) => {
                     made.0.push(path.clone());
-                    return Ok(Self::new(path, made));
+                    let lock = Lock::take(&path)?;
+                    return Ok(Self::new(path, lock, made));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
@@ -133,13 +188,13 @@ impl RunDir {
             out.join(CONFIG_FILE).is_file(),
             "`{shown}` holds no run: there is no `{CONFIG_FILE}`\nhint: begin one without --resume"
         );
-        let dir = Self::new(out.to_owned(), Made::default());
+        let dir = Self::new(out.to_owned(), Lock::take(out)?, Made::default());
         dir.begin();
         Ok(dir)
     }
 
-    fn new(path: PathBuf, made: Made) -> Self {
-        Self { path, began: Cell::new(false), _made: made }
+    fn new(path: PathBuf, lock: Lock, made: Made) -> Self {
+        Self { path, began: Cell::new(false), lock, _made: made }
     }
 
     /// From here on there is something to go on with.
@@ -211,7 +266,9 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if self.began.get() {
+        // The folder was empty when it was locked: what has these names is of this run. Without a lock it may be of
+        // another.
+        if self.began.get() || !self.lock.is_held() {
             return;
         }
         // By name: somebody may have put something of his own beside them.
@@ -222,6 +279,20 @@ impl Drop for RunDir {
             let _ = fs::remove_dir_all(self.file(name));
         }
     }
+}
+
+/// Refuses a folder for a new run that is there and holds something.
+fn check_empty(out: &Path) -> Result<()> {
+    let shown = out.display();
+    match fs::read_dir(out) {
+        Ok(entries) => ensure!(
+            entries.flatten().all(|entry| entry.file_name() == LOCK_FILE),
+            "`{shown}` holds something already\nhint: name a new folder, or go on with the run in it: --resume"
+        ),
+        Err(_) if out.exists() => bail!("`{shown}` is not a folder\nhint: name a new one"),
+        Err(_) => {}
+    }
+    Ok(())
 }
 
 /// Writes a JSON file, indented, whole or not at all.
@@ -350,6 +421,43 @@ mod tests {
         assert!(error.contains("not a folder"), "{error}");
         let error = RunDir::reopen(&out).unwrap_err().to_string();
         assert!(error.contains("holds no run"), "{error}");
+    }
+
+    #[test]
+    fn the_folder_of_a_run_is_its_own_until_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let run = RunDir::create(Some(&out), "x").unwrap();
+
+        let refused = |result: Result<RunDir>| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("another process is running in"), "{error}");
+        };
+        refused(RunDir::create(Some(&out), "x"));
+        run.write_json(CONFIG_FILE, &1).unwrap();
+        refused(RunDir::reopen(&out));
+        assert!(out.join(CONFIG_FILE).exists(), "who is refused removes nothing");
+
+        run.begin();
+        drop(run);
+        assert!(!out.join(LOCK_FILE).exists());
+        drop(RunDir::reopen(&out).unwrap());
+
+        // As a kill leaves it.
+        let killed = dir.path().join("killed");
+        fs::create_dir(&killed).unwrap();
+        fs::write(killed.join(LOCK_FILE), "").unwrap();
+        RunDir::create(Some(&killed), "x").unwrap();
+    }
+
+    #[test]
+    fn without_a_lock_nothing_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        fs::write(path.join(CONFIG_FILE), "of another run").unwrap();
+        let lock = Lock { path: path.join(LOCK_FILE), file: None };
+        drop(RunDir::new(path.clone(), lock, Made::default()));
+        assert!(path.join(CONFIG_FILE).exists());
     }
 
     #[test]

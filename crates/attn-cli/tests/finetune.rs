@@ -476,6 +476,47 @@ fn a_run_is_resumed_with_its_own_settings_alone() {
 }
 
 #[test]
+fn two_runs_never_share_a_folder() {
+    let place = place("distilbert");
+    // Many rows: the config is written once they are read.
+    let row = |i: usize| {
+        let part = if i < 16 { "validation" } else { "train" };
+        format!("the film was {},{},{part}\n", ["bad", "good"][i % 2], i % 2)
+    };
+    let rows: String = (0..20_000).map(row).collect();
+    place.write("data.csv", &format!("review,stars,part\n{rows}"));
+    let first = place
+        .command("finetune run.toml --out out --set train.max_steps=2")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !place.path("out/.lock").exists() {
+        assert!(started.elapsed() < Duration::from_secs(60), "the first run does not start");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!place.path("out/config.toml").exists(), "the first run is still reading");
+
+    for way in ["run.toml", "--resume"] {
+        let second = place.attn(&format!("finetune {way} --out out --set train.max_steps=2"));
+        assert_eq!((second.code, second.stdout.as_str()), (1, ""), "{}", second.stderr);
+        assert_eq!(second.stderr.matches("error: ").count(), 1, "{}", second.stderr);
+        let is_early = second.stderr.contains("`out` holds no run");
+        let is_refused = second.stderr.contains("another process is running in `out`");
+        assert!(is_refused || way == "--resume" && is_early, "{}", second.stderr);
+    }
+
+    let first = Ran::of(first.wait_with_output().unwrap());
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    for file in ["config.toml", "env.json", "before.json", "metrics.jsonl", "summary.json", WEIGHTS]
+    {
+        assert!(place.path(&format!("out/{file}")).exists(), "{file}");
+    }
+    assert!(!place.path("out/.lock").exists());
+}
+
+#[test]
 fn runs_without_a_folder_get_one_by_date_and_name() {
     let place = place("distilbert");
     place.done("finetune run.toml --set train.max_steps=1");
