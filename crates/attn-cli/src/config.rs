@@ -58,9 +58,9 @@ pub(crate) struct Written {
 impl Written {
     /// Reads `path` and what it extends, then applies `overrides` of the form `table.key=value`.
     ///
-    /// A table replaces the keys it names and leaves the others; one that names another `kind` or `source` replaces the
-    /// whole, as the other keys described that one. The overrides are one table on top of the file: their order tells
-    /// only which of two for the same key wins.
+    /// A table replaces the keys it names and leaves the others; one that names a `kind` or `source` other than the one
+    /// named below it replaces the whole, as the other keys described that one. The overrides are one table on top of
+    /// the file: their order tells only which of two for the same key wins.
     pub(crate) fn read(path: &Path, overrides: &[String]) -> Result<Self> {
         let base = read_extended(path, &mut Vec::new())?;
         Ok(Self { path: Some(path.to_owned()), base, sets: Set::all(overrides)? })
@@ -262,9 +262,14 @@ fn add(base: &mut Table, new: Table) {
     put(base, new, add);
 }
 
-/// The same, but a table that names another `kind` or `source` replaces the whole.
+/// The same, but a table that names a `kind` or `source` other than the one below it replaces the whole.
 fn merge(base: &mut Table, new: Table) {
-    if NAMING.iter().any(|key| new.get(*key).is_some_and(|name| base.get(*key) != Some(name))) {
+    let differs = |key: &&str| match (base.get(*key), new.get(*key)) {
+        (Some(old), Some(new)) => old != new,
+        // What names none describes whatever is named on top.
+        _ => false,
+    };
+    if NAMING.iter().any(differs) {
         base.clear();
     }
     put(base, new, merge);
@@ -610,6 +615,17 @@ mod tests {
         let label = |pair: &str| parse(text, &[pair]).unwrap().data.label;
         assert_eq!(label("data.source=b"), None);
         assert_eq!(label("data.source=a").as_deref(), Some("l"));
+    }
+
+    #[test]
+    fn settings_of_a_table_that_names_none_go_with_the_kind_put_on_top() {
+        let text = "[attention]\nsize = 8\n[data]\nlabel = 'l'";
+        let probe = parse(text, &["attention.kind=window", "data.source=a"]).unwrap();
+
+        assert_eq!(format!("{:?}", probe.attention.unwrap()), "Window(Config { size: 8 })");
+        assert_eq!(probe.data, Data { source: "a".into(), label: Some("l".into()) });
+        let error = message(parse(text, &["attention.kind=softmax"]));
+        assert!(error.contains("unknown field `size`"), "{error}");
     }
 
     #[test]
