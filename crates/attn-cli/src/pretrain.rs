@@ -346,13 +346,15 @@ fn fit(
     let evaluate = |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
         Ok(metrics(&scorer.try_score(model)?))
     };
+    // A validation split is looked at for the report alone, before and after.
+    let holds_out = start.config.examples.hold_out.is_some();
     let mut monitor = Monitor::default();
     let run = Run {
         dir: Some(start.dir.path().to_owned()),
         resume: start.has_checkpoint()?,
         files: tokenizer_files(tokenizer)?,
         stop: Arc::clone(&start.stop),
-        evaluate: Some(Box::new(evaluate)),
+        evaluate: if holds_out { Some(Box::new(evaluate)) } else { None },
         observe: Box::new(move |event| {
             if let Event::Step(_) = event {
                 start.dir.begin();

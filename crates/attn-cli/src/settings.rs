@@ -326,6 +326,12 @@ impl Pretrain {
             mask_rate > 0.0 && mask_rate < 1.0,
             "`mask_rate` is {mask_rate}, expected a share between 0 and 1"
         );
+        if let (Some(metric), None) = (&self.train.select, self.examples.hold_out) {
+            bail!(
+                "`train.select` is `{metric}`, and no rows are held out to choose by: the validation split is for the \
+                 report\nhint: set `examples.hold_out`, or take the last model: --set train.select="
+            );
+        }
         let Examples { few_shot, report_hold_out, .. } = &self.examples;
         ensure!(few_shot.is_none(), "`examples.few_shot` is for fine-tuning: text has no classes");
         ensure!(
@@ -524,6 +530,11 @@ mod tests {
         let pretrain = "init.model_type = 'gpt2'\ntrain.select = 'accuracy'";
         let error = toml::from_str::<Pretrain>(pretrain).unwrap().complete("name").unwrap_err();
         assert!(error.to_string().contains("`perplexity`, `top1_accuracy`"), "{error}");
+        let pretrain = "init.model_type = 'gpt2'\ntrain.select = 'loss'";
+        let error = toml::from_str::<Pretrain>(pretrain).unwrap().complete("name").unwrap_err();
+        assert!(error.to_string().contains("no rows are held out to choose by"), "{error}");
+        let pretrain = format!("{pretrain}\nexamples.hold_out = 3");
+        toml::from_str::<Pretrain>(&pretrain).unwrap().complete("name").unwrap();
         let error = refused("examples = { few_shot = 2, hold_out = 3 }");
         assert!(error.contains("--set examples.hold_out= "), "{error}");
     }

@@ -91,7 +91,7 @@ fn the_written_config_repeats_the_run_bit_for_bit_and_a_tokenizer_can_be_taken_o
 }
 
 #[test]
-fn a_validation_split_is_scored_where_nothing_is_held_out() {
+fn a_validation_split_is_scored_before_and_after_where_nothing_is_held_out() {
     let place = place("gpt2");
     let text = place.read("text.txt");
     place.write("folder/train.txt", &text);
@@ -105,7 +105,19 @@ fn a_validation_split_is_scored_where_nothing_is_held_out() {
     );
     assert!(!place.path("out").exists());
     place.done("pretrain lm.toml --set data.source=folder --out out --set train.epochs=1");
-    assert_eq!(place.json("out/summary.json")["n_held_out"], 1);
+    let summary = place.json("out/summary.json");
+    assert_eq!(summary["n_held_out"], 1);
+    assert!(loss(&summary, "after") < loss(&summary, "before"), "{summary}");
+    let metrics = place.read("out/metrics.jsonl");
+    assert!(metrics.contains("train_loss") && !metrics.contains("perplexity"), "{metrics}");
+    place.refused(
+        "pretrain lm.toml --set data.source=folder --out b --set train.select=loss",
+        &["`train.select` is `loss`", "no rows are held out", "examples.hold_out"],
+    );
+    place.done(
+        "pretrain lm.toml --out b --set train.epochs=1 --set examples.hold_out=10 --set train.select=loss",
+    );
+    assert!(place.read("b/metrics.jsonl").contains("perplexity"));
 }
 
 #[test]
