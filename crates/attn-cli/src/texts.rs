@@ -17,7 +17,7 @@ use attn_data::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{args::Init, data::name_column, monitor::grouped};
+use crate::{args::Init, config::find_path, data::name_column, monitor::grouped};
 
 /// The most tokens of a text where nothing says otherwise.
 const USUAL_MAX_LEN: usize = 512;
@@ -81,7 +81,13 @@ pub(crate) fn load_model(
         );
     };
     let load = || -> Result<Model> {
-        let base_path = find_folder(base, true, None, hub)?;
+        let base_path = find_folder(&find_base(base, path), true, None, hub).with_context(|| {
+            format!(
+                "it was looked for as seen from the working directory, from the folders above `{}`, and on the \
+                 Hub\nhint: write where it is, or its Hub id, into `{ADAPTER_FILE}` as `base_model_name_or_path`",
+                path.display()
+            )
+        })?;
         // The head it was trained with takes the place of the base model's.
         let config = config()?;
         let head = match config.head {
@@ -95,6 +101,14 @@ pub(crate) fn load_model(
         Ok(model)
     };
     load().with_context(|| format!("cannot put the adapter beside its base model `{base}`"))
+}
+
+/// The base model of the adapter in `dir`, as `find_path` finds what a config names: as seen from here, else from one
+/// of the folders above the adapter, the nearest first. What is in none may be a Hub id and stays as it is.
+fn find_base(name: &str, dir: &Path) -> String {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let mut found = dir.ancestors().skip(1).map(|above| find_path(name, Some(above)));
+    found.find(|path| Path::new(path).exists()).unwrap_or_else(|| name.to_owned())
 }
 
 /// Whether a folder holds an adapter in place of a whole model.

@@ -750,6 +750,31 @@ fn adapters_are_saved_merged_or_alone_and_both_score_what_the_table_says() {
 }
 
 #[test]
+fn an_adapter_finds_its_base_model_from_anywhere() {
+    let place = place("distilbert");
+    place.done("finetune run.toml --out deep/out --set lora.rank=4 --set lora.save=adapter --set train.max_steps=2");
+    fs::create_dir(place.path("elsewhere")).unwrap();
+    let eval = |adapter: &str| {
+        let mut command = place.command("eval --split validation --out eval.json --model");
+        let data = place.path("data.csv").display().to_string();
+        command.args([adapter, "--task", &data, "--set", "data.text=review"]);
+        command.args(["--set", "data.label=stars", "--set", "data.split_column=part"]);
+        Ran::of(command.current_dir(place.path("elsewhere")).output().unwrap())
+    };
+
+    let ran = eval("../deep/out/adapter");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+
+    fs::rename(place.path("model"), place.path("moved")).unwrap();
+    let ran = eval("../deep/out/adapter");
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    for part in ["its base model `model`", "from the working directory", "folders above", "hint: "]
+    {
+        assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_run_with_adapters_resumes_where_it_was_stopped() {
     let place = place("gpt2");
     let lora =
