@@ -128,7 +128,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         grouped(data.selection.len()),
         grouped(data.report.len())
     );
-    let mut model = load(config, &folder, &data.classes, start.device)?;
+    let (mut model, fresh) = load(config, &folder, &data.classes, start.device)?;
     swap(config, &mut model).with_context(|| format!("cannot use the model `{}`", folder.name))?;
     let attention = variants(&model);
     let training = add_lora(config, &mut model)
@@ -148,7 +148,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let mut untouched = None;
     // With a new head there is no figure to compare with: the head has learned nothing.
     if is_swapped && config.head == HeadChoice::Saved {
-        let model = || load(config, &folder, &data.classes, start.device);
+        let model = || Ok(load(config, &folder, &data.classes, start.device)?.0);
         untouched = score_once(UNTOUCHED_FILE, model, &data.report, &batching, &start)?;
         let Some(untouched) = &untouched else { return Ok(start.interrupted(0)) };
         tracing::info!("untouched: accuracy {:.4} on {}", untouched.accuracy, data.report_split);
@@ -216,8 +216,10 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     match saves_adapter {
         true => {
-            let whole: Vec<String> =
-                trained_names.into_iter().filter(|name| !is_adapter(name)).collect();
+            // What was made anew goes along though it be frozen: the base model does not have it.
+            let mut whole = trained_names;
+            whole.extend(fresh);
+            whole.retain(|name| !is_adapter(name));
             let files = tokenizer_files(&folder.tokenizer)?;
             model
                 .save_adapter(&start.dir.file(ADAPTER), &config.model, &whole, &files)
@@ -238,9 +240,15 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Loads the model with the head that the config asks for, and says what that changed.
-fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) -> Result<Model> {
-    let load = || -> Result<Model> {
+/// Loads the model with the head that the config asks for, and says what that changed. With it come the names of the
+/// parameters that were made anew.
+fn load(
+    config: &Finetune,
+    folder: &Folder,
+    classes: &[String],
+    device: Device,
+) -> Result<(Model, Vec<String>)> {
+    let load = || -> Result<(Model, Vec<String>)> {
         let head = match config.head {
             HeadChoice::New => {
                 warn_of_lost_head(config, &folder.config, classes);
@@ -262,19 +270,22 @@ fn load(config: &Finetune, folder: &Folder, classes: &[String], device: Device) 
                 );
                 let (model, report) = Model::load(&folder.path, &options)?;
                 say(&report);
-                Ok(model)
+                Ok((model, report.fresh))
             }
             WeightsChoice::Random => {
                 tracing::info!("the whole model has random weights");
-                Ok(Model::init(folder.config.clone(), &options)?)
+                let model = Model::init(folder.config.clone(), &options)?;
+                let fresh = model.parameters().into_iter().map(|(name, _)| name).collect();
+                Ok((model, fresh))
             }
         }
     };
-    let mut model = load().with_context(|| format!("cannot use the model `{}`", folder.name))?;
+    let (mut model, fresh) =
+        load().with_context(|| format!("cannot use the model `{}`", folder.name))?;
     if config.prompt.is_none() {
         name_padding(&mut model, &folder.tokenizer);
     }
-    Ok(model)
+    Ok((model, fresh))
 }
 
 /// Puts the attention that the config asks for into the model.

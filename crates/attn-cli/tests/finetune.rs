@@ -750,6 +750,25 @@ fn adapters_are_saved_merged_or_alone_and_both_score_what_the_table_says() {
 }
 
 #[test]
+fn a_new_head_that_is_frozen_is_saved_with_the_adapter() {
+    let place = place("distilbert");
+    let ran = place.done(
+        "finetune run.toml --out out --set lora.rank=4 --set lora.save=adapter --set train.freeze=[\"pre_classifier*\"]",
+    );
+
+    let adapter = place.json("out/adapter/adapter_config.json");
+    assert_eq!(adapter["modules_to_save"], json!(["classifier", "pre_classifier"]));
+    let summary = place.json("out/summary.json");
+    place.done(&hint(&ran, "the model again"));
+    assert_eq!(place.json("eval.json")["accuracy"]["n_correct"], summary["after"]["n_correct"]);
+    // A seed of its own would draw another head.
+    let dir = place.path("out/adapter/adapter_model.safetensors");
+    let file = attn_core::checkpoint::Checkpoint::open_file(&dir).unwrap();
+    let is_there = |name: &str| file.names().any(|stored| stored.ends_with(name));
+    assert!(is_there("pre_classifier.weight") && is_there("pre_classifier.bias"));
+}
+
+#[test]
 fn an_adapter_finds_its_base_model_from_anywhere() {
     let place = place("distilbert");
     place.done("finetune run.toml --out deep/out --set lora.rank=4 --set lora.save=adapter --set train.max_steps=2");
