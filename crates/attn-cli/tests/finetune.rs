@@ -796,8 +796,8 @@ fn an_adapter_finds_its_base_model_from_anywhere() {
 #[test]
 fn a_run_with_adapters_resumes_where_it_was_stopped() {
     let place = place("gpt2");
-    let lora =
-        "--set lora.rank=4 --set train.gradient_checkpointing=true --set train.checkpoint_every=5";
+    let lora = "--set lora.rank=4 --set train.gradient_checkpointing=true --set train.checkpoint_every=5 --set \
+                train.epochs=30";
     place.done(&format!("finetune run.toml --out whole {lora}"));
     let mut child = place
         .command(&format!("finetune run.toml --out broken {lora}"))
@@ -806,17 +806,15 @@ fn a_run_with_adapters_resumes_where_it_was_stopped() {
         .spawn()
         .unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !place.path("broken/checkpoints/step-000005").exists()
-        && child.try_wait().unwrap().is_none()
-    {
-        assert!(Instant::now() < deadline);
+    while !place.path("broken/checkpoints/step-000005").exists() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none());
         thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    if !place.path("broken/summary.json").exists() {
-        place.done("finetune --out broken --resume");
-    }
+    assert!(!place.path("broken/summary.json").exists(), "it was killed before its end");
+    let resumed = place.done("finetune --out broken --resume");
+    assert!(resumed.stderr.contains("going on after step"), "{}", resumed.stderr);
     assert_eq!(place.bytes(&format!("broken/{WEIGHTS}")), place.bytes(&format!("whole/{WEIGHTS}")));
     assert_eq!(place.read("broken/metrics.jsonl"), place.read("whole/metrics.jsonl"));
 }
