@@ -362,11 +362,14 @@ fn score_language(
     };
     drop(progress);
     let language = scored.with_context(|| format!("cannot score `{}`", args.model))?;
-    let Interval { low, high } = language.loss_interval_95;
+    let interval = language
+        .loss_interval_95
+        .map(|Interval { low, high }| format!(" (95 % interval {low:.4} to {high:.4})"));
     writeln!(
         out,
-        "loss        {:.4} nats per token (95 % interval {low:.4} to {high:.4})",
-        language.loss_nats_per_token
+        "loss        {:.4} nats per token{}",
+        language.loss_nats_per_token,
+        interval.unwrap_or_default()
     )?;
     writeln!(out, "perplexity  {:.3}", language.perplexity)?;
     writeln!(out, "top 1       {:.1} %", 100.0 * language.top1_accuracy)?;

@@ -81,9 +81,12 @@ struct Summary {
     /// Steps of the model that was chosen; 0 where none was better than the one before training.
     selected_step: u64,
     total_steps: u64,
-    /// Values that were trained, and all the model has; adapters count until they are merged.
-    n_trained: usize,
-    n_parameters: usize,
+    /// Values that were trained, and all the model has; adapters count until they are merged. `None` only in runs of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n_trained: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n_parameters: Option<usize>,
     /// Scores on the rows held out, of the model that was chosen.
     selection: Vec<Metric>,
     train_loss: Option<f64>,
@@ -206,8 +209,8 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         classes: after.classes().to_vec(),
         selected_step: outcome.selected_step,
         total_steps: outcome.total_steps,
-        n_trained,
-        n_parameters,
+        n_trained: Some(n_trained),
+        n_parameters: Some(n_parameters),
         selection: outcome.after,
         train_loss: outcome.train_loss,
         n_tokens: outcome.n_tokens,

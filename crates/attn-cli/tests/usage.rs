@@ -99,6 +99,59 @@ fn every_example_of_every_help_text_runs() {
     assert!(n_run >= 15 && n_hub <= 7, "{n_hub} of {n_run} need the Hub");
 }
 
+/// The folders of `results/` that hold a run.
+fn kept_runs() -> Vec<std::path::PathBuf> {
+    let results = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results");
+    let entries = std::fs::read_dir(results).unwrap().map(|entry| entry.unwrap().path());
+    let runs: Vec<_> = entries.filter(|path| path.join("summary.json").exists()).collect();
+    assert!(runs.len() >= 7, "{runs:?}");
+    runs
+}
+
+#[test]
+fn no_kept_run_holds_texts_of_others() {
+    let mut n_files = 0;
+    for kept in kept_runs() {
+        let read = |file: &str| std::fs::read_to_string(kept.join(file)).unwrap();
+        let summary: serde_json::Value = serde_json::from_str(&read("summary.json")).unwrap();
+        if summary["source"].as_str().unwrap().starts_with("data/")
+            || !kept.join("predictions.jsonl").exists()
+        {
+            continue;
+        }
+        for line in read("predictions.jsonl").lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let held = ["text", "pair"].map(|key| row.get(key));
+            assert_eq!(held, [None, None], "{}: see results/README.md", kept.display());
+        }
+        n_files += 1;
+    }
+    assert!(n_files > 0);
+}
+
+#[test]
+fn every_kept_run_can_be_read_again() {
+    let place = Place::new();
+    for kept in kept_runs() {
+        let name = kept.file_name().unwrap().to_string_lossy().into_owned();
+        let read = |file: &str| std::fs::read_to_string(kept.join(file)).unwrap();
+        let config = read("config.toml");
+        place.write(&format!("{name}/config.toml"), &config);
+        place.write(&format!("{name}/summary.json"), &read("summary.json"));
+
+        let command = if config.contains("[init]") { "pretrain" } else { "finetune" };
+        let ran = place.done(&format!("{command} --out {name} --resume"));
+
+        assert!(ran.stderr.contains("has finished"), "{name}: {}", ran.stderr);
+        let after = &place.json(&format!("{name}/summary.json"))["after"];
+        let shown = match after["accuracy"].as_f64() {
+            Some(accuracy) => format!("{:.1}%", 100.0 * accuracy),
+            None => format!("{:.4}", after["loss_nats_per_token"].as_f64().unwrap()),
+        };
+        assert!(ran.stdout.contains(&shown), "{name}: no `{shown}` in {}", ran.stdout);
+    }
+}
+
 #[test]
 fn nothing_typed_is_a_question_and_a_mistake_is_usage() {
     let place = Place::new();

@@ -32,8 +32,10 @@ pub struct LanguageScore {
     pub convention: Convention,
     /// Mean of −ln p(token).
     pub loss_nats_per_token: f64,
-    /// Its 95 % interval: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0).
-    pub loss_interval_95: Interval,
+    /// Its 95 % interval: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0). `None`
+    /// only in scores that an earlier version wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_interval_95: Option<Interval>,
     /// `exp(loss_nats_per_token)`.
     pub perplexity: f64,
     /// Share of the tokens that got the largest logit.
@@ -201,7 +203,7 @@ impl Sum {
         Ok(LanguageScore {
             convention,
             loss_nats_per_token,
-            loss_interval_95,
+            loss_interval_95: Some(loss_interval_95),
             perplexity: loss_nats_per_token.exp(),
             top1_accuracy: n_correct as f64 / n_tokens as f64,
             n_tokens,
