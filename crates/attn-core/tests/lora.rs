@@ -369,6 +369,12 @@ fn peft_reads_what_was_saved() {
             "ATTN_TEST_PYTHON names no Python with transformers and peft",
         );
     };
+    let imports = Command::new(&python).args(["-c", "import peft, transformers"]).output().unwrap();
+    if !imports.status.success() {
+        let said = String::from_utf8_lossy(&imports.stderr);
+        let why = said.lines().last().unwrap_or("no message");
+        return common::skipped(TEST, &format!("ATTN_TEST_PYTHON: {why}"));
+    }
     let temp = tempfile::tempdir().unwrap();
     for case in ["gpt2_lm_tied", "llama_biases", "distilbert_classifier_3"] {
         let dir = temp.path().join(case);
