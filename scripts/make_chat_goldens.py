@@ -1,7 +1,7 @@
 """Renders chat templates with transformers, for crates/attn-data/tests/chat.rs.
 
-    python3 -m venv /tmp/goldens && /tmp/goldens/bin/pip install transformers==5.23.0 jinja2
-    /tmp/goldens/bin/python scripts/make_chat_goldens.py
+    python3 -m venv /path/to/venv && /path/to/venv/bin/pip install transformers==5.23.0 jinja2
+    /path/to/venv/bin/python scripts/make_chat_goldens.py
 
 Writes crates/attn-data/tests/chat/goldens.json: templates, special tokens, conversations, and what transformers makes of
 each, or the words with which the template refuses. The templates `llama-2` and `llama-3` are those that Meta publishes
