@@ -447,7 +447,7 @@ mod tests {
             ("[grid]\ntrain.lr = [1, 2, 1]", "`1` stands twice in `grid.train.lr`"),
             ("[grid]\ntrain.seed = [1, 2]", "`train.seed` is among the settings"),
             (
-                "[grid]\ntrain.batch_size = [1]",
+                "[grid]\ntrain.batch_size = [1, 2]",
                 "`train.batch_size` is set by the sweep and by `--set`",
             ),
             ("seeds = []", "`seeds` names no seed"),
@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn folders_have_plain_names() {
-        assert_eq!(plain("layers=[0, 1],kind=window"), "layers=0-1-,kind=window");
+        assert_eq!(plain("layers=[0, 1],kind=window"), "layers=0,1-,kind=window");
         assert_eq!(plain("../a b"), "-a-b");
         assert_eq!(plain(&"x".repeat(400)).len(), 150);
     }
