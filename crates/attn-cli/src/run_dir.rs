@@ -150,6 +150,10 @@ impl RunDir {
     /// Makes the folder of a new run: `out`, which must be new or empty, or the first free `runs/<date>-<name>`.
     pub(crate) fn create(out: Option<&Path>, name: &str) -> Result<Self> {
         if let Some(out) = out {
+            if out.join(LOCK_FILE).exists() {
+                // Who is running there is worth more to know than that something stands there.
+                drop(Lock::take(out)?);
+            }
             check_empty(out)?;
             let made =
                 Made::make(out).with_context(|| format!("cannot create `{}`", out.display()))?;

@@ -314,7 +314,7 @@ fn a_swap_in_a_tuned_classifier_is_compared_with_the_untouched_one() {
     let advice = hint(&tuned, "swapped when tuned");
     assert!(
         advice.ends_with(
-            "finetune a/config.toml --set model=a/model --set head=saved --set attention.kind=window --set attention.size=4"
+            "finetune a/config.toml --set model=a/model --set head=saved --set attention.kind=window --set attention.size=8"
         ),
         "{advice}"
     );
@@ -486,7 +486,7 @@ fn two_runs_never_share_a_folder() {
     let rows: String = (0..20_000).map(row).collect();
     place.write("data.csv", &format!("review,stars,part\n{rows}"));
     let first = place
-        .command("finetune run.toml --out out --set train.max_steps=2")
+        .command("finetune run.toml --out out --set train.max_steps=400")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -499,7 +499,7 @@ fn two_runs_never_share_a_folder() {
     assert!(!place.path("out/config.toml").exists(), "the first run is still reading");
 
     for way in ["run.toml", "--resume"] {
-        let second = place.attn(&format!("finetune {way} --out out --set train.max_steps=2"));
+        let second = place.attn(&format!("finetune {way} --out out --set train.max_steps=400"));
         assert_eq!((second.code, second.stdout.as_str()), (1, ""), "{}", second.stderr);
         assert_eq!(second.stderr.matches("error: ").count(), 1, "{}", second.stderr);
         let is_early = second.stderr.contains("`out` holds no run");

@@ -31,6 +31,8 @@ fn place(base: &str, head: Head) -> Place {
 }
 
 fn library(place: &Place, options: &ForwardOptions<'_>) -> Output {
+    // As the program is run here: several threads may round the last bit differently.
+    tch::set_num_threads(1);
     let (model, _) = Model::load(&place.path("m"), &LoadOptions::default()).unwrap();
     tch::no_grad(|| model.forward(&input(), options).unwrap())
 }
