@@ -353,7 +353,7 @@ pub(crate) struct RunArgs {
     pub(crate) set: Vec<String>,
 
     /// The run's folder, new or empty; folders that are missing are made. Where not given: runs/DATE-NAME, with the
-    /// attention kind behind it where [attention] sets one and no name was chosen
+    /// attention kind behind it where the config sets one and no name was chosen
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 

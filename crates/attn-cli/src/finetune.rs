@@ -221,7 +221,13 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         true => {
             // What was made anew goes along though it be frozen: the base model does not have it.
             let mut whole = trained_names;
+            // The head goes along, trained or not: the base model may end in another.
             whole.extend(fresh);
+            if matches!(model.config().head, Head::Classifier { .. }) {
+                whole.extend(model.head_parameters());
+            }
+            whole.sort();
+            whole.dedup();
             whole.retain(|name| !is_adapter(name));
             let files = tokenizer_files(&folder.tokenizer)?;
             model

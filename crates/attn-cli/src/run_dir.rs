@@ -51,7 +51,7 @@ pub(crate) const UNTOUCHED_FILE: &str = "untouched.json";
 pub(crate) const TOKENIZER_DIR: &str = "tokenizer";
 
 /// Locked by the process that a run's folder belongs to.
-const LOCK_FILE: &str = ".lock";
+pub(crate) const LOCK_FILE: &str = ".lock";
 
 /// Folders made for something that may come to nothing, outermost first. Dropped while they are empty, they disappear.
 #[derive(Debug, Default)]

@@ -41,7 +41,7 @@ const SWEEP_FILE: &str = "sweep.toml";
 const NEXT_FILE: &str = ".next.toml";
 
 /// Held by the sweep and its runs.
-const LOCK_FILE: &str = ".lock";
+const LOCK_FILE: &str = ".sweep.lock";
 
 /// How long to wait for a process that is about to end.
 const PATIENCE: Duration = Duration::from_secs(3);

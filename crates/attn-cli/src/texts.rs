@@ -94,8 +94,21 @@ pub(crate) fn load_model(
             Head::Classifier { .. } => WantedHead::NewClassifier(config.classes()),
             _ => WantedHead::AsSaved,
         };
-        let (mut model, _) = Model::load(&base_path, &LoadOptions { head, ..options.clone() })?;
-        model.load_adapter(path)?;
+        let with_head = LoadOptions { head, ..options.clone() };
+        let (mut model, report) = Model::load(&base_path, &with_head)?;
+        let held = model.load_adapter(path)?;
+        // A head made anew that the adapter does not bring is nobody's.
+        if let Some(name) = report.fresh.iter().find(|name| !held.contains(name)) {
+            let of_base = Config::from_json(read_json(&base_path, "config.json")?)?;
+            ensure!(
+                of_base.head == config.head,
+                "the adapter holds no `{name}`, and the base model ends in another head\nhint: save the adapter with the \
+                 modules it was trained with (`modules_to_save`)"
+            );
+            // Trained beside the base model's own head.
+            (model, _) = Model::load(&base_path, options)?;
+            model.load_adapter(path)?;
+        }
         model.merge_lora()?;
         tracing::info!("adapter `{}` merged into `{base}`", path.display());
         Ok(model)

@@ -401,7 +401,7 @@ fn prompts_that_cannot_be_asked_are_refused_before_the_model_is_read() {
         place.refused(&format!("eval --model model {DATA} {more} --out p.json"), parts)
     };
     ask("--prompt sst3", &["no prompt `sst3`", "did you mean `sst2`?"]);
-    ask("--prompt mnli", &["3 answers", "2 classes"]);
+    ask("--prompt mnli", &["answers the classes `entailment`"]);
     ask("--prompt sst2 --set prompt.malformed=true", &["`prompt.malformed` is set", "no chat"]);
     ask("--set prompt.template={{review}}{{x}}", &["names `x`", "`text`, `review`"]);
     let long = format!("--prompt sst2 --set prompt.template={}", "word".repeat(300));

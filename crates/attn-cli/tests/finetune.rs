@@ -901,7 +901,7 @@ fn prompts_that_cannot_be_trained_are_refused_before_the_run() {
     refused(&place, "--set prompt.name=sts2", &["no prompt `sts2`", "did you mean `sst2`?"]);
     refused(&place, "--set prompt.nam=sst2", &["unknown field `nam`", "did you mean `name`?"]);
     let place = decoder();
-    refused(&place, "--set prompt.name=mnli", &["3 answers", "2 classes"]);
+    refused(&place, "--set prompt.name=mnli", &["answers the classes `entailment`"]);
     let chat = "--set prompt.name=sst2 --set prompt.chat=[{role=\"user\",content=\"{{text}}\"}]";
     refused(&place, chat, &["no chat template"]);
     refused(
@@ -948,4 +948,29 @@ fn always_means_the_class_that_most_rows_reported_on_have() {
         (&summary["majority_class"], &summary["majority_accuracy"]),
         (&json!("positive"), &json!(0.75))
     );
+}
+
+/// A classifier that was tuned goes along with the adapter even where it stayed as it was; an adapter that PEFT would
+/// have saved without it stands beside the base model's own.
+#[test]
+fn an_adapter_beside_a_frozen_classifier_scores_what_the_table_says() {
+    let place = place("distilbert");
+    place.done("finetune run.toml --out a");
+    let frozen = "--set model=a/model --set head=saved --set lora.save=adapter --set train.freeze=[\"*classifier*\"]";
+    let ran = place.done(&format!("finetune run.toml --out b {frozen}"));
+    let summary = place.json("b/summary.json");
+    let scores_as_the_table = || {
+        place.done(&hint(&ran, "the model again"));
+        let [eval, table] = [&place.json("eval.json")["accuracy"], &summary["after"]]
+            .map(|score| score["loss"].as_f64().unwrap());
+        // What was trained beside the matrix is added to it here.
+        assert!((eval - table).abs() < 1e-6, "{eval} {table}");
+    };
+    scores_as_the_table();
+
+    let file = place.path("b/adapter/adapter_model.safetensors");
+    let mut tensors = attn_core::checkpoint::read_tensors(&file).unwrap();
+    tensors.retain(|(name, _)| name.contains("lora_"));
+    attn_core::checkpoint::write_tensors(&file, &tensors, &Default::default()).unwrap();
+    scores_as_the_table();
 }

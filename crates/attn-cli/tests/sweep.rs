@@ -188,6 +188,26 @@ fn a_kill_at_any_time_can_be_gone_on_from() {
     assert!(place.path("out/sweep.json").is_file());
 }
 
+/// Reading a large model takes minutes, and a kill meanwhile leaves the lock of the run's folder.
+#[test]
+fn a_run_that_was_killed_while_it_loaded_is_begun_again() {
+    let place = place();
+    place.write("rates.toml", &SWEEP.replace("[1e-2, 1e-4]", "[1e-2]").replace("[3, 4]", "[3]"));
+    place.done("sweep rates.toml --out out");
+    for left in [&[".lock"][..], &[".lock", "env.json"]] {
+        std::fs::remove_dir_all(place.path("out/base,seed=3")).unwrap();
+        for file in left {
+            place.write(&format!("out/base,seed=3/{file}"), "");
+        }
+        place.done("sweep rates.toml --out out");
+        assert!(place.path("out/base,seed=3/summary.json").is_file(), "{left:?}");
+    }
+    // A run's folder is no sweep's.
+    place.write("killed/.lock", "");
+    place.write("killed/config.toml", "");
+    place.refused("sweep rates.toml --out killed", &["holds something that is no sweep"]);
+}
+
 #[test]
 fn ctrl_c_saves_a_checkpoint_and_says_how_to_go_on() {
     let place = place();

@@ -466,7 +466,9 @@ impl Model {
     /// # Errors
     /// [`Error::Lora`] where the folder holds something else than LoRA or an option of it that is not supported;
     /// [`Error::Adapter`] where it is for another model. The model is then unchanged.
-    pub fn load_adapter(&mut self, dir: &Path) -> Result<(), Error> {
+    ///
+    /// Returns the names of the parameters that were replaced whole.
+    pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>, Error> {
         self.refuse_lora("load an adapter")?;
         let settings = Settings::read(dir)?;
         let path = dir.join(TENSORS_FILE);
@@ -530,15 +532,18 @@ impl Model {
             adapters.insert(name, Adapter { parts: vec![part], dropout: settings.dropout });
         }
         let _no_grad = tch::no_grad_guard();
+        let mut replaced = Vec::new();
         for (name, stored) in whole {
             own[&name].shallow_clone().copy_(&tensor(&stored)?);
+            replaced.push(name);
         }
         for Slot { linear, .. } in self.arch.linears_mut() {
             linear.adapter = adapters.remove(&linear.name);
         }
         self.lora = Some(settings.lora());
         self.lora_scales = scales(self.arch.linears_mut());
-        self.structure_changed()
+        self.structure_changed()?;
+        Ok(replaced)
     }
 
     /// Refuses what cannot be done beside adapters.

@@ -63,6 +63,39 @@ fn built_in(name: &str) -> Option<PromptSpec> {
     }
 }
 
+/// The classes that the answers of a built-in prompt stand for, in their order.
+fn classes_of(name: &str) -> Option<&'static [&'static str]> {
+    match name {
+        "sst2" => Some(&["negative", "positive"]),
+        "mnli" | "mnli_chat" => Some(&["entailment", "neutral", "contradiction"]),
+        _ => None,
+    }
+}
+
+/// Refuses data whose classes are others than those a built-in prompt answers, or stand in another order: every figure
+/// would be wrong. Numbers from 0 are taken for the usual order.
+fn check_classes(name: &str, expected: &[&str], classes: &[String]) -> Result<()> {
+    let is_same = classes.iter().map(|class| class.to_lowercase()).eq(expected.iter().copied());
+    let is_numbered = classes.len() == expected.len()
+        && classes.iter().enumerate().all(|(number, class)| *class == number.to_string());
+    if is_same || is_numbered {
+        return Ok(());
+    }
+    let quoted: Vec<String> = expected.iter().map(|class| format!("\"{class}\"")).collect();
+    Err(refused(
+        format!(
+            "the prompt `{name}` answers the classes {}, and the data has {}, in this order",
+            list(&expected.iter().map(|&class| class.to_owned()).collect::<Vec<_>>()),
+            list(classes)
+        ),
+        format!(
+            "where they are the same, name them in the prompt's order (--set 'data.classes=[{}]'); else set `prompt.answers`, \
+             one a class of the data",
+            quoted.join(", ")
+        ),
+    ))
+}
+
 fn sst2() -> PromptSpec {
     let template = "{{text}}\nQuestion: Is this sentence positive or negative?\nAnswer:";
     harness(template, &["negative", "positive"])
@@ -241,6 +274,11 @@ impl Prompt {
         classes: &[String],
         template: impl FnOnce() -> Result<ChatTemplate>,
     ) -> Result<Self> {
+        if let Some(expected) = spec.name.as_deref().and_then(classes_of)
+            && spec.answers.is_none()
+        {
+            check_classes(spec.name.as_deref().unwrap_or_default(), expected, classes)?;
+        }
         let spec = spec.resolved()?;
         let answers = spec.answers.clone().unwrap_or_else(|| classes.to_vec());
         if answers.len() != classes.len() {

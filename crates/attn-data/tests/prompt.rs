@@ -198,7 +198,10 @@ fn prompts_that_cannot_be_are_refused_by_name() {
     let answered = PromptSpec { chat: Some(answered), ..PromptSpec::default() };
     refused(answered.resolved(), &["ends with the assistant"]);
 
-    refused(prompt(&named("mnli"), "sst2"), &["3 answers (`True`", "2 classes (`negative`"]);
+    refused(
+        prompt(&named("mnli"), "sst2"),
+        &["answers the classes `entailment`", "has `negative`"],
+    );
     refused(
         prompt(&own("{{review}}", &["a", "b"]), "sst2"),
         &["names `review`", "`text`, `sentence`"],
@@ -252,4 +255,27 @@ fn a_chat_template_that_raises_is_refused_in_its_words() {
     refused(ask("{{ raise_exception('only tools') }}"), &["only tools", "`tokenizer_config.json`"]);
     let rewrites = "{{ messages | length }}{{ messages[0].content }}";
     refused(ask(rewrites), &["otherwise once it is answered"]);
+}
+
+/// Text labels are numbered in alphabetical order unless the data names its classes.
+#[test]
+fn a_built_in_prompt_refuses_classes_in_another_order() {
+    let data = DatasetSpec::known("mnli").unwrap();
+    let of = |spec: &PromptSpec, classes: &[&str]| {
+        let classes: Vec<String> = classes.iter().map(|&class| class.into()).collect();
+        Prompt::new(spec, &data, &classes, || chat(LLAMA_3)).map(|_| ())
+    };
+    for name in ["mnli", "mnli_chat"] {
+        let error = of(&named(name), &["contradiction", "entailment", "neutral"]).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("in this order") && message.contains("data.classes="),
+            "{message}"
+        );
+        of(&named(name), &["Entailment", "neutral", "contradiction"]).unwrap();
+        of(&named(name), &["0", "1", "2"]).unwrap();
+    }
+    let answers = Some(["no", "yes", "maybe"].map(Into::into).to_vec());
+    let own = PromptSpec { answers, ..named("mnli") };
+    of(&own, &["contradiction", "entailment", "neutral"]).unwrap();
 }

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use crate::{
     args::{RunArgs, SweepArgs},
     config::Written,
-    run_dir::{CONFIG_FILE, SUMMARY_FILE},
+    run_dir::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE},
     settings::Finetune,
     start,
 };
@@ -210,7 +210,8 @@ pub(super) fn seconds_left(plan: &Plan, statuses: &[Status]) -> Option<f64> {
 
 /// Removes what a run that was killed before it had a config left in `dir`.
 pub(super) fn clear_draft(dir: &Path) -> Result<()> {
-    for name in leftovers(dir)?.iter().filter(|name| is_draft(name)) {
+    let left = leftovers(dir)?;
+    for name in left.iter().filter(|name| is_draft(name) && *name != LOCK_FILE) {
         let path = dir.join(name);
         fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
     }
@@ -227,9 +228,9 @@ fn leftovers(dir: &Path) -> Result<Vec<String>> {
     names.with_context(|| format!("cannot read `{}`", dir.display()))
 }
 
-/// Whether a run writes a file of this name before its config.
+/// Whether a run writes a file of this name before its config. A lock that a killed run left is taken by the next.
 fn is_draft(name: &str) -> bool {
-    name == "env.json" || name.starts_with(".tmp")
+    name == "env.json" || name == LOCK_FILE || name.starts_with(".tmp")
 }
 
 /// The settings of the grid, then those that have names. `sets` go to every run.
