@@ -232,16 +232,7 @@ impl RunDir {
 
     /// What an earlier part of the run wrote, where it did.
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let path = self.file(name);
-        let shown = path.display();
-        match fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read `{shown}`")),
-            Ok(text) => {
-                let value = serde_json::from_slice(&text);
-                value.map(Some).with_context(|| format!("`{shown}` is damaged"))
-            }
-        }
+        read_json(&self.file(name))
     }
 
     /// Writes where the run takes place.
@@ -297,6 +288,19 @@ fn check_empty(out: &Path) -> Result<()> {
         Err(_) => {}
     }
     Ok(())
+}
+
+/// Reads a JSON file; `None` where there is none.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let shown = path.display();
+    match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read `{shown}`")),
+        Ok(text) => {
+            let value = serde_json::from_slice(&text);
+            value.map(Some).with_context(|| format!("`{shown}` is damaged"))
+        }
+    }
 }
 
 /// Writes a JSON file, indented, whole or not at all.

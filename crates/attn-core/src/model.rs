@@ -197,18 +197,7 @@ impl Model {
         let arch = config.arch.clone().build(&config, &mut weights)?;
         let replaced = if fresh { config.arch.head_prefixes() } else { &[] };
         let report = weights.finish(&|name| config.arch.is_buffer(name), replaced)?;
-        Ok((
-            Self {
-                config,
-                arch,
-                kind,
-                device,
-                lora: None,
-                lora_scales: BTreeMap::new(),
-                replica: None,
-            },
-            report,
-        ))
+        Ok((Self::of(config, arch, kind, device), report))
     }
 
     /// Makes a model with random weights from a configuration alone.
@@ -220,15 +209,13 @@ impl Model {
         let Options { kind, device, seed } = Options::from(options);
         let mut weights = Weights::from_seed(seed, kind, device);
         let arch = config.arch.clone().build(&config, &mut weights)?;
-        Ok(Self {
-            config,
-            arch,
-            kind,
-            device,
-            lora: None,
-            lora_scales: BTreeMap::new(),
-            replica: None,
-        })
+        Ok(Self::of(config, arch, kind, device))
+    }
+
+    /// Without adapters, every activation kept.
+    fn of(config: Config, arch: Box<dyn Architecture>, kind: Kind, device: Device) -> Self {
+        let (lora, lora_scales, replica) = (None, BTreeMap::new(), None);
+        Self { config, arch, kind, device, lora, lora_scales, replica }
     }
 
     /// Writes the model as a folder that [`Self::load`] reads and, where plain transformers computes the same logits,

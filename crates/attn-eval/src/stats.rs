@@ -390,7 +390,6 @@ mod tests {
         assert!(error <= tolerance, "{found}, expected {expected}");
     }
 
-    /// From scipy 1.17.1, `scipy.stats.norm.ppf`.
     #[test]
     fn the_interval_of_a_ratio_is_that_of_the_mean_where_sizes_are_equal() {
         let values: Vec<f64> = (0..40).map(|i| f64::from(i * 7 % 11)).collect();
@@ -411,6 +410,7 @@ mod tests {
         assert_eq!(error, StatsError::NotPositive { index: 1, value: 0. });
     }
 
+    /// From scipy 1.17.1, `scipy.stats.norm.ppf`.
     #[test]
     fn normal_quantiles_equal_scipys() {
         let cases = [

@@ -108,10 +108,7 @@ impl Objective for MaskedLm {
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
-        let Some(labels) = &batch.token_labels else {
-            return Err(Error::NoTokenLabels { objective: self.name() });
-        };
-        token_loss(model, batch, labels, stream)
+        marked_loss(self.name(), model, batch, stream)
     }
 }
 
@@ -134,11 +131,19 @@ impl Objective for Completion {
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
-        let Some(labels) = &batch.token_labels else {
-            return Err(Error::NoTokenLabels { objective: self.name() });
-        };
-        token_loss(model, batch, labels, stream)
+        marked_loss(self.name(), model, batch, stream)
     }
+}
+
+/// [`token_loss`] at the labels that the batch brings.
+fn marked_loss(
+    objective: &'static str,
+    model: &Model,
+    batch: &Batch,
+    stream: Stream,
+) -> Result<Tensor> {
+    let labels = batch.token_labels.as_ref().ok_or(Error::NoTokenLabels { objective })?;
+    token_loss(model, batch, labels, stream)
 }
 
 /// Cross-entropy over the vocabulary at the positions that have a label; `labels` is `[rows · cols]`. The others'

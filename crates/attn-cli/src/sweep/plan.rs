@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use crate::{
     args::{RunArgs, SweepArgs},
     config::Written,
-    run_dir::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE},
+    run_dir::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
     settings::Finetune,
     start,
 };
@@ -93,16 +93,7 @@ pub(super) struct Finished {
 impl Finished {
     /// Of the run in `dir`; `None` where it has not finished.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(SUMMARY_FILE);
-        let shown = path.display();
-        match fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read `{shown}`")),
-            Ok(text) => {
-                let found = serde_json::from_slice(&text);
-                found.map(Some).with_context(|| format!("`{shown}` is damaged"))
-            }
-        }
+        read_json(&dir.join(SUMMARY_FILE))
     }
 }
 
