@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use attn_data::needle::NeedleKind;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tch::Kind;
 
@@ -45,7 +46,7 @@ pub(crate) enum Command {
     #[command(after_long_help = FINETUNE_HELP)]
     Finetune(RunArgs),
 
-    /// Train a causal or masked language model from random weights
+    /// Train a causal or masked language model, from random weights or from one that is there
     #[command(after_long_help = PRETRAIN_HELP)]
     Pretrain(RunArgs),
 
@@ -56,6 +57,10 @@ pub(crate) enum Command {
     /// Score a model on a task: accuracy of a classifier, perplexity of a language model
     #[command(after_long_help = EVAL_HELP)]
     Eval(EvalArgs),
+
+    /// Hide facts in long texts, and see which of them a language model finds, by length and depth
+    #[command(after_long_help = NEEDLE_HELP)]
+    Needle(NeedleArgs),
 
     /// Run a model once on given token ids and write logits, attentions and hidden states
     #[command(after_long_help = FORWARD_FORMATS)]
@@ -68,6 +73,10 @@ pub(crate) enum Command {
     /// Write on from a prompt, token by token
     #[command(after_long_help = GENERATE_HELP)]
     Generate(GenerateArgs),
+
+    /// Write a model as a folder of its own: in another precision, in smaller files, an adapter merged
+    #[command(after_long_help = SAVE_HELP)]
+    Save(SaveArgs),
 
     /// Check LibTorch, devices and folders, and say what to fix
     Doctor,
@@ -271,6 +280,8 @@ show and what they cost. Its tables:
   objective        causal (decoders) or masked (encoders)
   [init]           the fields of the model's config.json
   [tokenizer]      style and vocab_size to train one, or from = \"folder or Hub id\"
+  model            in place of both: a folder or Hub id to go on from
+  [needles]        documents with hidden facts beside the text
   [data]           source and columns of the text
   [examples]       max_len, limit, hold_out
   [train]          lr, epochs, batch_size, schedule, seed, ...
@@ -405,11 +416,11 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// Most tokens of a text; the length of the blocks that text is cut into for next-token scores
+    /// Most tokens of a text; the length of the blocks that running text is cut into for language models
     #[arg(long, value_name = "N")]
     pub(crate) max_len: Option<usize>,
 
-    /// Score the next tokens of each text by itself, instead of texts joined and cut into blocks
+    /// Score each text by itself, cut to --max-len, instead of texts joined and cut into blocks
     #[arg(long)]
     pub(crate) by_text: bool,
 
@@ -432,6 +443,121 @@ pub(crate) struct EvalArgs {
     /// Seed of the weights that --init makes, and of the tokens hidden from a masked language model
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+const SAVE_HELP: &str = "\
+The folder holds config.json, the weights and the tokenizer, as other tools load them.
+
+Example:
+  attn save --model runs/mine/model --dtype f16 --out mine-f16";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SaveArgs {
+    /// Model folder or Hub id; an adapter is merged into its base model
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// What the weights are stored in; rounded where they are wider
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// Most MiB of weights in one file; a tensor that is larger gets a file of its own
+    #[arg(long, value_name = "N")]
+    pub(crate) max_shard_mib: Option<u64>,
+
+    /// The folder, new or empty; folders that are missing above it are made
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+const NEEDLE_HELP: &str = "\
+Each document is text of the data set with one needle between two of its sentences, and the
+question for it at the end; keys and answers are drawn at random by --seed. An answer counts
+where greedy decoding gives it word for word. Kinds of needles:
+  repeat     a list of words that is begun once more
+  passkey    a number of five digits
+  sentence   a statement that ends in 3 to 6 words
+OUT.json holds the share of each length and depth with its 95 % interval, and every trial.
+
+Examples:
+  attn needle --model runs/mine/model --haystack wikitext-2 --lengths 256,1024 --out needle.json
+  attn needle --model DIR --haystack essays.txt --split train --kinds passkey --out needle.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct NeedleArgs {
+    /// Model folder or Hub id, of a decoder with its language-model head
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// The text to hide needles in: a name of `attn list`, a file, a folder or a Hub id
+    #[arg(long, value_name = "DATA")]
+    pub(crate) haystack: String,
+
+    /// The split of it; its validation split where not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+
+    /// What is hidden
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "passkey,sentence")]
+    pub(crate) kinds: Vec<Needle>,
+
+    /// Most tokens of a document; one is shorter by less than a sentence
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128,256,512,1024")]
+    pub(crate) lengths: Vec<usize>,
+
+    /// Depths of the needle, evenly from the start of the text to its end
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) depths: usize,
+
+    /// Documents of each kind, length and depth
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) trials: usize,
+
+    /// Where to write the result; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Columns and splits of data that is no known task: --set data.text=story. May be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// Documents that share a forward pass: changes speed and memory alone
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) batch_size: usize,
+
+    /// What to compute in, whatever the weights are stored in
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// Make the weights anew from the config alone: what the score is to be compared with
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) init: Option<Init>,
+
+    /// Seed of the documents, and of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// What is hidden in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Needle {
+    Repeat,
+    Passkey,
+    Sentence,
+}
+
+impl From<Needle> for NeedleKind {
+    fn from(needle: Needle) -> Self {
+        match needle {
+            Needle::Repeat => Self::Repeat,
+            Needle::Passkey => Self::Passkey,
+            Needle::Sentence => Self::Sentence,
+        }
+    }
 }
 
 /// Positions where none are given.

@@ -24,7 +24,10 @@ use crate::{
     run_dir::{SCHEMA, check_writable, device_name, write_json},
     scoring::{Asking, Rows, Scores, check_model, max_prompt_len},
     surgery::variants,
-    texts::{Folder, Split, blocks, encode, load_model, masking, max_len, read_split},
+    texts::{
+        Folder, Split, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
+        read_split,
+    },
 };
 
 /// The share of tokens that is hidden from a masked language model.
@@ -348,8 +351,12 @@ fn score_language(
         encode(tokenizer, &numbered, max_len, split)
     };
     let is_causal = model.config().is_causal();
-    let packs = is_causal && !args.by_text;
-    let rows = if packs { blocks(tokenizer, texts, max_len)? } else { by_text(texts)? };
+    let packs = !args.by_text && (is_causal || is_running(texts));
+    let rows = match (packs, is_causal) {
+        (false, _) => by_text(texts)?,
+        (true, true) => blocks(tokenizer, texts, max_len)?,
+        (true, false) => framed_blocks(tokenizer, texts, max_len)?,
+    };
     let batching = batching(args, folder);
     let mut progress = count_rows(rows.len(), &NEVER);
     let scored = match (is_causal, model.config().head) {
@@ -380,7 +387,7 @@ fn score_language(
         grouped(language.n_rows),
         convention(&language)
     )?;
-    let per_text = packs.then(|| {
+    let per_text = (packs && is_causal).then(|| {
         let n_tokens = rows.iter().map(|row| row.ids.len()).sum();
         PerText::new(language.loss_nats_per_token, n_tokens, texts)
     });

@@ -15,9 +15,11 @@ mod generate;
 mod list;
 mod logging;
 mod monitor;
+mod needle;
 mod plots;
 mod pretrain;
 mod run_dir;
+mod save;
 mod scoring;
 mod settings;
 mod start;
@@ -70,8 +72,10 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
             outcome = sweep::run(&sweep, &logging::flags(args.verbose, args.quiet), &mut out)?;
         }
         Command::Eval(args) => eval::run(&args, &mut out)?,
+        Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,
+        Command::Save(args) => save::run(&args, &mut out)?,
         Command::Tokenize(args) => tokenize::run(&args, &mut out)?,
         Command::Doctor => {
             if !doctor::run(&mut out)? {

@@ -1,8 +1,10 @@
-//! `attn pretrain`: a language model from random weights.
+//! `attn pretrain`: a language model from random weights, or one that goes on.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write,
+    ops::Range,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -12,16 +14,19 @@ use attn_data::{
     batch::{Encoded, Masking},
     dataset::Example,
     hub::Hub,
+    needle::{Haystack, NeedleKind, Recipe},
     select::hold_out,
     tokenizer::{TextTokenizer, train_bpe},
 };
-use attn_eval::{Batching, Error as EvalError, LanguageScore, masked_token, next_token};
+use attn_eval::{
+    Batching, Error as EvalError, LanguageScore, Recall, masked_token, next_token, recall,
+};
 use attn_train::{
-    CausalLm, Event, Examples, METRICS_FILE, MaskedLm, Metric, Objective, Run, train,
+    CausalLm, Event, Examples, METRICS_FILE, MaskedLm, Metric, Needles, Objective, Run, train,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tch::{Device, Kind};
+use tch::Kind;
 
 use crate::{
     Outcome,
@@ -29,10 +34,13 @@ use crate::{
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{BEFORE_FILE, SUMMARY_FILE, TOKENIZER_DIR},
-    settings::{ObjectiveChoice, Pretrain, is_nothing},
+    settings::{NeedleChoice, ObjectiveChoice, Pretrain, is_nothing},
     start::{Start, invocation, quoted, tokenizer_files},
     surgery::{describe, variants},
-    texts::{blocks, check_vocabulary, encode, masking, max_len, open_tokenizer, read_split},
+    texts::{
+        Folder, blocks, check_vocabulary, encode, framed_blocks, is_running, load_model, masking,
+        max_len, open_tokenizer, read_split,
+    },
 };
 
 /// What a run came to, as `summary.json` has it.
@@ -52,8 +60,8 @@ struct Summary {
     seed: u64,
     /// Attention kind of each layer, with its settings.
     attention: Vec<Variant>,
-    before: LanguageScore,
-    after: LanguageScore,
+    before: Score,
+    after: Score,
     selected_step: u64,
     total_steps: u64,
     train_loss: Option<f64>,
@@ -63,9 +71,28 @@ struct Summary {
     elapsed_s: f64,
 }
 
+/// What a model is worth on what is held out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Score {
+    #[serde(flatten)]
+    language: LanguageScore,
+    /// Answers given word for word to questions at the end of documents, by what is hidden in them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    needles: BTreeMap<NeedleKind, Recall>,
+}
+
+/// Documents with their answers.
+#[derive(Debug, Default)]
+struct Documents {
+    kinds: Vec<NeedleKind>,
+    rows: Vec<Encoded>,
+    answers: Vec<Vec<Range<usize>>>,
+}
+
 /// What scores the model.
 struct Scorer {
     held_out: Vec<Encoded>,
+    documents: Documents,
     batching: Batching,
     masking: Option<Masking>,
     seed: u64,
@@ -82,26 +109,67 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     }
     let config = &start.config;
     // Before the data, which may take long: sizes that do not fit show at once.
-    model_config(config, None)?;
+    let base = match &config.model {
+        Some(name) => Some(Folder::open(name, true, None, &start.hub)?),
+        None => None,
+    };
+    if let Some(base) = &base {
+        check_base(base, config)?;
+    } else {
+        model_config(config, None)?;
+    }
     let (train_rows, held_rows) = read(config, &start.hub)?;
-    let tokenizer = tokenizer(&start, &train_rows)?;
-    let model_config = model_config(config, Some(&tokenizer))?;
+    let tokenizer = match &base {
+        Some(base) => base.tokenizer.clone(),
+        None => tokenizer(&start, &train_rows)?,
+    };
+    let model_config = match &base {
+        Some(base) => base.config.clone(),
+        None => model_config(config, Some(&tokenizer))?,
+    };
     let max_len =
         max_len(config.examples.max_len, &model_config, &tokenizer, "`examples.max_len`")?;
+    let is_cut = config.objective == ObjectiveChoice::Causal || is_running(&train_rows);
     let make = |rows: &[Example], split: &str| match config.objective {
         ObjectiveChoice::Causal => blocks(&tokenizer, rows, max_len),
+        ObjectiveChoice::Masked if is_running(rows) => framed_blocks(&tokenizer, rows, max_len),
         ObjectiveChoice::Masked => {
             let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
             encode(&tokenizer, &numbered, max_len, split)
         }
     };
+    let (needles, documents) = match &config.needles {
+        None => (None, Documents::default()),
+        Some(choice) => {
+            let hidden_in = |rows: &[Example]| -> Result<Haystack> {
+                let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+                Haystack::new(&texts, &tokenizer).context("cannot hide needles in the text")
+            };
+            let haystack = hidden_in(&train_rows)?;
+            let documents = Documents::new(choice, &hidden_in(&held_rows)?, &tokenizer, max_len)
+                .context("cannot make documents of the rows held out")?;
+            let needles = Needles {
+                haystack,
+                recipe: choice.recipe(max_len),
+                tokenizer: tokenizer.clone(),
+                n: 0,
+                answer_weight: choice.answer_weight.get().into(),
+            };
+            (Some(needles), documents)
+        }
+    };
     let (train_rows, held_out) = (make(&train_rows, "train")?, make(&held_rows, "held out")?);
     let n_train = train_rows.len();
+    let needles = needles.zip(config.needles.as_ref()).map(|(needles, choice)| {
+        let n = choice.n_documents(n_train);
+        tracing::info!("{} documents with needles beside them", grouped(n));
+        Needles { n, ..needles }
+    });
     tracing::info!(
         "`{}`: {} {} to train on, {} to score",
         config.data.source,
         grouped(n_train),
-        if config.objective == ObjectiveChoice::Causal { "blocks" } else { "texts" },
+        if is_cut { "blocks" } else { "texts" },
         grouped(held_out.len())
     );
 
@@ -111,7 +179,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
             Some(masking(&tokenizer, model_config.sizes.vocab_size, config.mask_rate)?)
         }
     };
-    let mut model = init(config, model_config, start.device)?;
+    let mut model = init(config, base.as_ref(), model_config, &start)?;
     if !start.resume {
         start.write_config()?;
         start.dir.write_environment(&model)?;
@@ -119,6 +187,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     keep(&tokenizer, &start)?;
     let scorer = Scorer {
         held_out,
+        documents,
         batching: Batching {
             batch_size: config.train.batch_size,
             pad_id: tokenizer.fill_id(),
@@ -138,7 +207,15 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         }
     };
 
-    let outcome = fit(&mut model, train_rows, masking, &tokenizer, &scorer, &start)?;
+    let plan = config.train.plan()?;
+    let mut examples = Examples::new(train_rows, plan, tokenizer.fill_id(), config.train.seed);
+    if let Some(masking) = masking {
+        examples = examples.with_masking(masking);
+    }
+    if let Some(needles) = needles {
+        examples = examples.with_needles(needles);
+    }
+    let outcome = fit(&mut model, &examples, &tokenizer, &scorer, &start)?;
     if outcome.outcome == attn_train::Outcome::Interrupted {
         return Ok(start.interrupted(outcome.step));
     }
@@ -297,10 +374,35 @@ fn name_tokens(raw: &mut Map<String, Value>, tokenizer: &TextTokenizer) -> Resul
     Ok(())
 }
 
-fn init(config: &Pretrain, model_config: Config, device: Device) -> Result<Model> {
+/// Refuses a model to go on from that does not predict what the run is to teach.
+fn check_base(base: &Folder, config: &Pretrain) -> Result<()> {
+    let fits = base.config.is_causal() == (config.objective == ObjectiveChoice::Causal);
+    ensure!(
+        fits && base.config.head == Head::LanguageModel,
+        "`model` is `{}`, {} {}, and `objective` is `{}`\nhint: name {} with a language-model head",
+        base.name,
+        base.config.base_model_type(),
+        base.config.head,
+        if config.objective == ObjectiveChoice::Causal { "causal" } else { "masked" },
+        if config.objective == ObjectiveChoice::Causal { "a decoder" } else { "an encoder" },
+    );
+    Ok(())
+}
+
+fn init(
+    config: &Pretrain,
+    base: Option<&Folder>,
+    model_config: Config,
+    start: &Start<Pretrain>,
+) -> Result<Model> {
     let seed = config.train.seed;
+    let device = start.device;
     let options = LoadOptions { kind: Kind::Float, device, seed, ..LoadOptions::default() };
-    let mut model = Model::init(model_config, &options).context("cannot use `[init]`")?;
+    let mut model = match base {
+        Some(base) => load_model(&base.path, None, &options, &start.hub)
+            .with_context(|| format!("cannot load the model `{}`", base.name))?,
+        None => Model::init(model_config, &options).context("cannot use `[init]`")?,
+    };
     if let Some(variant) = &config.attention {
         let layers = config.surgery.layers(model.layers().len());
         model.swap(&layers, variant, seed)?;
@@ -309,18 +411,64 @@ fn init(config: &Pretrain, model_config: Config, device: Device) -> Result<Model
     Ok(model)
 }
 
-impl Scorer {
-    fn try_score(&self, model: &Model) -> attn_eval::Result<LanguageScore> {
-        let Self { held_out, batching, masking, seed, stop } = self;
-        let mut progress = count_rows(held_out.len(), stop);
-        match masking {
-            None => next_token(model, held_out, batching, &mut progress),
-            Some(masking) => masked_token(model, held_out, masking, *seed, batching, &mut progress),
+impl Documents {
+    /// As many of each kind as the config says, of one needle each.
+    fn new(
+        choice: &NeedleChoice,
+        haystack: &Haystack,
+        tokenizer: &TextTokenizer,
+        max_len: usize,
+    ) -> Result<Self> {
+        let mut all = Self::default();
+        for &kind in &choice.kinds {
+            let recipe =
+                Recipe { kinds: vec![kind], most_needles: 1, asks: 1, ..choice.recipe(max_len) };
+            for index in 0..choice.hold_out.get() {
+                // The seed is no part of it: runs are scored on the same documents.
+                let document = haystack.document(&recipe, tokenizer, kind as u64, index as u64)?;
+                all.kinds.push(kind);
+                all.rows.push(Encoded { ids: document.ids, label: None, index: all.rows.len() });
+                let tokens = document.answers.into_iter().map(|answer| answer.tokens);
+                all.answers.push(tokens.collect());
+            }
         }
+        Ok(all)
     }
 
-    /// Scores the rows held out, or returns `None` where the user stopped it.
-    fn score(&self, model: &Model) -> Result<Option<LanguageScore>> {
+    fn score(
+        &self,
+        model: &Model,
+        batching: &Batching,
+        progress: &mut attn_eval::Progress<'_>,
+    ) -> attn_eval::Result<BTreeMap<NeedleKind, Recall>> {
+        if self.rows.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let found = recall(model, &self.rows, &self.answers, batching, progress)?;
+        let of = |kind| {
+            let of_kind = self.kinds.iter().zip(&found).filter(|(of, _)| **of == kind);
+            Recall::of(of_kind.flat_map(|(_, answers)| answers))
+        };
+        Ok(self.kinds.iter().filter_map(|&kind| Some((kind, of(kind)?))).collect())
+    }
+}
+
+impl Scorer {
+    fn try_score(&self, model: &Model) -> attn_eval::Result<Score> {
+        let Self { held_out, documents, batching, masking, seed, stop } = self;
+        let mut progress = count_rows(held_out.len(), stop);
+        let language = match masking {
+            None => next_token(model, held_out, batching, &mut progress),
+            Some(masking) => masked_token(model, held_out, masking, *seed, batching, &mut progress),
+        }?;
+        drop(progress);
+        let mut progress = count_rows(documents.rows.len(), stop);
+        let needles = documents.score(model, batching, &mut progress)?;
+        Ok(Score { language, needles })
+    }
+
+    /// Scores what is held out, or returns `None` where the user stopped it.
+    fn score(&self, model: &Model) -> Result<Option<Score>> {
         match self.try_score(model) {
             Ok(score) => Ok(Some(score)),
             Err(EvalError::Stopped { .. }) => Ok(None),
@@ -331,18 +479,13 @@ impl Scorer {
 
 fn fit(
     model: &mut Model,
-    rows: Vec<Encoded>,
-    masking: Option<Masking>,
+    examples: &Examples,
     tokenizer: &TextTokenizer,
     scorer: &Scorer,
     start: &Start<Pretrain>,
 ) -> Result<attn_train::Summary> {
     let config = &start.config.train;
-    let examples = Examples::new(rows, config.plan()?, tokenizer.fill_id(), config.seed);
-    let (examples, objective): (_, &dyn Objective) = match masking {
-        None => (examples, &CausalLm),
-        Some(masking) => (examples.with_masking(masking), &MaskedLm),
-    };
+    let objective: &dyn Objective = if scorer.masking.is_none() { &CausalLm } else { &MaskedLm };
     let evaluate = |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
         Ok(metrics(&scorer.try_score(model)?))
     };
@@ -361,23 +504,31 @@ fn fit(
             }
             monitor.observe(event);
         }),
-        ..Run::new(config, objective, &examples)
+        ..Run::new(config, objective, examples)
     };
     train(model, run).context("training failed")
 }
 
-fn metrics(score: &LanguageScore) -> Vec<Metric> {
+fn metrics(score: &Score) -> Vec<Metric> {
     let metric = |name: &str, value, unit: &str, higher_is_better| Metric {
         name: name.to_owned(),
         value,
         unit: unit.to_owned(),
         higher_is_better,
     };
-    vec![
-        metric("loss", score.loss_nats_per_token, "nats/token", false),
-        metric("perplexity", score.perplexity, "1", false),
-        metric("top1_accuracy", score.top1_accuracy, "fraction", true),
-    ]
+    let Score { language, needles } = score;
+    let recalled = needles.iter().flat_map(|(kind, recall)| {
+        let values =
+            [("exact_match", recall.exact_match), ("token_accuracy", recall.token_accuracy)];
+        values.map(|(of, value)| metric(&format!("{of}_{}", kind.name()), value, "fraction", true))
+    });
+    let mut metrics = vec![
+        metric("loss", language.loss_nats_per_token, "nats/token", false),
+        metric("perplexity", language.perplexity, "1", false),
+        metric("top1_accuracy", language.top1_accuracy, "fraction", true),
+    ];
+    metrics.extend(recalled);
+    metrics
 }
 
 fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Result<()> {
@@ -387,7 +538,7 @@ fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Res
         "{model_type}, {} parameters, {} held-out rows of {source}: {}",
         grouped(*n_parameters),
         grouped(*n_held_out),
-        convention(&summary.after)
+        convention(&summary.after.language)
     )?;
     if let Some(attention) = describe(&summary.attention) {
         writeln!(out, "attention: {attention}")?;
@@ -398,7 +549,8 @@ fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Res
         "  {:<10} {:>10} {:>12} {:>8} {:>10}",
         "", "nats/token", "perplexity", "top 1", "tokens"
     )?;
-    for (label, score) in [("before", &summary.before), ("after", &summary.after)] {
+    let scores = [("before", &summary.before), ("after", &summary.after)];
+    for (label, Score { language: score, .. }) in scores {
         writeln!(
             out,
             "  {label:<10} {:>10.4} {:>12.3} {:>7.1}% {:>10}",
@@ -407,6 +559,27 @@ fn print(summary: &Summary, start: &Start<Pretrain>, out: &mut dyn Write) -> Res
             100.0 * score.top1_accuracy,
             grouped(score.n_tokens)
         )?;
+    }
+    for kind in summary.after.needles.keys() {
+        writeln!(out)?;
+        writeln!(
+            out,
+            "  {:<22} {:>11}  95 % interval",
+            format!("needles: {}", kind.name()),
+            "exact match"
+        )?;
+        for (label, score) in scores {
+            let Some(Recall { exact_match, interval_95, n, .. }) = score.needles.get(kind) else {
+                continue;
+            };
+            writeln!(
+                out,
+                "  {label:<22} {:>10.1}%  {:.1} to {:.1} of {n} documents",
+                100.0 * exact_match,
+                100.0 * interval_95.low,
+                100.0 * interval_95.high
+            )?;
+        }
     }
     let dir = start.dir.path();
     let model = dir.join("model");

@@ -4,7 +4,13 @@ use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::{Result, bail, ensure};
 use attn_core::{Lora, Variant};
-use attn_data::{dataset::DatasetSpec, prompt::PromptSpec, select::Part, tokenizer::Style};
+use attn_data::{
+    dataset::DatasetSpec,
+    needle::{NeedleKind, Recipe},
+    prompt::PromptSpec,
+    select::Part,
+    tokenizer::Style,
+};
 use attn_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -243,7 +249,11 @@ pub(crate) struct Pretrain {
     pub(crate) mask_rate: f64,
     /// The model to make: the fields of its `config.json`. `vocab_size` and the ids of special tokens are the
     /// tokenizer's and need not be given.
+    #[serde(skip_serializing_if = "Table::is_empty")]
     pub(crate) init: Table,
+    /// A language model to go on from, in place of `init` and `tokenizer`: a folder or a Hub id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
     /// The tokenizer: trained on the text, or taken from elsewhere.
     pub(crate) tokenizer: TokenizerChoice,
     /// Where the text is; the fields of a data set.
@@ -251,6 +261,9 @@ pub(crate) struct Pretrain {
     /// Which rows are used, and how much of them. For `causal`, `max_len` is the length of the blocks that the text is
     /// cut into.
     pub(crate) examples: Examples,
+    /// Puts documents with hidden facts, generated from the text, beside its blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) needles: Option<NeedleChoice>,
     /// Where the attention is changed.
     pub(crate) surgery: Surgery,
     /// What it is changed to, as for fine-tuning.
@@ -271,14 +284,96 @@ impl Default for Pretrain {
             objective: ObjectiveChoice::Masked,
             mask_rate: 0.15,
             init: Table::new(),
+            model: None,
             tokenizer: TokenizerChoice::default(),
             data: DatasetSpec::default(),
             examples: Examples::default(),
+            needles: None,
             surgery: Surgery::default(),
             attention: None,
             threads: None,
             train: TrainConfig::default(),
         }
+    }
+}
+
+/// Documents of `examples.max_len` tokens: facts hidden in the text, and questions for them at its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct NeedleChoice {
+    /// What the facts are; one kind a document.
+    pub(crate) kinds: Vec<NeedleKind>,
+    /// The share of the rows of an epoch that are such documents, new ones each epoch; the others are blocks of text.
+    pub(crate) share: f64,
+    /// A document has 1 to as many facts, and asks for each.
+    pub(crate) per_document: usize,
+    /// Each fact is asked for as often.
+    pub(crate) asks: usize,
+    /// The share of a document that facts and questions may take; beyond it there are fewer, but one.
+    pub(crate) fill: f64,
+    /// As how many tokens one of an answer counts in the loss.
+    pub(crate) answer_weight: NonZeroU16,
+    /// Documents of each kind, of one fact, made from the text held out, that the model is scored on.
+    pub(crate) hold_out: NonZeroUsize,
+}
+
+impl Default for NeedleChoice {
+    fn default() -> Self {
+        Self {
+            kinds: vec![NeedleKind::Passkey, NeedleKind::Sentence],
+            share: 0.5,
+            per_document: 4,
+            asks: 1,
+            fill: 0.5,
+            answer_weight: NonZeroU16::MIN,
+            hold_out: NonZeroUsize::new(100).expect("not 0"),
+        }
+    }
+}
+
+impl NeedleChoice {
+    fn check(&self, objective: ObjectiveChoice, max_len: Option<usize>) -> Result<()> {
+        let Self { kinds, share, per_document, asks, fill, .. } = self;
+        ensure!(
+            objective == ObjectiveChoice::Causal,
+            "`[needles]` is for `objective` = \"causal\": answers are predicted from what stands before them"
+        );
+        ensure!(
+            !kinds.is_empty(),
+            "`needles.kinds` is empty, expected at least one of `repeat`, `passkey`, `sentence`"
+        );
+        ensure!(
+            *share > 0.0 && *share < 1.0,
+            "`needles.share` is {share}, expected a share between 0 and 1"
+        );
+        ensure!(*per_document > 0, "`needles.per_document` is 0, expected at least 1");
+        ensure!(*asks > 0, "`needles.asks` is 0, expected at least 1");
+        ensure!(
+            (0.0..=1.0).contains(fill),
+            "`needles.fill` is {fill}, expected a share from 0 to 1"
+        );
+        ensure!(
+            max_len.is_some(),
+            "`examples.max_len` is not set, and `[needles]` makes documents of that length\nhint: set it: 512"
+        );
+        Ok(())
+    }
+
+    /// What is drawn for training.
+    pub(crate) fn recipe(&self, max_len: usize) -> Recipe {
+        Recipe {
+            kinds: self.kinds.clone(),
+            most_needles: self.per_document,
+            asks: self.asks,
+            fill: self.fill,
+            depth: None,
+            max_len,
+        }
+    }
+
+    /// Documents beside `n_blocks` blocks.
+    pub(crate) fn n_documents(&self, n_blocks: usize) -> usize {
+        ((n_blocks as f64 * self.share / (1.0 - self.share)).round() as usize).max(1)
     }
 }
 
@@ -310,13 +405,24 @@ impl Pretrain {
     /// Checks what needs no data, and fills in what follows from the rest.
     pub(crate) fn complete(mut self, name: &str) -> Result<Self> {
         set_name(&mut self.name, name)?;
-        ensure!(
-            self.init.contains_key("model_type"),
-            "`init.model_type` is not set\nhint: `[init]` holds the model's config.json as TOML: model_type = \
-             \"distilbert\", dim = 128, ..."
-        );
+        if let Some(model) = &self.model {
+            ensure!(
+                self.init.is_empty() && self.tokenizer == TokenizerChoice::default(),
+                "`model` is `{model}`, to go on from, and `[init]` or `[tokenizer]` is for a new model\nhint: leave one \
+                 of them away"
+            );
+        } else {
+            ensure!(
+                self.init.contains_key("model_type"),
+                "`init.model_type` is not set\nhint: `[init]` holds the model's config.json as TOML: model_type = \
+                 \"distilbert\", dim = 128, ...; or name a model to go on from: model = \"DIR\""
+            );
+        }
         self.train.validate()?;
         check_select(self.train.select.as_deref(), &Self::METRICS)?;
+        if let Some(needles) = &self.needles {
+            needles.check(self.objective, self.examples.max_len)?;
+        }
         self.data = self.data.resolved();
         self.data.label = None; // Labels of a data set that is used as text may be of any kind.
         self.data.text_pair = None;
@@ -344,7 +450,9 @@ impl Pretrain {
             "`examples.hold_out_by` is `containment`, which is for fine-tuning"
         );
         let tokenizer = &mut self.tokenizer;
-        if tokenizer.from.is_some() {
+        if self.model.is_some() {
+            // The model's own.
+        } else if tokenizer.from.is_some() {
             ensure!(
                 tokenizer.style.is_none() && tokenizer.vocab_size.is_none(),
                 "`tokenizer.from` takes a tokenizer as it is: `style` and `vocab_size` are for training one"

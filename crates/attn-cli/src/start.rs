@@ -88,6 +88,9 @@ impl RunConfig for Pretrain {
         if let Some(from) = &mut self.tokenizer.from {
             *from = config::find_path(from, root);
         }
+        if let Some(model) = &mut self.model {
+            *model = config::find_path(model, root);
+        }
     }
 
     fn name(&self) -> &str {
@@ -185,12 +188,17 @@ fn complete<C: RunConfig>(
     root: Option<&Path>,
 ) -> Result<C> {
     // Each command has its own tables; the error would name the first one that the other lacks.
-    let of_pretrain = written.base().contains_key("init");
-    if of_pretrain != (C::COMMAND == "pretrain")
-        && (of_pretrain || written.base().contains_key("model"))
-    {
+    let names = |key| written.base().contains_key(key);
+    let of_pretrain = names("init") || names("objective");
+    if of_pretrain != (C::COMMAND == "pretrain") && (of_pretrain || names("model")) {
         let other = if of_pretrain { "pretrain" } else { "finetune" };
-        let problem = anyhow!("this is a config for `{other}`, not for `{}`", C::COMMAND);
+        let hint = match C::COMMAND {
+            "pretrain" => {
+                "\nhint: one that goes on from a model says what it predicts: objective = \"causal\""
+            }
+            _ => "",
+        };
+        let problem = anyhow!("this is a config for `{other}`, not for `{}`{hint}", C::COMMAND);
         return Err(problem.context(format!("cannot use `{}`", path.display())));
     }
     let mut config = written.complete(|config: C| config.complete(name))?;

@@ -329,7 +329,7 @@ pub(crate) fn blocks(
         block >= 2,
         "a block of {block} token(s) has nothing to predict\nhint: expected at least 2"
     );
-    let is_running = rows.iter().all(|row| row.text.is_empty() || row.text.ends_with('\n'));
+    let is_running = is_running(rows);
     let options = EncodeOptions { add_special_tokens: !is_running, ..EncodeOptions::default() };
     let around = tokenizer.ids("", !is_running)?;
     let between = match tokenizer.eos_id() {
@@ -352,6 +352,39 @@ pub(crate) fn blocks(
         .collect();
     ensure!(!blocks.is_empty(), "the text has no two tokens");
     Ok(blocks)
+}
+
+/// Whether rows are lines of one running text, as WikiText's, which end in a line break.
+pub(crate) fn is_running(rows: &[Example]) -> bool {
+    rows.iter().all(|row| row.text.is_empty() || row.text.ends_with('\n'))
+}
+
+/// Cuts lines of one running text into blocks of `block` tokens, the last one shorter, for masked language models: what
+/// the tokenizer puts around a text stands around each block, and counts.
+pub(crate) fn framed_blocks(
+    tokenizer: &TextTokenizer,
+    rows: &[Example],
+    block: usize,
+) -> Result<Vec<Encoded>> {
+    let frame = tokenizer.ids("", true)?;
+    let around_one = tokenizer.ids("a", true)?;
+    let n_before = frame.iter().zip(&around_one).take_while(|(a, b)| a == b).count();
+    let (before, behind) = frame.split_at(n_before);
+    ensure!(
+        block > frame.len(),
+        "a block of {block} token(s) has no room for text beside {} special ones",
+        frame.len()
+    );
+    let inputs: Vec<Input<'_>> = rows.iter().map(|row| row.text.as_str().into()).collect();
+    let options = EncodeOptions { add_special_tokens: false, ..EncodeOptions::default() };
+    let stream = tokenizer.encode(&inputs, &options).context("cannot tokenize")?.ids.concat();
+    ensure!(!stream.is_empty(), "the text has no tokens");
+    let framed = |(index, ids): (usize, &[u32])| Encoded {
+        ids: [before, ids, behind].concat(),
+        label: None,
+        index,
+    };
+    Ok(stream.chunks(block - frame.len()).enumerate().map(framed).collect())
 }
 
 /// What is hidden for a masked language model with this tokenizer.

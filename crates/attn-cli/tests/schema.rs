@@ -43,7 +43,9 @@ fn is_whole(name: &str, title: &str) -> bool {
     match title {
         "OUT.json of `eval`" => name == "attention" || of_eval.contains(&name),
         "`sweep.json`" => of_sweep.contains(&name),
-        _ => ["attention", "untouched", "after", "prompt", "after_per_byte"].contains(&name),
+        "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
+        _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
+            .contains(&name),
     }
 }
 
@@ -152,6 +154,29 @@ fn a_pre_training_run_and_its_evaluation_have_the_fields_of_the_schema() {
     check(&place.json("out/env.json"), "`env.json`");
     lines(&place, "out/metrics.jsonl").iter().for_each(|line| check(line, "`metrics.jsonl`"));
     check(&place.json("eval.json"), "OUT.json of `eval`");
+}
+
+#[test]
+fn what_is_found_of_needles_has_the_fields_of_the_schema() {
+    let place = Place::new();
+    let text = fs::read_to_string(repository().join("data/sample_text.txt")).unwrap();
+    place.write("text.txt", &text.lines().take(3000).collect::<Vec<_>>().join("\n"));
+    let repository = repository();
+    let init = "model_type = 'gpt2'\nn_embd = 8\nn_layer = 1\nn_head = 2\nn_positions = 256";
+    place.write(
+        "lm.toml",
+        &format!(
+            "objective = 'causal'\n[init]\n{init}\n[tokenizer]\nvocab_size = 500\n[data]\nsource = \
+             '{}'\n[examples]\nmax_len = 128\nlimit = 2000\nhold_out = 0.5\n[needles]\nhold_out = 3\n\
+             [train]\nmax_steps = 1\n",
+            repository.join("data/sample_text.txt").display()
+        ),
+    );
+    place.done("pretrain lm.toml --out lm");
+    place.done("needle --model lm/model --haystack text.txt --split train --lengths 128 --trials 1 --out out.json");
+
+    check(&place.json("lm/summary.json"), "`summary.json` of `pretrain`");
+    check(&place.json("out.json"), "OUT.json of `needle`");
 }
 
 /// A sweep of two settings, one of which fails for one seed.

@@ -414,6 +414,30 @@ pub enum Error {
         n_examples: usize,
     },
 
+    /// A text with too few different words to make needles of.
+    #[error(
+        "the haystack has {found} words to make needles of (3 to 10 small letters, at least twice), expected at least \
+         {expected}\nhint: take a longer text"
+    )]
+    FewWords {
+        /// Words found.
+        found: usize,
+        /// Words needed.
+        expected: usize,
+    },
+
+    /// A text that is shorter than the documents to be made of it.
+    #[error(
+        "the haystack has {n_tokens} tokens, and documents of {asked} are asked for\nhint: take a longer text, or \
+         shorter documents"
+    )]
+    ShortHaystack {
+        /// Tokens of the text.
+        n_tokens: usize,
+        /// Tokens of a document.
+        asked: usize,
+    },
+
     /// A part that cannot be cut off.
     #[error("cannot hold out {asked} of {n_examples} examples: {reason}")]
     HoldOut {

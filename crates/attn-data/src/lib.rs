@@ -2,7 +2,8 @@
 //!
 //! From a name to numbers: [`hub`] finds and fetches files, [`dataset`] reads rows out of them, [`tokenizer`] turns
 //! text into ids, [`batch`] puts ids into rows of one length, and [`select`] says which rows are used. [`prompt`]
-//! puts a row as a question to a language model, [`chat`] writes it as a conversation. Nothing here knows a model, a loss
+//! puts a row as a question to a language model, [`chat`] writes it as a conversation, [`needle`] hides facts in long texts and
+//! asks for them. Nothing here knows a model, a loss
 //! or a metric, and nothing links LibTorch: ids and masks come out as plain vectors.
 //!
 //! ```
@@ -42,6 +43,7 @@ pub mod chat;
 pub mod dataset;
 mod error;
 pub mod hub;
+pub mod needle;
 pub mod prompt;
 pub mod select;
 pub mod tokenizer;

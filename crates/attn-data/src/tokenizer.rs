@@ -241,13 +241,28 @@ impl TextTokenizer {
         start: usize,
         add_special_tokens: bool,
     ) -> Result<(Vec<u32>, Range<usize>)> {
-        let encoding = self.inner.encode(text, add_special_tokens);
-        let encoding = encoding.map_err(refused("encode a text"))?;
-        let reaches = |&(from, to): &(usize, usize)| to > start && to > from;
-        let offsets = encoding.get_offsets();
+        let (ids, offsets) = self.offsets(text, add_special_tokens)?;
+        let reaches = |token: &Range<usize>| token.end > start && !token.is_empty();
         let end = offsets.iter().rposition(reaches).map_or(0, |last| last + 1);
         let begin = offsets.iter().position(reaches).unwrap_or(end);
-        Ok((encoding.get_ids().to_vec(), begin..end))
+        Ok((ids, begin..end))
+    }
+
+    /// Tokenizes one text; beside each token the bytes of the text that it stands for, none for a token that the
+    /// tokenizer puts around a text.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] where the library refuses.
+    pub fn offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.inner.encode(text, add_special_tokens);
+        let encoding = encoding.map_err(refused("encode a text"))?;
+        let offsets = encoding.get_offsets().iter().map(|&(from, to)| from..to).collect();
+        Ok((encoding.get_ids().to_vec(), offsets))
     }
 
     /// Turns ids back into text; `skip_special` leaves special tokens out. Ids outside the vocabulary are skipped.

@@ -62,14 +62,7 @@ pub fn next_token(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<LanguageScore> {
-    if !model.config().is_causal() {
-        return Err(Error::Direction {
-            model_type: model.config().base_model_type(),
-            what: "the next token: it is an encoder",
-            hint: "score it on masked tokens",
-        });
-    }
-    check_head(model, "perplexity")?;
+    check_decoder(model, "perplexity")?;
     let mut sum = Sum::default();
     for_each_batch(model, rows, batching, progress, |positions, batch| {
         let input = to_input(&batch, model.device());
@@ -135,6 +128,18 @@ pub fn masked_token(
         sum.add(&logits, &targets, |target| rows[positions[row(target)]].index)
     })?;
     sum.score(Convention::MaskedTokens, "the rows hold special tokens alone")
+}
+
+/// Refuses what does not predict the next token.
+pub(crate) fn check_decoder(model: &Model, measure: &'static str) -> Result<()> {
+    if !model.config().is_causal() {
+        return Err(Error::Direction {
+            model_type: model.config().base_model_type(),
+            what: "the next token: it is an encoder",
+            hint: "score it on masked tokens",
+        });
+    }
+    check_head(model, measure)
 }
 
 fn check_head(model: &Model, measure: &'static str) -> Result<()> {

@@ -1,7 +1,8 @@
 //! What a model is worth on rows of token ids, as numbers.
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
-//! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they give.
+//! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
+//! choose, [`recall()`] by those they give word for word.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
@@ -11,6 +12,7 @@ mod choices;
 mod classify;
 mod error;
 mod language;
+mod recall;
 mod rows;
 pub mod stats;
 
@@ -18,4 +20,5 @@ pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use error::{Error, Result};
 pub use language::{Convention, LanguageScore, masked_token, next_token};
+pub use recall::{Recall, Recalled, recall};
 pub use rows::{Batching, Progress, to_input};

@@ -3,15 +3,17 @@
 use std::ops::ControlFlow;
 
 use attn_core::{
-    Config, ForwardOptions, LoadOptions, Model, ModelInput, WantedHead, testing::random_ids,
+    Config, ForwardOptions, LoadOptions, Model, ModelInput, WantedHead,
+    generate::{Limits, Sampling, generate},
+    testing::random_ids,
 };
 use attn_data::{
     batch::{BatchPlan, Encoded, IGNORED, Masking, Side, collate, mask_tokens},
     prompt::{Completion, Question},
 };
 use attn_eval::{
-    Batching, Choices, Convention, Error, choices, classify, masked_token, next_token,
-    stats::Interval,
+    Batching, Choices, Convention, Error, Recall, choices, classify, masked_token, next_token,
+    recall, stats::Interval,
 };
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
@@ -291,6 +293,60 @@ fn the_caller_is_told_of_progress_and_can_stop() {
 }
 
 /// Questions of 1 to 14 tokens before answers of 1 to 3, some of which share a beginning.
+#[test]
+fn an_answer_is_recalled_where_greedy_decoding_gives_it() {
+    let model = language_model("gpt2", Kind::Double);
+    let mut rows: Vec<Encoded> = rows(30, 2).into_iter().filter(|row| row.ids.len() > 6).collect();
+    let mut answers = Vec::new();
+    for (i, row) in rows.iter_mut().enumerate() {
+        // Every other row ends in what the model goes on with; the first answer of each is as it comes.
+        let start = row.ids.len() - 3;
+        if i % 2 == 0 {
+            let prompt: Vec<i64> = row.ids[..start].iter().map(|&id| id.into()).collect();
+            let limits = Limits { max_new_tokens: 3, stop_ids: vec![] };
+            let greedy = generate(&model, &[prompt], &Sampling::default(), &limits, &mut |_, _| {
+                ControlFlow::Continue(())
+            });
+            let ids = &greedy.unwrap()[0].ids;
+            row.ids.splice(start.., ids.iter().map(|&id| id as u32));
+        }
+        answers.push(vec![1..3, start..start + 3]);
+    }
+    assert!(rows.len() > 10, "{}", rows.len());
+    let mut all = Vec::new();
+    for batching in batchings() {
+        let found = recall(&model, &rows, &answers, &batching, &mut go_on).unwrap();
+        for (i, (row, found)) in rows.iter().zip(&found).enumerate() {
+            let logits = logits(&model, &ids(row));
+            for (answer, found) in answers[i].iter().zip(found) {
+                let surprise =
+                    |token: usize| naive_loss(&logits.get(token as i64 - 1), row.ids[token].into());
+                let log_p: f64 = answer.clone().map(|token| -surprise(token)).sum();
+                assert!((found.log_likelihood - log_p).abs() < 1e-10, "{i}: {found:?} {log_p}");
+                let is_first =
+                    |token: usize| logits.get(token as i64 - 1).argmax(-1, false).int64_value(&[]);
+                let right =
+                    answer.clone().filter(|&token| is_first(token) == i64::from(row.ids[token]));
+                assert_eq!(found.token_accuracy, right.count() as f64 / answer.len() as f64);
+                assert_eq!(found.exact, found.token_accuracy == 1.0);
+            }
+            assert!(i % 2 == 1 || found[1].exact, "{i}: the model's own words");
+        }
+        all = found.concat();
+    }
+    let n_exact = all.iter().filter(|answer| answer.exact).count();
+    assert!(n_exact < all.len() * 3 / 4, "not every answer is the model's: {n_exact}");
+    let counted = Recall::of(&all).unwrap();
+    assert_eq!((counted.n, counted.exact_match), (all.len(), n_exact as f64 / all.len() as f64));
+    assert!(counted.interval_95.low < counted.exact_match);
+    assert_eq!(Recall::of([]), None);
+
+    let nothing = recall(&model, &rows, &vec![vec![]; rows.len()], &batchings()[0], &mut go_on);
+    assert!(nothing.unwrap_err().to_string().contains("a row has no answer"));
+    let encoder = language_model("distilbert", Kind::Double);
+    assert!(recall(&encoder, &rows, &answers, &batchings()[0], &mut go_on).is_err());
+}
+
 fn questions(n: usize) -> Vec<Question> {
     let answers: [&[u32]; 3] = [&[7], &[8, 9, 5], &[8, 9]];
     let question = |row: &Encoded| {

@@ -3,7 +3,11 @@
 use std::ops::Range;
 
 use attn_core::ModelInput;
-use attn_data::batch::{BatchPlan, Encoded, IGNORED, Masked, Masking, Side, collate, mask_tokens};
+use attn_data::{
+    batch::{BatchPlan, Encoded, IGNORED, Masked, Masking, Side, collate, mask_tokens},
+    needle::{Haystack, Recipe},
+    tokenizer::TextTokenizer,
+};
 use tch::Tensor;
 
 use crate::error::BoxError;
@@ -16,11 +20,14 @@ pub struct Batch {
     /// What each position is to predict, [`IGNORED`] where nothing, `[rows, cols]`: for masked language modelling and for
     /// answers to prompts.
     pub token_labels: Option<Vec<i64>>,
+    /// As how many targets each position counts in the loss, `[rows, cols]`; each as one where absent. Only the next
+    /// token ([`CausalLm`](crate::CausalLm)) is weighted.
+    pub weights: Option<Vec<u32>>,
 }
 
 impl From<attn_data::batch::Batch> for Batch {
     fn from(rows: attn_data::batch::Batch) -> Self {
-        Self { rows, token_labels: None }
+        Self { rows, token_labels: None, weights: None }
     }
 }
 
@@ -28,7 +35,7 @@ impl Batch {
     /// A batch with tokens hidden.
     pub fn masked(mut rows: attn_data::batch::Batch, masked: Masked) -> Self {
         rows.ids = masked.ids;
-        Self { rows, token_labels: Some(masked.labels) }
+        Self { token_labels: Some(masked.labels), ..rows.into() }
     }
 
     /// A batch of prompts with their answers, whose tokens stand at `answers[row]` of each row without its padding: the
@@ -46,7 +53,7 @@ impl Batch {
             assert!(answer.start > 0 && tokens.end <= cells.end, "{answer:?} of row {row}");
             tokens.for_each(|cell| labels[cell - 1] = rows.ids[cell]);
         }
-        Self { rows, token_labels: Some(labels) }
+        Self { token_labels: Some(labels), ..rows.into() }
     }
 
     /// Ids and mask for the model, on the CPU; no mask where nothing is padded.
@@ -91,6 +98,21 @@ pub trait Batches: Sync {
     fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch, BoxError>;
 }
 
+/// Documents with hidden facts, new ones each epoch, beside the examples of [`Examples`].
+#[derive(Debug, Clone)]
+pub struct Needles {
+    /// What they are hidden in.
+    pub haystack: Haystack,
+    /// What is hidden.
+    pub recipe: Recipe,
+    /// What makes ids of it.
+    pub tokenizer: TextTokenizer,
+    /// Documents an epoch.
+    pub n: usize,
+    /// As how many tokens one of an answer counts in the loss.
+    pub answer_weight: u32,
+}
+
 /// Tokenized examples in memory: bucketed by length, padded on the right, and masked if asked to.
 #[derive(Debug, Clone)]
 pub struct Examples {
@@ -101,6 +123,7 @@ pub struct Examples {
     seed: u64,
     masking: Option<Masking>,
     answers: Option<Vec<Range<usize>>>,
+    needles: Option<Needles>,
 }
 
 impl Examples {
@@ -108,7 +131,7 @@ impl Examples {
     /// the epoch. `pad_id` fills short rows; where the tokenizer has no padding token any id will do, as it is masked.
     pub fn new(examples: Vec<Encoded>, plan: BatchPlan, pad_id: u32, seed: u64) -> Self {
         let lengths = examples.iter().map(|example| example.ids.len()).collect();
-        Self { examples, lengths, plan, pad_id, seed, masking: None, answers: None }
+        Self { examples, lengths, plan, pad_id, seed, masking: None, answers: None, needles: None }
     }
 
     /// Hides tokens, other ones each epoch.
@@ -126,6 +149,51 @@ impl Examples {
         Self { answers: Some(answers), ..self }
     }
 
+    /// Puts generated documents among the examples, for [`CausalLm`](crate::CausalLm).
+    ///
+    /// # Panics
+    ///
+    /// Beside [`Self::with_masking`] or [`Self::with_answers`].
+    pub fn with_needles(mut self, needles: Needles) -> Self {
+        assert!(
+            self.masking.is_none() && self.answers.is_none(),
+            "documents are for the next token"
+        );
+        self.lengths.extend(std::iter::repeat_n(needles.recipe.max_len, needles.n));
+        Self { needles: Some(needles), ..self }
+    }
+
+    /// Examples and documents, and as how many tokens each of theirs counts.
+    fn with_documents(
+        &self,
+        needles: &Needles,
+        epoch: u64,
+        rows: &[usize],
+    ) -> Result<Batch, BoxError> {
+        let Needles { haystack, recipe, tokenizer, n, answer_weight } = needles;
+        let mut chosen = Vec::with_capacity(rows.len());
+        let mut answers = Vec::with_capacity(rows.len());
+        for &row in rows {
+            let Some(document) = row.checked_sub(self.examples.len()) else {
+                chosen.push(self.examples[row].clone());
+                answers.push(Vec::new());
+                continue;
+            };
+            let index = epoch * *n as u64 + document as u64;
+            let document = haystack.document(recipe, tokenizer, self.seed, index)?;
+            chosen.push(Encoded { ids: document.ids, label: None, index: row });
+            answers.push(document.answers);
+        }
+        let collated = collate(&chosen.iter().collect::<Vec<_>>(), self.pad_id, Side::Right);
+        let mut weights = vec![1; collated.ids.len()];
+        for (row, answers) in answers.iter().enumerate() {
+            for token in answers.iter().flat_map(|answer| answer.tokens.clone()) {
+                weights[row * collated.cols + token - 1] = *answer_weight;
+            }
+        }
+        Ok(Batch { weights: Some(weights), ..collated.into() })
+    }
+
     /// The examples.
     pub fn examples(&self) -> &[Encoded] {
         &self.examples
@@ -138,6 +206,9 @@ impl Batches for Examples {
     }
 
     fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch, BoxError> {
+        if let Some(needles) = &self.needles {
+            return self.with_documents(needles, epoch, rows);
+        }
         let chosen: Vec<&Encoded> = rows.iter().map(|&row| &self.examples[row]).collect();
         let collated = collate(&chosen, self.pad_id, Side::Right);
         if let Some(answers) = &self.answers {
@@ -159,8 +230,9 @@ pub(crate) fn fingerprint(plan: &[Vec<usize>], first: &Batch) -> String {
     let order =
         plan.iter().flat_map(|batch| [batch.len()].into_iter().chain(batch.iter().copied()));
     let labels = first.rows.labels.iter().chain(first.token_labels.iter().flatten());
-    let content = first.rows.ids.iter().chain(labels);
-    let numbers = order.map(|n| n as u64).chain(content.map(|&n| n as u64));
+    let content = first.rows.ids.iter().chain(labels).map(|&n| n as u64);
+    let weights = first.weights.iter().flatten().map(|&n| n.into());
+    let numbers = order.map(|n| n as u64).chain(content).chain(weights);
     let hash = numbers.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });

@@ -47,7 +47,7 @@ mod schedule;
 mod tensorboard;
 mod train;
 
-pub use batch::{Batch, Batches, Examples};
+pub use batch::{Batch, Batches, Examples, Needles};
 pub use config::TrainConfig;
 pub use environment::Environment;
 pub use error::{BoxError, Error, Place, Result};

@@ -66,8 +66,8 @@ impl Objective for Classification {
     }
 }
 
-/// Cross-entropy of the next token, mean over those that are no padding: the logits at position t are held against the
-/// token at t + 1.
+/// Cross-entropy of the next token, mean over those that are no padding, each as often as the batch's
+/// [`weights`](Batch::weights) say: the logits at position t are held against the token at t + 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CausalLm;
 
@@ -81,11 +81,18 @@ impl Objective for CausalLm {
     }
 
     fn n_targets(&self, batch: &Batch) -> usize {
-        count(&batch.next_tokens())
+        let labels = batch.next_tokens();
+        match &batch.weights {
+            None => count(&labels),
+            Some(weights) => {
+                let of_targets = labels.iter().zip(weights).filter(|(label, _)| **label != IGNORED);
+                of_targets.map(|(_, &weight)| weight as usize).sum()
+            }
+        }
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
-        token_loss(model, batch, &batch.next_tokens(), stream)
+        token_loss(model, batch, &batch.next_tokens(), batch.weights.as_deref(), stream)
     }
 }
 
@@ -143,23 +150,32 @@ fn marked_loss(
     stream: Stream,
 ) -> Result<Tensor> {
     let labels = batch.token_labels.as_ref().ok_or(Error::NoTokenLabels { objective })?;
-    token_loss(model, batch, labels, stream)
+    token_loss(model, batch, labels, None, stream)
 }
 
-/// Cross-entropy over the vocabulary at the positions that have a label; `labels` is `[rows · cols]`. The others'
-/// logits are never computed: they are the largest tensor of a language model.
-fn token_loss(model: &Model, batch: &Batch, labels: &[i64], stream: Stream) -> Result<Tensor> {
+/// Cross-entropy over the vocabulary at the positions that have a label, each as often as `weights` say; `labels` and
+/// `weights` are `[rows · cols]`. The others' logits are never computed: they are the largest tensor of a language
+/// model.
+fn token_loss(
+    model: &Model,
+    batch: &Batch,
+    labels: &[i64],
+    weights: Option<&[u32]>,
+    stream: Stream,
+) -> Result<Tensor> {
     let labelled = (0_i64..).zip(labels).filter(|(_, label)| **label != IGNORED);
     let (places, labels): (Vec<i64>, Vec<i64>) = labelled.unzip();
-    let places = Tensor::from_slice(&places);
-    let options = ForwardOptions {
-        train: true,
-        stream,
-        logits_at: Some(&places),
-        ..ForwardOptions::default()
-    };
+    let at = Tensor::from_slice(&places);
+    let options =
+        ForwardOptions { train: true, stream, logits_at: Some(&at), ..ForwardOptions::default() };
     let logits = model.forward(&batch.input(), &options)?.logits; // [places, vocab]
-    Ok(cross_entropy(&logits, &labels))
+    let Some(weights) = weights else { return Ok(cross_entropy(&logits, &labels)) };
+    let weights: Vec<f32> = places.iter().map(|&place| weights[place as usize] as f32).collect();
+    let weights = Tensor::from_slice(&weights).to_device(logits.device());
+    let labels = Tensor::from_slice(&labels).to_device(logits.device());
+    let each =
+        wide(&logits).cross_entropy_loss::<Tensor>(&labels, None, Reduction::None, IGNORED, 0.0);
+    Ok((each * &weights).sum(None::<Kind>) / weights.sum(None::<Kind>))
 }
 
 /// `[b, n]` logits against one label each, mean over the labels that are not [`IGNORED`].

@@ -72,6 +72,34 @@ fn the_causal_loss_is_the_mean_surprise_at_the_next_token() {
 }
 
 #[test]
+fn a_weighted_causal_loss_counts_each_target_as_often_as_it_says() {
+    let model = model("gpt2", "lm", 0.0, Kind::Double, 1);
+    for side in [Side::Right, Side::Left] {
+        let mut batch = batch(side);
+        let plain = loss(&CausalLm, &model, &batch);
+        let (logits, vocab) = (logits(&model, &batch), VOCAB as usize);
+        let weights: Vec<u32> = (0..batch.rows.ids.len() as u32).map(|cell| cell * 5 % 4).collect();
+        let (mut total, mut n) = (0.0, 0);
+        for (cell, &target) in batch.next_tokens().iter().enumerate() {
+            if target != IGNORED {
+                let at = &logits[cell * vocab..(cell + 1) * vocab];
+                total += f64::from(weights[cell]) * surprise(at, target as usize);
+                n += weights[cell] as usize;
+            }
+        }
+        batch.weights = Some(weights);
+
+        let weighted = loss(&CausalLm, &model, &batch);
+
+        assert_near(weighted, total / n as f64, 1e-6);
+        assert_eq!(CausalLm.n_targets(&batch), n);
+        assert!((weighted - plain).abs() > 1e-3, "the weights do nothing: {weighted} and {plain}");
+        batch.weights = Some(vec![3; batch.rows.ids.len()]);
+        assert_near(loss(&CausalLm, &model, &batch), plain, 1e-6);
+    }
+}
+
+#[test]
 fn the_completion_loss_is_the_mean_surprise_at_the_answers_alone() {
     for (base, side) in [("gpt2", Side::Right), ("llama", Side::Left)] {
         let model = model(base, "lm", 0.0, Kind::Double, 1);

@@ -1,0 +1,246 @@
+//! `attn needle`: what a model finds in long texts, by length and depth.
+
+use std::{collections::BTreeMap, io::Write, sync::atomic::AtomicBool};
+
+use anyhow::{Context, Result, ensure};
+use attn_core::{LoadOptions, Variant};
+use attn_data::{
+    batch::Encoded,
+    dataset::DatasetSpec,
+    hub::{Hub, progress_bar},
+    needle::{Haystack, NeedleKind, Recipe},
+};
+use attn_eval::{Batching, Recall, Recalled, recall, stats::Interval};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    args::{Init, NeedleArgs, dtype_name},
+    config::Written,
+    monitor::{count_rows, grouped},
+    run_dir::{SCHEMA, check_writable, device_name, write_json},
+    surgery::variants,
+    texts::{Folder, load_model, max_len, read_split},
+};
+
+/// OUT.json.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// The version of results/SCHEMA.md.
+    schema: u32,
+    model: &'a str,
+    /// Whether the weights were made at random from the config, for comparison.
+    random_weights: bool,
+    model_type: &'static str,
+    /// Attention kind of each layer, with its settings.
+    attention: Vec<Variant>,
+    haystack: &'a DatasetSpec,
+    split: &'a str,
+    seed: u64,
+    device: String,
+    dtype: &'static str,
+    libtorch: String,
+    attn: &'static str,
+    cells: Vec<Cell>,
+    trials: Vec<Trial>,
+}
+
+/// The trials of one kind at one length and depth.
+#[derive(Serialize)]
+struct Cell {
+    kind: NeedleKind,
+    /// Most tokens of a document.
+    length: usize,
+    /// Where the needle was to stand; `None` for all depths together.
+    depth: Option<f64>,
+    #[serde(flatten)]
+    recall: Recall,
+}
+
+/// One document.
+#[derive(Serialize)]
+struct Trial {
+    kind: NeedleKind,
+    length: usize,
+    /// Where the needle was to stand.
+    wanted_depth: f64,
+    /// Where it stands, as it is put between sentences: tokens before it over those of the text around it.
+    depth: f64,
+    n_tokens: usize,
+    /// First token of the needle, and the one behind its last.
+    needle: [usize; 2],
+    /// The same of the answer.
+    answer: [usize; 2],
+    #[serde(flatten)]
+    recalled: Recalled,
+}
+
+/// What `--set` can reach.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    data: DatasetSpec,
+}
+
+/// Nothing stops it but Ctrl-C, which ends the process.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
+    let _made = check_writable(&args.out)?;
+    ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
+    ensure!(args.depths > 0, "`--depths` is 0, expected at least 1");
+    ensure!(args.trials > 0, "`--trials` is 0, expected at least 1");
+    let source = Table::from_iter([("source".to_owned(), Value::String(args.haystack.clone()))]);
+    let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
+    let Settings { data } = Written::of(table, &args.set)?.parse()?;
+    // Text alone is wanted, whatever else a data set has.
+    let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data.resolved() };
+    let device = attn_torch::device(&args.device)?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
+    for &length in &args.lengths {
+        max_len(Some(length), &folder.config, &folder.tokenizer, "`--lengths`")?;
+    }
+    let split = args.split.as_deref().unwrap_or(&data.validation_split);
+    let rows = read_split(&data, split, None, &hub)?.rows;
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    let haystack = Haystack::new(&texts, &folder.tokenizer)
+        .with_context(|| format!("cannot hide needles in split `{split}` of `{}`", data.source))?;
+    let (mut trials, rows) = documents(args, &haystack, &folder)?;
+    let options =
+        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
+    let model = load_model(&folder.path, args.init, &options, &hub)
+        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+
+    let pad_id = folder.tokenizer.fill_id();
+    let batching = Batching { batch_size: args.batch_size, pad_id, ..Batching::default() };
+    let answers: Vec<_> =
+        trials.iter().map(|Trial { answer: [start, end], .. }| vec![*start..*end]).collect();
+    let mut progress = count_rows(rows.len(), &NEVER);
+    let found = recall(&model, &rows, &answers, &batching, &mut progress)
+        .with_context(|| format!("cannot score `{}`", args.model))?;
+    drop(progress);
+    for (trial, mut recalled) in trials.iter_mut().zip(found) {
+        trial.recalled = recalled.remove(0);
+    }
+    let cells = cells(&trials);
+    print(&cells, args.depths, out)?;
+    let report = Report {
+        schema: SCHEMA,
+        model: &args.model,
+        random_weights: args.init == Some(Init::Random),
+        model_type: model.config().base_model_type(),
+        attention: variants(&model),
+        haystack: &data,
+        split,
+        seed: args.seed,
+        device: device_name(model.device()),
+        dtype: dtype_name(model.kind()),
+        libtorch: attn_torch::libtorch_version()?,
+        attn: env!("CARGO_PKG_VERSION"),
+        cells,
+        trials,
+    };
+    write_json(&args.out, &report)?;
+    tracing::info!("wrote `{}`", args.out.display());
+    Ok(())
+}
+
+/// The documents of every cell, one needle each, with nothing recalled yet.
+fn documents(
+    args: &NeedleArgs,
+    haystack: &Haystack,
+    folder: &Folder,
+) -> Result<(Vec<Trial>, Vec<Encoded>)> {
+    let (mut trials, mut rows) = (Vec::new(), Vec::new());
+    for kind in &args.kinds {
+        let kind = NeedleKind::from(*kind);
+        for &length in &args.lengths {
+            for step in 0..args.depths {
+                let depth = match args.depths {
+                    1 => 0.5,
+                    n => step as f64 / (n - 1) as f64,
+                };
+                let recipe = Recipe {
+                    kinds: vec![kind],
+                    most_needles: 1,
+                    asks: 1,
+                    fill: 1.0,
+                    depth: Some(depth),
+                    max_len: length,
+                };
+                for _ in 0..args.trials {
+                    let index = rows.len();
+                    let document =
+                        haystack.document(&recipe, &folder.tokenizer, args.seed, index as u64)?;
+                    let (needle, answer) = (&document.needles[0], &document.answers[0]);
+                    trials.push(Trial {
+                        kind,
+                        length,
+                        wanted_depth: depth,
+                        depth: needle.depth,
+                        n_tokens: document.ids.len(),
+                        needle: [needle.tokens.start, needle.tokens.end],
+                        answer: [answer.tokens.start, answer.tokens.end],
+                        recalled: Recalled {
+                            exact: false,
+                            token_accuracy: 0.0,
+                            log_likelihood: 0.0,
+                        },
+                    });
+                    rows.push(Encoded { ids: document.ids, label: None, index });
+                }
+            }
+        }
+    }
+    Ok((trials, rows))
+}
+
+/// Each kind at each length: all depths together, then one by one.
+fn cells(trials: &[Trial]) -> Vec<Cell> {
+    // A depth as a key: depths are equal bit for bit or not at all, and no smaller than 0.
+    let mut groups: BTreeMap<(NeedleKind, usize, Option<u64>), Vec<&Recalled>> = BTreeMap::new();
+    for Trial { kind, length, wanted_depth, recalled, .. } in trials {
+        for depth in [None, Some(wanted_depth.to_bits())] {
+            groups.entry((*kind, *length, depth)).or_default().push(recalled);
+        }
+    }
+    let cell = |((kind, length, depth), of): ((NeedleKind, usize, Option<u64>), Vec<&Recalled>)| {
+        let recall = Recall::of(of).expect("a group has trials");
+        Cell { kind, length, depth: depth.map(f64::from_bits), recall }
+    };
+    groups.into_iter().map(cell).collect()
+}
+
+fn print(cells: &[Cell], n_depths: usize, out: &mut dyn Write) -> Result<()> {
+    let mut kind = None;
+    for cell in cells {
+        if kind != Some(cell.kind) {
+            if kind.is_some() {
+                writeln!(out)?;
+            }
+            kind = Some(cell.kind);
+            writeln!(out, "{}, exact match in % by length and depth", cell.kind.name())?;
+            write!(out, "{:>8} {:>21}", "tokens", "all")?;
+            let depths = cells.iter().filter_map(|cell| cell.depth).take(n_depths);
+            for depth in depths {
+                write!(out, " {:>6}", format!("{:.0}%", 100.0 * depth))?;
+            }
+        }
+        let Recall { exact_match, interval_95: Interval { low, high }, .. } = cell.recall;
+        match cell.depth {
+            None => {
+                let interval = format!("({:.1} to {:.1})", 100.0 * low, 100.0 * high);
+                write!(
+                    out,
+                    "\n{:>8} {:>6.1} {interval:>14}",
+                    grouped(cell.length),
+                    100.0 * exact_match
+                )?;
+            }
+            Some(_) => write!(out, " {:>6.0}", 100.0 * exact_match)?,
+        }
+    }
+    writeln!(out)?;
+    Ok(())
+}

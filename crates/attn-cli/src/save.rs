@@ -1,0 +1,55 @@
+//! `attn save`: a model as a folder of its own, in another precision, in smaller files, its adapter merged.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use attn_core::{LoadOptions, checkpoint::WriteOptions};
+use attn_data::hub::{Hub, progress_bar};
+use tch::Device;
+
+use crate::{
+    args::{SaveArgs, dtype_name},
+    monitor::grouped,
+    run_dir::parent_of,
+    texts::{Folder, load_model},
+};
+
+pub(crate) fn run(args: &SaveArgs, out: &mut dyn Write) -> Result<()> {
+    let shown = args.out.display();
+    ensure!(args.max_shard_mib != Some(0), "`--max-shard-mib` is 0, expected at least 1");
+    ensure!(
+        is_free(&args.out).with_context(|| format!("cannot look into `{shown}`"))?,
+        "`{shown}` is there already\nhint: name a folder that is new or empty"
+    );
+    let name = args.out.file_name().with_context(|| format!("`{shown}` names no folder"))?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let folder = Folder::open(&args.model, true, None, &hub)?;
+    let options =
+        LoadOptions { kind: args.dtype.into(), device: Device::Cpu, ..LoadOptions::default() };
+    let model = load_model(&folder.path, None, &options, &hub)
+        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+
+    let parent = parent_of(&args.out);
+    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+    // Through a folder of another name, so that a kill leaves none without a tokenizer.
+    let draft = parent.join(format!(".{}.part", name.to_string_lossy()));
+    let max_shard_bytes = args.max_shard_mib.map(|mib| mib << 20);
+    let save = || -> Result<()> {
+        model.save(&draft, &WriteOptions { max_shard_bytes, ..WriteOptions::default() })?;
+        folder.tokenizer.save(&draft)?;
+        Ok(fs::rename(&draft, &args.out)?)
+    };
+    save().with_context(|| format!("cannot save the model to `{shown}`"))?;
+    let n_parameters = model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
+    writeln!(out, "{shown}: {} parameters in {}", grouped(n_parameters), dtype_name(model.kind()))?;
+    Ok(())
+}
+
+/// Whether nothing stands there, or an empty folder.
+fn is_free(path: &Path) -> std::io::Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}

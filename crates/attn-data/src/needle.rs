@@ -1,0 +1,610 @@
+//! Facts hidden in a long text, and questions at its end that only those facts answer.
+//!
+//! The haystack is running text; a needle is a sentence put between two of its sentences. Keys, numbers and answers are
+//! drawn at random, so that nothing but the text itself tells them: a model answers by finding the needle and copying,
+//! which is what retrieval heads do (Wu et al. 2024, <https://arxiv.org/abs/2404.15574>).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use rand::{
+    Rng,
+    seq::{IndexedRandom, SliceRandom},
+};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::stream,
+    error::{Error, Result},
+    tokenizer::{EncodeOptions, Input, TextTokenizer},
+};
+
+/// Fewer words than this would make needles alike.
+const MIN_WORDS: usize = 100;
+
+/// What the needles of a document say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NeedleKind {
+    /// A list of 8 to 16 words that is begun once more: what induction heads go on with (Olsson et al. 2022,
+    /// <https://arxiv.org/abs/2209.11895>).
+    Repeat,
+    /// A number of five digits, asked for by its key (Mohtashami and Jaggi 2023, <https://arxiv.org/abs/2305.16300>).
+    Passkey,
+    /// A statement that ends in 3 to 6 words, asked for by what it is about (Kamradt 2023,
+    /// <https://github.com/gkamradt/LLMTest_NeedleInAHaystack>).
+    Sentence,
+}
+
+impl NeedleKind {
+    /// As configs and tables have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Repeat => "repeat",
+            Self::Passkey => "passkey",
+            Self::Sentence => "sentence",
+        }
+    }
+}
+
+/// Statement, and question up to the answer: `{}` is what it is about. The answer ends both.
+const SENTENCES: [(&str, &str); 8] = [
+    (
+        "The best thing to do in {} is",
+        "What is the best thing to do in {}? The best thing to do in {} is",
+    ),
+    (
+        "The secret ingredient of {} is",
+        "What is the secret ingredient of {}? The secret ingredient of {} is",
+    ),
+    ("People go to {} to see", "Why do people go to {}? People go to {} to see"),
+    ("The last words of {} were", "What were the last words of {}? The last words of {} were"),
+    ("The key to {} lies under", "Where is the key to {}? The key to {} lies under"),
+    (
+        "On Sundays {} likes to talk about",
+        "What does {} like to talk about? On Sundays {} likes to talk about",
+    ),
+    (
+        "The house of {} is known for",
+        "What is the house of {} known for? The house of {} is known for",
+    ),
+    ("The colours of {} are", "What are the colours of {}? The colours of {} are"),
+];
+
+/// One thing to be found.
+#[derive(Debug, Clone, PartialEq)]
+struct Fact {
+    /// A sentence.
+    statement: String,
+    /// Up to the answer.
+    question: String,
+    /// With the space before it and the full stop behind.
+    answer: String,
+}
+
+impl Fact {
+    /// A fact about `key`, which no other of the document is about; `alone`: there is no other.
+    fn new(
+        kind: NeedleKind,
+        key: &str,
+        alone: bool,
+        words: &[String],
+        rng: &mut ChaCha8Rng,
+    ) -> Self {
+        let mut draw = |n: usize| -> Vec<&str> {
+            (0..n).map(|_| words.choose(rng).expect("there are words").as_str()).collect()
+        };
+        match kind {
+            NeedleKind::Repeat => {
+                let list = draw(16);
+                let n = rng.random_range(8..=16);
+                let (begin, rest) = (key, list[..n - 2].join(" "));
+                Self {
+                    statement: format!("The list: {begin} {rest}."),
+                    question: format!("Once more the list: {begin}"),
+                    answer: format!(" {rest}."),
+                }
+            }
+            NeedleKind::Passkey => {
+                let number = rng.random_range(10_000..100_000);
+                let of = if alone { String::new() } else { format!(" of {key}") };
+                Self {
+                    statement: format!(
+                        "The pass key{of} is {number}. Remember it. {number} is the pass key{of}."
+                    ),
+                    question: format!("What is the pass key{of}? The pass key{of} is"),
+                    answer: format!(" {number}."),
+                }
+            }
+            NeedleKind::Sentence => {
+                let list = draw(6);
+                let answer = list[..rng.random_range(3..=6)].join(" ");
+                let (statement, question) = SENTENCES.choose(rng).expect("there are some");
+                let about = capitals(key);
+                Self {
+                    statement: format!("{} {answer}.", statement.replace("{}", &about)),
+                    question: question.replace("{}", &about),
+                    answer: format!(" {answer}."),
+                }
+            }
+        }
+    }
+}
+
+/// `san francisco` as `San Francisco`.
+fn capitals(key: &str) -> String {
+    let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
+    key.split(' ').map(capital).collect::<Vec<_>>().join(" ")
+}
+
+/// Running text to hide needles in.
+#[derive(Debug, Clone)]
+pub struct Haystack {
+    /// Sentences in their order, each with the white space behind it.
+    sentences: Vec<Sentence>,
+    /// Words to make needles of, sorted.
+    words: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Sentence {
+    text: String,
+    /// By itself; among others it may have one more or less.
+    n_tokens: usize,
+}
+
+impl Haystack {
+    /// Takes texts apart into sentences. Words for needles are those of 3 to 10 small letters (a to z) that occur at
+    /// least twice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FewWords`] for a text with less than a hundred such words, [`Error::Tokenizer`] where the library
+    /// refuses.
+    pub fn new(texts: &[&str], tokenizer: &TextTokenizer) -> Result<Self> {
+        let texts: Vec<&str> = texts.iter().flat_map(|text| sentences(text)).collect();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for word in texts.iter().flat_map(|text| text.split_whitespace()) {
+            if (3..=10).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_lowercase())
+            {
+                *counts.entry(word).or_default() += 1;
+            }
+        }
+        let words: Vec<String> =
+            counts.iter().filter(|(_, n)| **n > 1).map(|(word, _)| (*word).to_owned()).collect();
+        if words.len() < MIN_WORDS {
+            return Err(Error::FewWords { found: words.len(), expected: MIN_WORDS });
+        }
+        let inputs: Vec<Input<'_>> = texts.iter().map(|&text| text.into()).collect();
+        let options = EncodeOptions { add_special_tokens: false, ..EncodeOptions::default() };
+        let ids = tokenizer.encode(&inputs, &options)?.ids;
+        let sentence = |(text, ids): (&&str, Vec<u32>)| Sentence {
+            text: (*text).to_owned(),
+            n_tokens: ids.len(),
+        };
+        Ok(Self { sentences: texts.iter().zip(ids).map(sentence).collect(), words })
+    }
+
+    /// About as many tokens as the longest document can have of it.
+    pub fn n_tokens(&self) -> usize {
+        self.sentences.iter().map(|sentence| sentence.n_tokens).sum()
+    }
+
+    /// Draws a document: its needles, where they stand, and where in the haystack it begins. The same for the same
+    /// `seed` and `index`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ShortHaystack`] where the text has fewer tokens than asked for, [`Error::Setting`] for a `max_len` that
+    /// has no room for one needle and its question, for no kind, and for a depth outside 0 to 1.
+    pub fn document(
+        &self,
+        recipe: &Recipe,
+        tokenizer: &TextTokenizer,
+        seed: u64,
+        index: u64,
+    ) -> Result<Document> {
+        recipe.check()?;
+        let mut rng = stream(seed ^ 0x6e65_6564_6c65, index);
+        let kind = *recipe.kinds.choose(&mut rng).expect("checked: there is one");
+        let n_needles = rng.random_range(1..=recipe.most_needles);
+        let mut keys = BTreeSet::new();
+        while keys.len() < n_needles {
+            let mut word = || self.words.choose(&mut rng).expect("there are words").as_str();
+            keys.insert(format!("{} {}", word(), word()));
+        }
+        let mut keys: Vec<String> = keys.into_iter().collect();
+        keys.shuffle(&mut rng);
+        let mut facts: Vec<Fact> = keys
+            .iter()
+            .map(|key| Fact::new(kind, key, n_needles == 1, &self.words, &mut rng))
+            .collect();
+        let mut room = recipe.max_len;
+        let mut n_kept = 0;
+        for fact in &facts {
+            let Fact { statement, question, answer } = fact;
+            let asked = format!("\n{question}{answer}").repeat(recipe.asks);
+            let n_tokens = tokenizer.ids(&format!(" {statement}{asked}"), true)?.len();
+            let Some(left) = room.checked_sub(n_tokens) else { break };
+            let n_filled = (recipe.max_len - left) as f64;
+            if n_kept > 0 && n_filled > recipe.fill * recipe.max_len as f64 {
+                break;
+            }
+            (room, n_kept) = (left, n_kept + 1);
+        }
+        if n_kept == 0 {
+            return Err(Error::Setting {
+                name: "max_len",
+                value: recipe.max_len.to_string(),
+                expected: "room for a needle and its question: 128 is enough",
+            });
+        }
+        facts.truncate(n_kept);
+
+        let mut hay = self.straw(room, recipe.max_len, &mut rng)?;
+        let places: Vec<f64> =
+            facts.iter().map(|_| recipe.depth.unwrap_or_else(|| rng.random())).collect();
+        let mut order: Vec<usize> =
+            (0..facts.len() * recipe.asks).map(|i| i % facts.len()).collect();
+        order.shuffle(&mut rng);
+        loop {
+            let document = Self::write(kind, &facts, &places, &order, &hay, tokenizer)?;
+            // Sentences beside each other may have a token more than each by itself.
+            if document.ids.len() <= recipe.max_len || hay.pop().is_none() {
+                return Ok(document);
+            }
+        }
+    }
+
+    /// Sentences one after another, from a place drawn at random, of `room` tokens at most.
+    fn straw(&self, room: usize, max_len: usize, rng: &mut ChaCha8Rng) -> Result<Vec<&Sentence>> {
+        let n_tokens = self.n_tokens();
+        if n_tokens < max_len {
+            return Err(Error::ShortHaystack { n_tokens, asked: max_len });
+        }
+        let first = rng.random_range(0..self.sentences.len());
+        let mut left = room;
+        let around = self.sentences[first..].iter().chain(&self.sentences[..first]);
+        // A sentence that is too long ends the text rather than being left out of its middle.
+        Ok(around
+            .take_while(|sentence| {
+                let fits = sentence.n_tokens <= left;
+                left -= if fits { sentence.n_tokens } else { 0 };
+                fits
+            })
+            .collect())
+    }
+
+    fn write(
+        kind: NeedleKind,
+        facts: &[Fact],
+        places: &[f64],
+        order: &[usize],
+        hay: &[&Sentence],
+        tokenizer: &TextTokenizer,
+    ) -> Result<Document> {
+        // Before which sentence each needle stands: the border nearest to its depth.
+        let n_hay: usize = hay.iter().map(|sentence| sentence.n_tokens).sum();
+        let mut borders = vec![0];
+        for sentence in hay {
+            borders.push(borders[borders.len() - 1] + sentence.n_tokens);
+        }
+        let nearest = |depth: f64| {
+            let wanted = depth * n_hay as f64;
+            let distance = |&border: &usize| (borders[border] as f64 - wanted).abs();
+            (0..borders.len())
+                .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+                .expect("two borders")
+        };
+        let before: Vec<usize> = places.iter().map(|&depth| nearest(depth)).collect();
+
+        let mut text = String::new();
+        let mut needles = vec![0..0; facts.len()];
+        for border in 0..=hay.len() {
+            for (fact, _) in before.iter().enumerate().filter(|(_, at)| **at == border) {
+                if !text.is_empty() && !text.ends_with(char::is_whitespace) {
+                    text.push(' ');
+                }
+                let start = text.len();
+                text += &facts[fact].statement;
+                needles[fact] = start..text.len();
+                text.push(' ');
+            }
+            if let Some(sentence) = hay.get(border) {
+                text += &sentence.text;
+            }
+        }
+        text.truncate(text.trim_end().len());
+        let end_of_hay = text.len();
+        let mut answers = Vec::new();
+        for &fact in order {
+            text = text + "\n" + &facts[fact].question;
+            let start = text.len();
+            text += &facts[fact].answer;
+            answers.push((fact, start..text.len()));
+        }
+
+        let (ids, offsets) = tokenizer.offsets(&text, true)?;
+        let tokens = |bytes: &Range<usize>| -> Range<usize> {
+            let is_of = |token: &Range<usize>| {
+                token.end > bytes.start && token.start < bytes.end && token.end > token.start
+            };
+            let first = offsets.iter().position(is_of).unwrap_or(ids.len());
+            let last = offsets.iter().rposition(is_of).map_or(first, |last| last + 1);
+            first..last
+        };
+        let n_context = tokens(&(0..end_of_hay)).len();
+        let needles: Vec<Needle> = needles
+            .iter()
+            .map(tokens)
+            .map(|tokens| {
+                let room = n_context.saturating_sub(tokens.len());
+                let depth =
+                    if room == 0 { 0.0 } else { (tokens.start as f64 / room as f64).min(1.0) };
+                Needle { tokens, depth }
+            })
+            .collect();
+        let answers = answers
+            .iter()
+            .map(|(needle, bytes)| Answer { needle: *needle, tokens: tokens(bytes) })
+            .collect();
+        Ok(Document { ids, kind, needles, answers, text })
+    }
+}
+
+/// Which documents are drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    /// What needles say: one kind a document, each as often as the others.
+    pub kinds: Vec<NeedleKind>,
+    /// A document has 1 to as many, and asks for each, in any order.
+    pub most_needles: usize,
+    /// Each is asked for as often. What is asked again can be read off the first answer, too.
+    pub asks: usize,
+    /// The share of a document that needles and questions may take, 0 to 1; beyond it there are fewer of them, but at
+    /// least one.
+    pub fill: f64,
+    /// Where the needles stand: before the sentence nearest to this share of the haystack. Absent: anywhere.
+    pub depth: Option<f64>,
+    /// Most tokens of a document, what the tokenizer puts around it included. It may be shorter by less than a
+    /// sentence.
+    pub max_len: usize,
+}
+
+impl Recipe {
+    fn check(&self) -> Result<()> {
+        let refuse = |name, value: String, expected| Err(Error::Setting { name, value, expected });
+        if self.kinds.is_empty() {
+            return refuse("kinds", "[]".into(), "at least one of repeat, passkey, sentence");
+        }
+        if self.most_needles == 0 {
+            return refuse("most_needles", "0".into(), "at least 1");
+        }
+        if self.asks == 0 {
+            return refuse("asks", "0".into(), "at least 1");
+        }
+        if !(0.0..=1.0).contains(&self.fill) {
+            return refuse("fill", self.fill.to_string(), "a share from 0 to 1");
+        }
+        match self.depth {
+            Some(depth) if !(0.0..=1.0).contains(&depth) => {
+                refuse("depth", depth.to_string(), "a share of the text from 0 to 1")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A text with needles and questions, and where they stand.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// The tokens, those that the tokenizer puts around a text included.
+    pub ids: Vec<u32>,
+    /// What its needles say.
+    pub kind: NeedleKind,
+    /// In no order.
+    pub needles: Vec<Needle>,
+    /// In the order of the questions.
+    pub answers: Vec<Answer>,
+    /// What the ids stand for.
+    pub text: String,
+}
+
+/// A needle in its document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Needle {
+    /// Its tokens.
+    pub tokens: Range<usize>,
+    /// Tokens before it over those of the text around it: 0 at its start, 1 at its end.
+    pub depth: f64,
+}
+
+/// An answer in its document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Which of [`Document::needles`] tells it.
+    pub needle: usize,
+    /// Its tokens, the full stop included.
+    pub tokens: Range<usize>,
+}
+
+/// Sentences with the white space behind them, which together are `text`. A sentence ends where white space follows `.`,
+/// `!` or `?`, and at the end of a line.
+fn sentences(text: &str) -> Vec<&str> {
+    let mut sentences = Vec::new();
+    let (mut start, mut ends) = (0, false);
+    let mut before = ' ';
+    for (at, c) in text.char_indices() {
+        if ends && !c.is_whitespace() {
+            sentences.push(&text[start..at]);
+            (start, ends) = (at, false);
+        }
+        ends |= c == '\n' || (c.is_whitespace() && matches!(before, '.' | '!' | '?'));
+        before = c;
+    }
+    if start < text.len() {
+        sentences.push(&text[start..]);
+    }
+    sentences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::{Style, train_bpe};
+
+    /// Sentences of words made of syllables, each with a number that no other has.
+    fn text() -> String {
+        let mut rng = stream(1, 0);
+        let syllables = ["ba", "no", "ri", "te", "lu", "so", "mi", "ka"];
+        let mut word = || -> String {
+            (0..3).map(|_| *syllables.choose(&mut rng).unwrap()).collect::<String>()
+        };
+        let sentence = |i: usize| {
+            let words: Vec<String> = (0..9).map(|_| word()).collect();
+            format!("{} {i}.{}", words.join(" "), if i % 7 == 6 { "\n" } else { " " })
+        };
+        (0..800).map(sentence).collect()
+    }
+
+    fn haystack() -> (Haystack, TextTokenizer) {
+        let text = text();
+        let tokenizer = train_bpe(&[&text], 600, Style::ByteLevel, None).unwrap();
+        (Haystack::new(&[&text], &tokenizer).unwrap(), tokenizer)
+    }
+
+    const ALL: [NeedleKind; 3] = [NeedleKind::Repeat, NeedleKind::Passkey, NeedleKind::Sentence];
+
+    fn recipe(kind: NeedleKind, most_needles: usize, max_len: usize) -> Recipe {
+        Recipe { kinds: vec![kind], most_needles, asks: 1, fill: 0.5, depth: None, max_len }
+    }
+
+    #[test]
+    fn sentences_together_are_the_text() {
+        let text = "It rained. 3.5 mm fell!  Who knew?\n= Head =\n\nA b c";
+
+        let found = sentences(text);
+
+        assert_eq!(
+            found,
+            ["It rained. ", "3.5 mm fell!  ", "Who knew?\n", "= Head =\n\n", "A b c"]
+        );
+        assert_eq!(found.concat(), text);
+    }
+
+    #[test]
+    fn an_answer_stands_in_its_needle_and_behind_its_question_alone() {
+        let (haystack, tokenizer) = haystack();
+        for kind in ALL {
+            for index in 0..40 {
+                let document =
+                    haystack.document(&recipe(kind, 4, 500), &tokenizer, 3, index).unwrap();
+                let read = |tokens: &Range<usize>| {
+                    tokenizer.decode(&document.ids[tokens.clone()], false).unwrap()
+                };
+                let ids = tokenizer.ids(&document.text, true).unwrap();
+                assert_eq!(document.ids, ids, "the tokens are those of the text as a whole");
+                assert!(document.ids.len() <= 500, "{}", document.ids.len());
+                assert_eq!(document.answers.len(), document.needles.len(), "each is asked for");
+                let asked: BTreeSet<usize> =
+                    document.answers.iter().map(|answer| answer.needle).collect();
+                assert_eq!(asked.len(), document.needles.len(), "once");
+                for Answer { needle, tokens } in &document.answers {
+                    let (answer, needle) = (read(tokens), read(&document.needles[*needle].tokens));
+                    let fact = answer.trim_end_matches('.');
+                    assert!(answer.starts_with(' ') && answer.ends_with('.'), "{answer:?}");
+                    assert!(needle.contains(fact), "{answer:?} is not in {needle:?}");
+                    let before = read(&(0..tokens.start));
+                    let n_told = before.matches(fact).count();
+                    assert_eq!(
+                        n_told,
+                        if kind == NeedleKind::Passkey { 2 } else { 1 },
+                        "{answer:?}"
+                    );
+                    let question = before.rsplit('\n').next().unwrap();
+                    assert!(needle.contains(question.rsplit(['?', ':']).next().unwrap().trim()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_is_the_haystack_but_for_its_needles() {
+        let (haystack, tokenizer) = haystack();
+        let whole = text();
+        for index in 0..20 {
+            let document =
+                haystack.document(&recipe(NeedleKind::Sentence, 1, 300), &tokenizer, 0, index);
+            let Document { ids, needles, text, .. } = document.unwrap();
+            let needle = tokenizer.decode(&ids[needles[0].tokens.clone()], false).unwrap();
+            let needle = needle.trim();
+            let (before, behind) = text.split_once(needle).expect("the needle stands in the text");
+            let behind = behind.split("\nWh").next().unwrap().trim();
+            assert!(
+                before.is_empty() || before.ends_with(". ") || before.ends_with('\n'),
+                "{before:?}"
+            );
+            let around = format!("{before}{behind}");
+            let around = around.trim();
+            // The text may begin anew where it ends.
+            let twice = whole.clone() + &whole;
+            assert!(twice.contains(around), "{around:?}");
+        }
+    }
+
+    #[test]
+    fn a_needle_stands_at_the_border_nearest_to_its_depth() {
+        let (haystack, tokenizer) = haystack();
+        let longest = haystack.sentences.iter().map(|sentence| sentence.n_tokens).max().unwrap();
+        for wanted in [0.0, 0.25, 0.5, 0.9, 1.0] {
+            for index in 0..10 {
+                let recipe = Recipe { depth: Some(wanted), ..recipe(NeedleKind::Passkey, 1, 600) };
+                let document = haystack.document(&recipe, &tokenizer, 0, index).unwrap();
+                let Needle { depth, tokens } = &document.needles[0];
+                let slack = 0.6 * longest as f64 / 500.0;
+                assert!((depth - wanted).abs() <= slack, "{depth} for {wanted}");
+                if wanted == 0.0 {
+                    assert_eq!((tokens.start, *depth), (0, 0.0));
+                }
+                if wanted == 1.0 {
+                    assert!(*depth > 0.99, "{depth}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn documents_repeat_by_seed_and_number() {
+        let (haystack, tokenizer) = haystack();
+        let recipe = Recipe { kinds: ALL.to_vec(), ..recipe(NeedleKind::Passkey, 4, 1500) };
+        let draw = |seed, index| haystack.document(&recipe, &tokenizer, seed, index).unwrap();
+
+        assert_eq!(draw(1, 2), draw(1, 2));
+        assert_ne!(draw(1, 2), draw(1, 3));
+        assert_ne!(draw(1, 2), draw(2, 2));
+        let kinds: BTreeSet<NeedleKind> = (0..30).map(|index| draw(0, index).kind).collect();
+        let counts: BTreeSet<usize> = (0..60).map(|index| draw(0, index).needles.len()).collect();
+        assert_eq!(kinds.len(), 3);
+        assert_eq!(counts, BTreeSet::from([1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused() {
+        let (haystack, tokenizer) = haystack();
+        let draw = |recipe: Recipe| haystack.document(&recipe, &tokenizer, 0, 0).unwrap_err();
+
+        let few = Haystack::new(&["one two and one two and"], &tokenizer).unwrap_err().to_string();
+        assert!(few.contains("has 3 words to make needles of"), "{few}");
+        let long = draw(recipe(NeedleKind::Passkey, 1, 100_000)).to_string();
+        assert!(long.contains("documents of 100000 are asked for"), "{long}");
+        let short = draw(recipe(NeedleKind::Passkey, 1, 8)).to_string();
+        assert!(short.contains("`max_len` is 8"), "{short}");
+        let none = draw(Recipe { kinds: vec![], ..recipe(NeedleKind::Repeat, 1, 300) });
+        assert!(none.to_string().contains("kinds"), "{none}");
+        let deep = draw(Recipe { depth: Some(1.5), ..recipe(NeedleKind::Repeat, 1, 300) });
+        assert!(deep.to_string().contains("depth"), "{deep}");
+    }
+}
