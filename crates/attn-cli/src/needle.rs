@@ -163,6 +163,7 @@ fn documents(
                 };
                 let recipe = Recipe {
                     kinds: vec![kind],
+                    words: None,
                     most_needles: 1,
                     asks: 1,
                     fill: 1.0,

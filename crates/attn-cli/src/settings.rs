@@ -305,6 +305,10 @@ pub(crate) struct NeedleChoice {
     pub(crate) kinds: Vec<NeedleKind>,
     /// The share of the rows of an epoch that are such documents, new ones each epoch; the others are blocks of text.
     pub(crate) share: f64,
+    /// Facts are made of as many words, the most frequent ones of the text; of all where absent. Heads that copy form
+    /// sooner on few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) words: Option<usize>,
     /// A document has 1 to as many facts, and asks for each.
     pub(crate) per_document: usize,
     /// Each fact is asked for as often.
@@ -322,6 +326,7 @@ impl Default for NeedleChoice {
         Self {
             kinds: vec![NeedleKind::Passkey, NeedleKind::Sentence],
             share: 0.5,
+            words: None,
             per_document: 4,
             asks: 1,
             fill: 0.5,
@@ -333,7 +338,7 @@ impl Default for NeedleChoice {
 
 impl NeedleChoice {
     fn check(&self, objective: ObjectiveChoice, max_len: Option<usize>) -> Result<()> {
-        let Self { kinds, share, per_document, asks, fill, .. } = self;
+        let Self { kinds, share, words, per_document, asks, fill, .. } = self;
         ensure!(
             objective == ObjectiveChoice::Causal,
             "`[needles]` is for `objective` = \"causal\": answers are predicted from what stands before them"
@@ -347,6 +352,11 @@ impl NeedleChoice {
             "`needles.share` is {share}, expected a share between 0 and 1"
         );
         ensure!(*per_document > 0, "`needles.per_document` is 0, expected at least 1");
+        ensure!(
+            words.is_none_or(|words| words >= 10),
+            "`needles.words` is {}, expected at least 10",
+            words.unwrap_or(0)
+        );
         ensure!(*asks > 0, "`needles.asks` is 0, expected at least 1");
         ensure!(
             (0.0..=1.0).contains(fill),
@@ -363,6 +373,7 @@ impl NeedleChoice {
     pub(crate) fn recipe(&self, max_len: usize) -> Recipe {
         Recipe {
             kinds: self.kinds.clone(),
+            words: self.words,
             most_needles: self.per_document,
             asks: self.asks,
             fill: self.fill,

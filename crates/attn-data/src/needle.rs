@@ -145,7 +145,7 @@ fn capitals(key: &str) -> String {
 pub struct Haystack {
     /// Sentences in their order, each with the white space behind it.
     sentences: Vec<Sentence>,
-    /// Words to make needles of, sorted.
+    /// Words to make needles of, the most frequent first.
     words: Vec<String>,
 }
 
@@ -173,8 +173,10 @@ impl Haystack {
                 *counts.entry(word).or_default() += 1;
             }
         }
-        let words: Vec<String> =
-            counts.iter().filter(|(_, n)| **n > 1).map(|(word, _)| (*word).to_owned()).collect();
+        let mut counts: Vec<(usize, &str)> =
+            counts.into_iter().filter(|(_, n)| *n > 1).map(|(word, n)| (n, word)).collect();
+        counts.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+        let words: Vec<String> = counts.into_iter().map(|(_, word)| word.to_owned()).collect();
         if words.len() < MIN_WORDS {
             return Err(Error::FewWords { found: words.len(), expected: MIN_WORDS });
         }
@@ -211,24 +213,28 @@ impl Haystack {
         let mut rng = stream(seed ^ 0x6e65_6564_6c65, index);
         let kind = *recipe.kinds.choose(&mut rng).expect("checked: there is one");
         let n_needles = rng.random_range(1..=recipe.most_needles);
+        let words = &self.words[..recipe.words.unwrap_or(usize::MAX).min(self.words.len())];
         let mut keys = BTreeSet::new();
         while keys.len() < n_needles {
-            let mut word = || self.words.choose(&mut rng).expect("there are words").as_str();
+            let mut word = || words.choose(&mut rng).expect("there are words").as_str();
             keys.insert(format!("{} {}", word(), word()));
         }
         let mut keys: Vec<String> = keys.into_iter().collect();
         keys.shuffle(&mut rng);
         let mut facts: Vec<Fact> = keys
             .iter()
-            .map(|key| Fact::new(kind, key, n_needles == 1, &self.words, &mut rng))
+            .map(|key| Fact::new(kind, key, n_needles == 1, words, &mut rng))
             .collect();
-        let mut room = recipe.max_len;
-        let mut n_kept = 0;
-        for fact in &facts {
-            let Fact { statement, question, answer } = fact;
-            let asked = format!("\n{question}{answer}").repeat(recipe.asks);
-            let n_tokens = tokenizer.ids(&format!(" {statement}{asked}"), true)?.len();
-            let Some(left) = room.checked_sub(n_tokens) else { break };
+        let (mut room, mut n_kept, mut n_asks) = (recipe.max_len, 0, recipe.asks);
+        for Fact { statement, question, answer } in &facts {
+            let n_tokens = |n_asks| -> Result<usize> {
+                let asked = format!("\n{question}{answer}").repeat(n_asks);
+                Ok(tokenizer.ids(&format!(" {statement}{asked}"), true)?.len())
+            };
+            while n_kept == 0 && n_asks > 1 && n_tokens(n_asks)? > room {
+                n_asks -= 1;
+            }
+            let Some(left) = room.checked_sub(n_tokens(n_asks)?) else { break };
             let n_filled = (recipe.max_len - left) as f64;
             if n_kept > 0 && n_filled > recipe.fill * recipe.max_len as f64 {
                 break;
@@ -248,7 +254,7 @@ impl Haystack {
         let places: Vec<f64> =
             facts.iter().map(|_| recipe.depth.unwrap_or_else(|| rng.random())).collect();
         let mut order: Vec<usize> =
-            (0..facts.len() * recipe.asks).map(|i| i % facts.len()).collect();
+            (0..facts.len() * n_asks).map(|i| i % facts.len()).collect();
         order.shuffle(&mut rng);
         loop {
             let document = Self::write(kind, &facts, &places, &order, &hay, tokenizer)?;
@@ -360,9 +366,11 @@ impl Haystack {
 pub struct Recipe {
     /// What needles say: one kind a document, each as often as the others.
     pub kinds: Vec<NeedleKind>,
+    /// Needles are made of as many words, the most frequent ones of the haystack; of all where absent.
+    pub words: Option<usize>,
     /// A document has 1 to as many, and asks for each, in any order.
     pub most_needles: usize,
-    /// Each is asked for as often. What is asked again can be read off the first answer, too.
+    /// Each is asked for as often, or less often where there is no room. What is asked again can be read off the first answer, too.
     pub asks: usize,
     /// The share of a document that needles and questions may take, 0 to 1; beyond it there are fewer of them, but at
     /// least one.
@@ -382,6 +390,9 @@ impl Recipe {
         }
         if self.most_needles == 0 {
             return refuse("most_needles", "0".into(), "at least 1");
+        }
+        if let Some(words @ ..10) = self.words {
+            return refuse("words", words.to_string(), "at least 10");
         }
         if self.asks == 0 {
             return refuse("asks", "0".into(), "at least 1");
@@ -479,7 +490,15 @@ mod tests {
     const ALL: [NeedleKind; 3] = [NeedleKind::Repeat, NeedleKind::Passkey, NeedleKind::Sentence];
 
     fn recipe(kind: NeedleKind, most_needles: usize, max_len: usize) -> Recipe {
-        Recipe { kinds: vec![kind], most_needles, asks: 1, fill: 0.5, depth: None, max_len }
+        Recipe {
+            kinds: vec![kind],
+            words: None,
+            most_needles,
+            asks: 1,
+            fill: 0.5,
+            depth: None,
+            max_len,
+        }
     }
 
     #[test]
