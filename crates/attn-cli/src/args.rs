@@ -480,8 +480,8 @@ where greedy decoding gives it word for word. Kinds of needles:
 OUT.json holds the share of each length and depth with its 95 % interval, and every trial.
 
 Examples:
-  attn needle --model runs/mine/model --haystack wikitext-2 --lengths 256,1024 --out needle.json
-  attn needle --model DIR --haystack essays.txt --split train --kinds passkey --out needle.json";
+  attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json
+  attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NeedleArgs {

@@ -684,7 +684,11 @@ mod tests {
                 ..Finetune::default()
             })
             .unwrap(),
-            Table::try_from(Pretrain::default()).unwrap(),
+            Table::try_from(Pretrain {
+                needles: Some(NeedleChoice::default()),
+                ..Pretrain::default()
+            })
+            .unwrap(),
         ];
         for key in keys_of::<Finetune>().into_iter().chain(keys_of::<Pretrain>()) {
             let default = defaults.iter().find_map(|table| {
