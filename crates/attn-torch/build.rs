@@ -43,23 +43,32 @@ fn build() -> Result<(), String> {
     println!("cargo:rustc-env=ATTN_LIBTORCH_BUILT={built}");
 
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
-    let mut shim = cc::Build::new();
-    shim.cpp(true)
+    let mut base = cc::Build::new();
+    base.cpp(true)
         .std("c++17")
         .pic(true)
         .debug(false)
-        // The shim only forwards calls: optimizing it would lengthen the build and speed up nothing.
-        .opt_level(0)
         .extra_warnings(true)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
     // As system headers, so that warnings are about our files alone.
     for dir in [include.clone(), include.join("torch/csrc/api/include")] {
-        shim.flag("-isystem").flag(dir);
+        base.flag("-isystem").flag(dir);
     }
+    let compile = |build: &mut cc::Build, name: &str| {
+        build.try_compile(name).map_err(|error| {
+            format!("the C++ part of attn-torch does not compile: {error}\nhint: run `scripts/setup_env.sh`: it checks for a C++17 compiler and LibTorch {WANTED}")
+        })
+    };
+    let mut shim = base.clone();
+    // These files only forward calls: optimizing them would lengthen the build and speed up nothing.
+    shim.opt_level(0);
     shim.files(["autograd", "context", "list", "optim"].map(|name| format!("cpp/{name}.cpp")));
-    shim.try_compile("attn_torch_shim").map_err(|error| {
-        format!("the C++ part of attn-torch does not compile: {error}\nhint: run `scripts/setup_env.sh`: it checks for a C++17 compiler and LibTorch {WANTED}")
-    })?;
+    compile(&mut shim, "attn_torch_shim")?;
+    // This one computes, on LibTorch's own threads, which are OpenMP's.
+    let mut kernels = base;
+    kernels.opt_level(3).flag("-fopenmp").file("cpp/matvec.cpp");
+    compile(&mut kernels, "attn_torch_kernels")?;
+    println!("cargo:rustc-link-lib=dylib=gomp");
 
     println!("cargo:rustc-link-search=native={}", lib.display());
     for name in ["torch_cpu", "c10"] {

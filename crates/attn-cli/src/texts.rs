@@ -470,6 +470,27 @@ mod tests {
     }
 
     #[test]
+    fn framed_blocks_hold_the_text_once_and_in_order() {
+        let texts = ["a b c\n", "", "c a\n"];
+        let tokenizer = train_bpe(&["a b c a b c"], 300, Style::WordPiece, None).unwrap();
+        let row = |text: &&str| Example { text: (*text).to_owned(), pair: None, label: None };
+        let rows: Vec<Example> = texts.iter().map(row).collect();
+        assert!(is_running(&rows));
+
+        let framed = framed_blocks(&tokenizer, &rows, 4).unwrap();
+
+        let ends = tokenizer.ids("", true).unwrap();
+        let text = tokenizer.ids("a b c c a", false).unwrap();
+        assert_eq!(framed.len(), 3);
+        for (index, row) in framed.iter().enumerate() {
+            let part = &text[2 * index..text.len().min(2 * index + 2)];
+            assert_eq!(row.ids, [&ends[..1], part, &ends[1..]].concat());
+            assert_eq!((row.index, row.label), (index, None));
+        }
+        assert!(framed_blocks(&tokenizer, &rows, 2).is_err(), "no room");
+    }
+
+    #[test]
     fn a_block_of_one_token_predicts_nothing_and_is_left_out() {
         let (_, blocks) = stream(Style::WordPiece, &["a b c", "a"], 4);
 

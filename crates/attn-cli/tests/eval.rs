@@ -169,6 +169,36 @@ fn an_encoder_is_scored_on_hidden_tokens_by_seed() {
 }
 
 #[test]
+fn running_text_is_scored_in_full_blocks_by_an_encoder_too() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", Head::LanguageModel);
+    let texts: Vec<String> = rows(30).into_iter().map(|(text, _)| text).collect();
+    // Lines that keep their ends, as WikiText's do, with empty ones between.
+    let lines: Vec<Value> = texts
+        .iter()
+        .flat_map(|text| [json!({"text": format!("{text}\n")}), json!({"text": ""})])
+        .collect();
+    let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+    place.write("running.jsonl", &lines.join("\n"));
+    let tokenizer = TextTokenizer::from_folder(place.path("model")).unwrap();
+    let n_tokens: usize = texts.iter().map(|text| tokenizer.ids(text, false).unwrap().len()).sum();
+    let n_rows = |arguments: &str| {
+        place.done(&format!(
+            "eval --model model --task running.jsonl --split train --out o.json {arguments}"
+        ));
+        place.json("o.json")["language"]["n_rows"].as_u64().unwrap() as usize
+    };
+
+    // A block of 20 has room for 18 tokens between [CLS] and [SEP].
+    assert_eq!(n_rows("--max-len 20"), n_tokens.div_ceil(18));
+    assert_eq!(n_rows("--by-text"), texts.len());
+    place.refused(
+        "eval --model model --task running.jsonl --split train --max-len 2 --out o.json",
+        &["a block of 2 token(s) has no room for text beside 2 special ones"],
+    );
+}
+
+#[test]
 fn what_cannot_be_scored_is_refused_before_the_long_work() {
     let place = Place::new();
     model_folder(&place, "model", "distilbert", CLASSES);

@@ -75,7 +75,10 @@ fn a_model_is_trained_on_needles_and_goes_on_from_where_it_was() {
     refused("--set init.model_type=llama", &["to go on from", "`[init]`"]);
     refused("--set tokenizer.vocab_size=300", &["to go on from", "`[tokenizer]`"]);
     refused("--set model=nowhere", &["nowhere"]);
-    refused("--set objective=masked --set needles=", &["`model` is `a/model`", "`objective` is `masked`"]);
+    refused(
+        "--set objective=masked --set needles=",
+        &["`model` is `a/model`", "`objective` is `masked`"],
+    );
     refused("--set objective=masked", &["`[needles]` is for `objective`"]);
     refused("--set needles.share=1.0", &["`needles.share` is 1"]);
     refused("--set needles.fill=2.0", &["`needles.fill` is 2"]);

@@ -29,7 +29,7 @@ const MIN_WORDS: usize = 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NeedleKind {
-    /// A list of 8 to 16 words that is begun once more: what induction heads go on with (Olsson et al. 2022,
+    /// A list of 4 to 16 words that is begun once more: what induction heads go on with (Olsson et al. 2022,
     /// <https://arxiv.org/abs/2209.11895>).
     Repeat,
     /// A number of five digits, asked for by its key (Mohtashami and Jaggi 2023, <https://arxiv.org/abs/2305.16300>).
@@ -100,7 +100,7 @@ impl Fact {
         match kind {
             NeedleKind::Repeat => {
                 let list = draw(16);
-                let n = rng.random_range(8..=16);
+                let n = rng.random_range(4..=16);
                 let (begin, rest) = (key, list[..n - 2].join(" "));
                 Self {
                     statement: format!("The list: {begin} {rest}."),
@@ -221,10 +221,8 @@ impl Haystack {
         }
         let mut keys: Vec<String> = keys.into_iter().collect();
         keys.shuffle(&mut rng);
-        let mut facts: Vec<Fact> = keys
-            .iter()
-            .map(|key| Fact::new(kind, key, n_needles == 1, words, &mut rng))
-            .collect();
+        let mut facts: Vec<Fact> =
+            keys.iter().map(|key| Fact::new(kind, key, n_needles == 1, words, &mut rng)).collect();
         let (mut room, mut n_kept, mut n_asks) = (recipe.max_len, 0, recipe.asks);
         for Fact { statement, question, answer } in &facts {
             let n_tokens = |n_asks| -> Result<usize> {
@@ -253,8 +251,7 @@ impl Haystack {
         let mut hay = self.straw(room, recipe.max_len, &mut rng)?;
         let places: Vec<f64> =
             facts.iter().map(|_| recipe.depth.unwrap_or_else(|| rng.random())).collect();
-        let mut order: Vec<usize> =
-            (0..facts.len() * n_asks).map(|i| i % facts.len()).collect();
+        let mut order: Vec<usize> = (0..facts.len() * n_asks).map(|i| i % facts.len()).collect();
         order.shuffle(&mut rng);
         loop {
             let document = Self::write(kind, &facts, &places, &order, &hay, tokenizer)?;

@@ -103,6 +103,14 @@ unsafe extern "C" {
     -> c_int;
     pub(crate) fn attn_scale(tensors: *mut RawList, factor: f64, err: ErrorSlot) -> c_int;
 
+    pub(crate) fn attn_matvec(
+        matrix: *const C_tensor,
+        x: *const C_tensor,
+        bias: *const C_tensor,
+        out: *mut *mut C_tensor,
+        err: ErrorSlot,
+    ) -> c_int;
+
     pub(crate) fn attn_rng_get(
         device: c_int,
         index: c_int,

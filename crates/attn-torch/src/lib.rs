@@ -3,6 +3,7 @@
 //! - gradients: operations with a backward pass written in Rust ([`Function`]), gradients for given output gradients
 //!   ([`grad`], [`backward`]), activations recomputed instead of kept ([`checkpoint`]);
 //! - training: [`AdamW`] over lists of parameters with a state that can be saved, [`clip_grad_norm`];
+//! - decoding: a matrix times one row at the speed of memory ([`matvec`]);
 //! - process state: [`rng_state`], [`Autocast`], [`InferenceMode`], [`set_deterministic`], [`set_tf32`], [`SdpFlags`];
 //! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`];
 //! - machines: CUDA loaded at run time, so that one binary serves machines with and without it ([`device`]).
@@ -18,6 +19,7 @@ mod cuda;
 mod error;
 mod ffi;
 mod guards;
+mod matvec;
 mod optim;
 mod random;
 mod settings;
@@ -31,6 +33,7 @@ pub use cuda::{
 };
 pub use error::{Error, Result, brief};
 pub use guards::{Autocast, InferenceMode, is_inference};
+pub use matvec::matvec;
 pub use optim::{AdamState, AdamW, clip_grad_norm};
 pub use random::{rng_state, set_rng_state};
 pub use settings::{
