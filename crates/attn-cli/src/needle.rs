@@ -10,7 +10,7 @@ use attn_data::{
     hub::{Hub, progress_bar},
     needle::{Haystack, NeedleKind, Recipe},
 };
-use attn_eval::{Batching, Recall, Recalled, recall, stats::Interval};
+use attn_eval::{Batching, Recall, Recalled, check_decoder, recall, stats::Interval};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -98,6 +98,8 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let device = attn_torch::device(&args.device)?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
+    check_decoder(&folder.config, "answers")
+        .with_context(|| format!("cannot score `{}`", args.model))?;
     for &length in &args.lengths {
         max_len(Some(length), &folder.config, &folder.tokenizer, "`--lengths`")?;
     }

@@ -141,12 +141,14 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let (needles, documents) = match &config.needles {
         None => (None, Documents::default()),
         Some(choice) => {
-            let hidden_in = |rows: &[Example]| -> Result<Haystack> {
+            let hidden_in = |rows: &[Example], which| -> Result<Haystack> {
                 let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-                Haystack::new(&texts, &tokenizer).context("cannot hide needles in the text")
+                Haystack::new(&texts, &tokenizer)
+                    .with_context(|| format!("cannot hide needles in the rows {which}"))
             };
-            let haystack = hidden_in(&train_rows)?;
-            let documents = Documents::new(choice, &hidden_in(&held_rows)?, &tokenizer, max_len)
+            let haystack = hidden_in(&train_rows, "to train on")?;
+            let held_out = hidden_in(&held_rows, "held out")?;
+            let documents = Documents::new(choice, &held_out, &tokenizer, max_len)
                 .context("cannot make documents of the rows held out")?;
             let needles = Needles {
                 haystack,

@@ -86,7 +86,10 @@ fn a_model_is_trained_on_needles_and_goes_on_from_where_it_was() {
     refused("--set needles.per_document=0", &["`needles.per_document` is 0"]);
     refused("--set examples.max_len=", &["`examples.max_len` is not set"]);
     refused("--set examples.max_len=10", &["`max_len` is 10", "room for a needle"]);
-    refused("--set examples.hold_out=2", &["documents of the rows held out", "haystack has"]);
+    refused(
+        "--set examples.hold_out=2",
+        &["cannot hide needles in the rows held out", "haystack has"],
+    );
 }
 
 #[test]
@@ -95,7 +98,7 @@ fn needles_are_counted_by_length_and_depth() {
     place.done("pretrain lm.toml --out a --set train.max_steps=2");
     let base = "needle --model a/model --haystack text.txt --split train";
 
-    let asked = "--lengths 130,160 --depths 3 --trials 4 --kinds passkey,repeat";
+    let asked = "--lengths 200,250 --depths 3 --trials 4 --kinds passkey,repeat";
     let ran = place.done(&format!("{base} {asked} --out out.json"));
 
     assert!(ran.stdout.contains("passkey, exact match in %"), "{}", ran.stdout);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use attn_core::{ForwardOptions, Model, config::Head};
+use attn_core::{Config, ForwardOptions, Model, config::Head};
 use attn_data::batch::{Encoded, IGNORED, Masking, mask_tokens};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -62,7 +62,7 @@ pub fn next_token(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<LanguageScore> {
-    check_decoder(model, "perplexity")?;
+    check_decoder(model.config(), "perplexity")?;
     let mut sum = Sum::default();
     for_each_batch(model, rows, batching, progress, |positions, batch| {
         let input = to_input(&batch, model.device());
@@ -105,7 +105,7 @@ pub fn masked_token(
             hint: "score it on the next token",
         });
     }
-    check_head(model, "the masked-token loss")?;
+    check_head(model.config(), "the masked-token loss")?;
     let mut sum = Sum::default();
     for_each_batch(model, rows, batching, progress, |positions, mut batch| {
         let masked = mask_tokens(&batch, masking, seed, 0)?;
@@ -130,20 +130,24 @@ pub fn masked_token(
     sum.score(Convention::MaskedTokens, "the rows hold special tokens alone")
 }
 
-/// Refuses what does not predict the next token.
-pub(crate) fn check_decoder(model: &Model, measure: &'static str) -> Result<()> {
-    if !model.config().is_causal() {
+/// Refuses a model that does not predict the next token, which `measure` is about.
+///
+/// # Errors
+///
+/// [`Error::Direction`] for an encoder, [`Error::Head`] without a language-model head.
+pub fn check_decoder(config: &Config, measure: &'static str) -> Result<()> {
+    if !config.is_causal() {
         return Err(Error::Direction {
-            model_type: model.config().base_model_type(),
+            model_type: config.base_model_type(),
             what: "the next token: it is an encoder",
             hint: "score it on masked tokens",
         });
     }
-    check_head(model, measure)
+    check_head(config, measure)
 }
 
-fn check_head(model: &Model, measure: &'static str) -> Result<()> {
-    match model.config().head {
+fn check_head(config: &Config, measure: &'static str) -> Result<()> {
+    match config.head {
         Head::LanguageModel => Ok(()),
         found => Err(Error::Head {
             measure,

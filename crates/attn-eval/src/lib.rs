@@ -19,6 +19,6 @@ pub mod stats;
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use error::{Error, Result};
-pub use language::{Convention, LanguageScore, masked_token, next_token};
+pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use recall::{Recall, Recalled, recall};
 pub use rows::{Batching, Progress, to_input};

@@ -73,7 +73,7 @@ pub fn recall(
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Vec<Recalled>>> {
     assert_eq!(rows.len(), answers.len(), "one list of answers a row");
-    check_decoder(model, "answers")?;
+    check_decoder(model.config(), "answers")?;
     if answers.iter().any(Vec::is_empty) {
         return Err(Error::Nothing("a row has no answer"));
     }
