@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-GPT2, DISTILBERT = "openai-community/gpt2", "distilbert/distilbert-base-uncased"
+GPT2 = os.environ.get("BENCH_GPT2", "openai-community/gpt2")  # a folder with config.json does
+DISTILBERT = "distilbert/distilbert-base-uncased"
 BYTES_F32 = 4 * 124_439_808 - 4 * 1024 * 768  # read once a token: everything but the position table
 
 
@@ -70,6 +71,7 @@ def spread(values: list) -> dict:
 
 
 def take_turns(contenders: list, rounds: int) -> dict:
+    contenders = [c for c in contenders if c]
     for number in range(rounds):
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             contender.work(contender.unit)
@@ -90,6 +92,10 @@ def ratio(results: dict, theirs: str, ours: str) -> dict:
     return ratios
 
 
+def three(value: dict) -> str:
+    return f"{value['median']:.0f} ({value['min']:.0f} to {value['max']:.0f})"
+
+
 def times(value: dict) -> str:
     return f"{value['of_medians']:.2f}x ({value['min']:.2f} to {value['max']:.2f})"
 
@@ -108,6 +114,9 @@ class Bench:
         return Contender(name, command, unit, self.threads)
 
     def theirs(self, name, unit, section, model, *rest):
+        """None where there is no transformers to compare with."""
+        if not self.args.python:
+            return None
         script = str(HERE / "theirs.py")
         command = [self.args.python, script, section, model, str(self.threads), *map(str, rest)]
         return Contender(name, command, unit, self.threads)
@@ -121,6 +130,10 @@ class Bench:
             ],
             self.args.rounds,
         )
+        title = "GPT-2 124M, 16 x 64 tokens, f32, dropout on, gradient clipped"
+        if not self.args.python:
+            tokens_s = spread([1024 / turn["s"] for turn in results["ours"]["turns"]])
+            return results, title, [("ours", f"{three(tokens_s)} tokens/s", "")]
         gflop = results["products"]["facts"]["gflop"]
         turns = results["products"]["turns"]
         products = {key: spread([turn[f"products_{key}"] for turn in turns]) for key in ["s", "cpu_s"]}
@@ -142,7 +155,7 @@ class Bench:
             rows.append((name, f"{text}; peak {peak:.2f} GiB", ""))
         rows[-1] = (*rows[-1][:2], "at least 80 %; no higher a peak")
         rows.append(("ours / theirs", both(s["ratio"]), "at least 1.12x"))
-        return results, "GPT-2 124M, 16 x 64 tokens, f32, dropout on, gradient clipped", rows
+        return results, title, rows
 
     def sst2(self):
         n, unit = self.args.rounds * 2, 2
@@ -191,6 +204,10 @@ class Bench:
             ],
             self.args.rounds,
         )
+        title = "generate, GPT-2 124M, greedy, one text, 16 tokens and 64 new ones"
+        if not self.args.python:
+            rates = {name: spread([64 / turn["s"] for turn in r["turns"]]) for name, r in results.items()}
+            return results, title, [(name, f"{three(rate)} tokens/s", "") for name, rate in rates.items()]
         read = spread([turn["read_gb_s"] for turn in results["products"]["turns"]])
         rows = [("memory read", f"{read['median']:.1f} GB/s ({read['min']:.1f} to {read['max']:.1f})", "")]
         summary = {"read_gb_s": read}
@@ -204,7 +221,7 @@ class Bench:
             summary[f"{name} / theirs"] = ratio(results, "theirs", name)
             rows.append((f"{name} / theirs", both(summary[f"{name} / theirs"]), f"at least {bar}x"))
         results["summary"] = summary
-        return results, "generate, GPT-2 124M, greedy, one text, 16 tokens and 64 new ones", rows
+        return results, title, rows
 
     def start(self):
         """Seconds from the start of the process to its first step, with 64 rows to train on and 8 to report on."""
@@ -277,6 +294,7 @@ class Bench:
         machine = {
             "cpu": cpu[1] if cpu else platform.machine(),
             "cpus": os.cpu_count(),
+            "device": os.environ.get("BENCH_DEVICE", "cpu"),
             "system": platform.platform(),
             "load_before": load,
             "load_after": os.getloadavg(),
@@ -302,7 +320,7 @@ class Bench:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", required=True, help="Python with torch and transformers")
+    parser.add_argument("--python", help="Python with torch and transformers; our side alone where it is not given")
     parser.add_argument("--ours", required=True, help="the built example `bench`")
     parser.add_argument("--attn", required=True, help="the built program")
     parser.add_argument("--out", required=True)
@@ -310,8 +328,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--section", action="append", choices=["train", "sst2", "generate", "start"])
     args = parser.parse_args()
+    sections = args.section or ["train", "sst2", "generate", "start"]
+    if not args.python and {"sst2", "start"} & set(sections):
+        parser.error("`sst2` and `start` compare: name a Python with transformers (--python)")
     bench = Bench(args)
-    for section in args.section or ["train", "sst2", "generate", "start"]:
+    for section in sections:
         bench.run(section)
 
 

@@ -19,6 +19,7 @@ import transformers
 from huggingface_hub import snapshot_download
 
 transformers.utils.logging.set_verbosity_error()
+DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
 
 
 def next_order(answer: dict) -> int:
@@ -32,7 +33,7 @@ def next_order(answer: dict) -> int:
 def new_model(kind, name: str, **options):
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(name, **options)
-    return kind.from_config(config, attn_implementation="sdpa")
+    return kind.from_config(config, attn_implementation="sdpa").to(DEVICE)
 
 
 def train(name: str):
@@ -45,7 +46,7 @@ def train(name: str):
     answer, tokens = {}, 0
     while True:
         for _ in range(next_order(answer)):
-            ids = torch.randint(model.config.vocab_size, (16, 64))
+            ids = torch.randint(model.config.vocab_size, (16, 64), device=DEVICE)
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -58,7 +59,7 @@ def train(name: str):
 def generate(name: str):
     """One unit is one text: 16 tokens of prompt, 64 new ones."""
     model = new_model(transformers.AutoModelForCausalLM, name).eval()
-    ids = torch.arange(16)[None] * 37 + 1000
+    ids = torch.arange(16, device=DEVICE)[None] * 37 + 1000
     options = dict(do_sample=False, max_new_tokens=64, min_new_tokens=64, pad_token_id=0)
     answer = {}
     while True:
@@ -134,7 +135,7 @@ def sst2(name: str, plan: str, n_batches: int):
             output_dir=out,
             per_device_train_batch_size=32,
             num_train_epochs=1,
-            use_cpu=True,
+            use_cpu=DEVICE.type == "cpu",
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -170,7 +171,7 @@ def start(folder: str):
         args = transformers.TrainingArguments(
             output_dir=out,
             per_device_train_batch_size=32,
-            use_cpu=True,
+            use_cpu=DEVICE.type == "cpu",
             report_to=[],
             disable_tqdm=True,
         )
@@ -183,12 +184,19 @@ def start(folder: str):
         ).train()
 
 
+def finish():
+    """Waits for what a GPU was told to do."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def products(_: str):
     """One unit is all matrix products of one training step of GPT-2 124M on 16 x 64 tokens,
     and four reads of its weights.
 
     Forward, the input's gradient, the weight's gradient; attention's own products in its batches of heads.
     """
+    torch.set_default_device(DEVICE)
     tokens, hidden, layers, heads, length = 1024, 768, 12, 12, 64
     operands, n_flop = [], 0
     for k, n, rows, times in [
@@ -221,11 +229,13 @@ def products(_: str):
             for _ in range(3 * layers):
                 q @ q.transpose(1, 2)
                 scores @ q
+            finish()
             seconds += time.perf_counter() - started
             cpu_s += time.process_time() - cpu_started
             started = time.perf_counter()
             for _ in range(4):
                 weights.sum()
+            finish()
             read_s += time.perf_counter() - started
             n_bytes += 4 * 4 * weights.numel()
         answer = {"products_s": seconds, "products_cpu_s": cpu_s, "read_gb_s": n_bytes / 1e9 / read_s}

@@ -137,7 +137,10 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    // scripts/gpu_check.sh runs this on a machine that did not build it.
+    let crate_dir = std::env::var_os("CARGO_MANIFEST_DIR");
+    let crate_dir = crate_dir.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let golden = Path::new(&crate_dir).join("tests/golden");
     let mut dirs: Vec<PathBuf> =
         golden.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     dirs.retain(|dir| dir.is_dir());

@@ -5,6 +5,8 @@
 //! bench train|generate|sst2 MODEL THREADS [f32|bf16] [BATCHES]
 //! bench kl MODEL THREADS TEXT-FILE
 //! ```
+//!
+//! `BENCH_DEVICE` names the device, as `--device` of `attn` does; the CPU where it is not set.
 
 use std::{
     cell::RefCell,
@@ -49,12 +51,14 @@ fn main() -> Result<()> {
         );
     };
     tch::set_num_threads(threads.parse()?);
+    let device = std::env::var("BENCH_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let device = attn_torch::device(&device)?;
     let kind = if arg(3) == Some("bf16") { Kind::BFloat16 } else { Kind::Float };
     let hub = Hub::from_env();
     let folder = resolve_config(&hub, name, None)?;
     let model = |head| -> Result<Model> {
         let config = Config::from_json(read_json(&folder, "config.json")?)?;
-        Ok(Model::init(config, &LoadOptions { kind, head, ..LoadOptions::default() })?)
+        Ok(Model::init(config, &LoadOptions { kind, head, device, ..LoadOptions::default() })?)
     };
     match section {
         "train" => {
