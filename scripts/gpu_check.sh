@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and times this project on a machine with a GPU that has LibTorch 2.11.0 and no Rust.
 #
-# Usage: scripts/gpu_check.sh pack DIR      here: builds, and fills the new folder DIR with what travels (60 MB)
+# Usage: scripts/gpu_check.sh pack DIR      here: builds, and fills the new folder DIR with what travels (80 MB)
 #        DIR/gpu_check.sh run [OUT]         there: runs the CUDA checks, then the benchmarks, and prints a short table;
 #                                           OUT (gpu-check) gets the logs and figures
 #
@@ -28,17 +28,15 @@ pack() {
   scripts/setup_env.sh
   local built
   built=$(cargo test --workspace --no-run --message-format=json) || fail "the tests do not build"
-  cargo build --quiet --package attn-cli --bin attn
   cargo build --quiet --package attn-train --example bench
   mkdir -p "$to/bin" "$to/bench" "$to/gpt2"
   while read -r crate file _; do
     local path
     path=$(grep -F "/crates/$crate/tests/$file.rs\"" <<< "$built" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
     [ -n "$path" ] || fail "cargo built no tests of $crate/tests/$file.rs"
-    strip --strip-debug -o "$to/bin/$crate-$file" "$path"
+    strip -o "$to/bin/$crate-$file" "$path"
   done <<< "$CHECKS"
-  strip --strip-debug -o "$to/bin/attn" target/debug/attn
-  strip --strip-debug -o "$to/bin/bench" target/debug/examples/bench
+  strip -o "$to/bin/bench" target/debug/examples/bench
   mkdir -p "$to/attn-core/tests"
   cp -r crates/attn-core/tests/golden "$to/attn-core/tests/"
   cp scripts/bench/run.py scripts/bench/theirs.py "$to/bench/"
@@ -55,7 +53,8 @@ run() {
   [ -d "$here/bin" ] || fail "\`$here\` is no pack: make one with \`scripts/gpu_check.sh pack DIR\`"
   if [ -n "${LIBTORCH:-}" ]; then
     torch=$LIBTORCH
-    version=$(cat "$torch/build-version" 2>/dev/null) || fail "\`$torch/build-version\` is missing: LIBTORCH names no LibTorch"
+    version=$(cat "$torch/build-version" 2>/dev/null || sed -n "s/^__version__ = '\(.*\)'/\1/p" "$torch/version.py" 2>/dev/null) ||
+      fail "\`$torch\` has neither build-version nor version.py: LIBTORCH names no LibTorch"
   else
     torch=$("$python" -c 'import os, torch; print(os.path.dirname(torch.__file__))') || fail "\`$python\` has no torch: set LIBTORCH or PYTHON"
     version=$("$python" -c 'import torch; print(torch.__version__)')
@@ -74,12 +73,11 @@ run() {
     local log="$out/$crate-$file.log" rc=0
     CARGO_MANIFEST_DIR="$here/$crate" "$here/bin/$crate-$file" $filter --test-threads=1 > "$log" 2>&1 || rc=$?
     local ok bad skipped
-    ok=$(grep -c '^test .* ok$' "$log" || true)
-    bad=$(grep -c '^test .* FAILED$' "$log" || true)
+    read -r ok bad <<< "$(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' "$log")"
     skipped=$(grep -c '^SKIPPED' "$log" || true)
     # A check that was skipped checked nothing, and so did a binary without one.
-    if [ "$rc" -ne 0 ] || [ "$skipped" -ne 0 ] || [ "$ok" -eq 0 ]; then failed=1; fi
-    printf '| %s %s | %d | %d | %d |\n' "$crate" "$file" "$((ok - skipped))" "$bad" "$skipped" | tee -a "$table"
+    if [ "$rc" -ne 0 ] || [ "$skipped" -ne 0 ] || [ "${ok:-0}" -eq 0 ]; then failed=1; fi
+    printf '| %s %s | %d | %d | %d |\n' "$crate" "$file" "$((${ok:-0} - skipped))" "${bad:-0}" "$skipped" | tee -a "$table"
   done <<< "$CHECKS"
   [ "$failed" -eq 0 ] || fail "CUDA checks failed or were skipped: see \`$out\`"
   local compare=()
@@ -89,7 +87,7 @@ run() {
     printf '\nno transformers in `%s`: our side alone\n' "$python" | tee -a "$table"
   fi
   BENCH_DEVICE=cuda BENCH_GPT2="$here/gpt2" HF_HUB_OFFLINE=1 "$python" "$here/bench/run.py" "${compare[@]}" \
-    --ours "$here/bin/bench" --attn "$here/bin/attn" --out "$out" --section train --section generate | tee -a "$table"
+    --ours "$here/bin/bench" --out "$out" --section train --section generate | tee -a "$table"
 }
 
 case "${1:-}" in

@@ -322,7 +322,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", help="Python with torch and transformers; our side alone where it is not given")
     parser.add_argument("--ours", required=True, help="the built example `bench`")
-    parser.add_argument("--attn", required=True, help="the built program")
+    parser.add_argument("--attn", help="the built program, for `start`")
     parser.add_argument("--out", required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
