@@ -1,6 +1,6 @@
 //! `attn needle`: what a model finds in long texts, by length and depth.
 
-use std::{collections::BTreeMap, io::Write, sync::atomic::AtomicBool};
+use std::{collections::BTreeMap, io::Write, iter, ops::Range, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, ensure};
 use attn_core::{LoadOptions, Variant};
@@ -116,8 +116,8 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
 
     let pad_id = folder.tokenizer.fill_id();
     let batching = Batching { batch_size: args.batch_size, pad_id, ..Batching::default() };
-    let answers: Vec<_> =
-        trials.iter().map(|Trial { answer: [start, end], .. }| vec![*start..*end]).collect();
+    let answer = |trial: &Trial| iter::once(trial.answer[0]..trial.answer[1]).collect();
+    let answers: Vec<Vec<Range<usize>>> = trials.iter().map(answer).collect();
     let mut progress = count_rows(rows.len(), &NEVER);
     let found = recall(&model, &rows, &answers, &batching, &mut progress)
         .with_context(|| format!("cannot score `{}`", args.model))?;
