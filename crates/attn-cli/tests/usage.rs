@@ -177,7 +177,7 @@ fn every_kept_run_can_be_read_again() {
         place.write(&format!("{name}/config.toml"), &config);
         place.write(&format!("{name}/summary.json"), &read("summary.json"));
 
-        let command = if config.contains("[init]") { "pretrain" } else { "finetune" };
+        let command = if config.contains("objective = ") { "pretrain" } else { "finetune" };
         let ran = place.done(&format!("{command} --out {name} --resume"));
 
         assert!(ran.stderr.contains("has finished"), "{name}: {}", ran.stderr);
