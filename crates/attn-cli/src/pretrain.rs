@@ -1,7 +1,7 @@
 //! `attn pretrain`: a language model from random weights, or one that goes on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
     ops::Range,
@@ -414,7 +414,7 @@ fn init(
 }
 
 impl Documents {
-    /// As many of each kind as the config says, of one needle each.
+    /// As many of each kind as the config says, of one needle each, made of all words.
     fn new(
         choice: &NeedleChoice,
         haystack: &Haystack,
@@ -422,13 +422,19 @@ impl Documents {
         max_len: usize,
     ) -> Result<Self> {
         let mut all = Self::default();
-        for &kind in &choice.kinds {
-            let recipe =
-                Recipe { kinds: vec![kind], most_needles: 1, asks: 1, ..choice.recipe(max_len) };
+        // A kind that is named twice to come up more often is scored once.
+        for &kind in &BTreeSet::from_iter(&choice.kinds) {
+            let recipe = Recipe {
+                kinds: vec![*kind],
+                words: None,
+                most_needles: 1,
+                asks: 1,
+                ..choice.recipe(max_len)
+            };
             for index in 0..choice.hold_out.get() {
                 // The seed is no part of it: runs are scored on the same documents.
-                let document = haystack.document(&recipe, tokenizer, kind as u64, index as u64)?;
-                all.kinds.push(kind);
+                let document = haystack.document(&recipe, tokenizer, *kind as u64, index as u64)?;
+                all.kinds.push(*kind);
                 all.rows.push(Encoded { ids: document.ids, label: None, index: all.rows.len() });
                 let tokens = document.answers.into_iter().map(|answer| answer.tokens);
                 all.answers.push(tokens.collect());

@@ -68,6 +68,11 @@ fn a_model_is_trained_on_needles_and_goes_on_from_where_it_was() {
     let [first, second] = ["a", "b"].map(|run| place.bytes(&format!("{run}/model/tokenizer.json")));
     assert_eq!(first, second, "and so is the tokenizer");
 
+    let other = "--set needles.words=10 --set needles.kinds=[\"repeat\",\"repeat\",\"passkey\"]";
+    place.done(&format!("pretrain on.toml --out d {other}"));
+    let scored = field(&b["before"], "needles").clone();
+    assert_eq!(scored, place.json("d/summary.json")["before"]["needles"], "the same documents");
+
     let refused = |arguments: &str, parts: &[&str]| {
         place.refused(&format!("pretrain on.toml --out c {arguments}"), parts);
         assert!(!place.path("c").exists(), "{arguments}");
