@@ -68,8 +68,23 @@ pub struct LayerPass<'a> {
     pub source: Option<Source<'a>>,
     /// What came before, when decoding.
     pub state: Option<&'a mut dyn State>,
+    /// Where the layer's output is wanted, `[n]` places in the flattened batch (row · q_len + query): it is then
+    /// `[n, hidden_size]`. Absent: everywhere.
+    pub at: Option<&'a Tensor>,
     /// What to keep.
     pub tap: &'a mut Tap,
+}
+
+impl LayerPass<'_> {
+    /// `x` (`[batch, q_len, width]`) where the output is wanted: what the layer's output is added to.
+    pub(crate) fn wanted(&self, x: &Tensor) -> Tensor {
+        self.at.map_or_else(|| x.shallow_clone(), |at| at_places(x, at))
+    }
+}
+
+/// `x` at the places `at` of the flattened batch: `[batch, q_len, width] -> [n, width]`.
+pub(crate) fn at_places(x: &Tensor, at: &Tensor) -> Tensor {
+    x.flatten(0, 1).index_select(0, at)
 }
 
 #[derive(Debug)]
@@ -259,7 +274,8 @@ impl AttnLayer {
         Ok(())
     }
 
-    /// `[batch, q_len, hidden_size] -> [batch, q_len, hidden_size]`.
+    /// `[batch, q_len, hidden_size] -> [batch, q_len, hidden_size]`, or `-> [n, hidden_size]` where [`LayerPass::at`] names
+    /// n places.
     ///
     /// # Errors
     /// [`Error::Refused`] where the kind cannot serve the mask, [`Error::Input`] for a gate of the wrong shape.
@@ -330,7 +346,9 @@ impl AttnLayer {
             None => z,
         };
         let width = self.dims.n_heads * self.dims.head_dim;
-        Ok(self.out.forward(&z.transpose(1, 2).reshape([b, q_len, width]), pass.train))
+        // Heads mix positions, and what follows does not: from here on the places wanted are enough.
+        let z = pass.wanted(&z.transpose(1, 2).reshape([b, q_len, width]));
+        Ok(self.out.forward(&z, pass.train))
     }
 
     /// The projections, to put adapters beside them.

@@ -15,7 +15,7 @@ use crate::{
     checkpoint::{self, Checkpoint, WriteOptions},
     config::{Config, Head},
     gate::Gate,
-    layer::{AttnLayer, LayerPass, Rows, Tap},
+    layer::{AttnLayer, LayerPass, Rows, Tap, at_places},
     lora::{Adapter, Lora},
     mask::Mask,
     variants::Variant,
@@ -436,8 +436,13 @@ impl Model {
         );
         let rotary = self.arch.rotary().map(|rotary| rotary.tables(&positions, x.kind()));
         let mut tap = Tap { rows: options.attentions.clone(), keep_z: options.z, ..Tap::default() };
+        // While decoding the mask covers the past; the head reads of the new tokens alone.
+        let at = options.logits_at.map(&to_device).or_else(|| {
+            self.arch.reads().places(&mask.tail(seq_len), [ids.size()[0], seq_len], self.device)
+        });
+        let n_layers = self.config.layers.len();
         let mut hidden_states = Vec::new();
-        for layer in 0..self.config.layers.len() {
+        for layer in 0..n_layers {
             if options.hidden_states {
                 hidden_states.push(x.shallow_clone());
             }
@@ -453,6 +458,8 @@ impl Model {
                     Some(state) => Some(state.layers[layer].as_mut()),
                     None => None,
                 },
+                // What the last block makes elsewhere nobody reads, and makes no difference to any gradient.
+                at: at.as_ref().filter(|_| layer + 1 == n_layers && !options.hidden_states),
                 tap: &mut tap,
             };
             x = match &self.replica {
@@ -464,15 +471,11 @@ impl Model {
         if options.hidden_states {
             hidden_states.push(x.shallow_clone());
         }
-        // While decoding the mask covers the past; the head sees the new tokens alone.
-        let new_mask = mask.tail(seq_len);
-        let logits = match options.logits_at {
-            Some(at) => {
-                let places = x.flatten(0, 1).index_select(0, &to_device(at));
-                self.arch.head(&places, &Mask::new(self.config.is_causal()), options.train)
-            }
-            None => self.arch.head(&x, &new_mask, options.train),
+        let read = match &at {
+            Some(at) if x.dim() == 3 => at_places(&x, at),
+            _ => x,
         };
+        let logits = self.arch.head(&read, options.train);
         Ok(Output { logits, hidden_states, attentions: tap.weights, z: tap.z })
     }
 
@@ -680,7 +683,7 @@ fn recomputed(
     let arch = Arc::clone(arch);
     let (mask, positions) = (pass.mask.clone(), pass.positions.shallow_clone());
     let rotary = pass.rotary.map(|(cos, sin)| (cos.shallow_clone(), sin.shallow_clone()));
-    let (train, stream) = (pass.train, pass.stream);
+    let (train, stream, at) = (pass.train, pass.stream, pass.at.map(Tensor::shallow_clone));
     let run = move |inputs: &[Tensor]| {
         let arch = arch.lock().map_err(|_| "a block failed in an earlier pass")?;
         let mut pass = LayerPass {
@@ -692,6 +695,7 @@ fn recomputed(
             stream,
             source: None,
             state: None,
+            at: at.as_ref(),
             tap: &mut Tap::default(),
         };
         Ok(vec![arch.block(layer, &inputs[0], &mut pass)?])

@@ -46,11 +46,12 @@ fn config(base: &str) -> Config {
 
 /// A random model in `f64` whose parameters are far from their start: zero biases hide mistakes.
 fn model(base: &str) -> Model {
-    let mut model = Model::init(
-        config(base),
-        &LoadOptions { kind: Kind::Double, seed: 3, ..LoadOptions::default() },
-    )
-    .unwrap();
+    ending_in(WantedHead::LanguageModel, base)
+}
+
+fn ending_in(head: WantedHead, base: &str) -> Model {
+    let options = LoadOptions { kind: Kind::Double, seed: 3, head, ..LoadOptions::default() };
+    let mut model = Model::init(config(base), &options).unwrap();
     shake(&mut model);
     model
 }
@@ -388,6 +389,41 @@ fn logits_at_some_places_are_those_of_all() {
 }
 
 #[test]
+fn positions_that_no_head_reads_change_nothing() {
+    let classes = WantedHead::NewClassifier(["a", "b", "c"].map(str::to_owned).to_vec());
+    let keeps = [[1i64, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]];
+    for base in BASES {
+        let at = Tensor::from_slice(&[7i64, 2, 14, 9]);
+        for (what, model, at) in [
+            ("vocabulary", model(base), Some(&at)),
+            ("classes", ending_in(classes.clone(), base), None),
+        ] {
+            let wanted = ForwardOptions { logits_at: at, ..ForwardOptions::default() };
+            // With the hidden states asked for, the last block is computed at every position.
+            let everywhere =
+                ForwardOptions { logits_at: at, hidden_states: true, ..ForwardOptions::default() };
+            let keep = Tensor::from_slice(keeps.as_flattened()).view([3, 6]);
+            let (names, parameters): (Vec<String>, Vec<Tensor>) =
+                model.parameters().into_iter().map(|(n, x)| (n, x.set_requires_grad(true))).unzip();
+            let [ours, whole] = [wanted, everywhere].map(|options| {
+                let input = ModelInput::masked(random_ids(18, [3, 6], 50), keep.shallow_clone());
+                let logits = model.forward(&input, &options).unwrap().logits;
+                let loss = logits.square().sum(Kind::Double);
+                let gradients = Tensor::run_backward(&[loss], &parameters, false, false);
+                (logits, gradients)
+            });
+            let name = format!("{base}, {what}");
+            assert_close(&name, &ours.0, &whole.0, 1e-12);
+            for (parameter, (ours, whole)) in names.iter().zip(ours.1.iter().zip(&whole.1)) {
+                // Not relative: keys' biases move no softmax, so that their gradients are rounding alone.
+                let error = (ours - whole).abs().max().double_value(&[]);
+                assert!(error < 1e-10, "{name}, {parameter}: off by {error:e}");
+            }
+        }
+    }
+}
+
+#[test]
 fn holes_are_served_or_refused_by_name() {
     let keep = Tensor::from_slice(&[1i64, 1, 0, 1, 1, 1]).view([1, 6]);
     let input = || ModelInput::masked(random_ids(14, [1, 6], 50), keep.shallow_clone());
@@ -442,6 +478,7 @@ fn a_layer_attends_to_another_sequence_under_its_own_mask() {
         stream: Default::default(),
         source: Some(Source { hidden: &other, mask: &source_mask }),
         state: None,
+        at: None,
         tap: &mut tap,
     };
     let _ = layer.forward(&hidden, &mut pass).unwrap();
@@ -488,6 +525,7 @@ fn another_sequence_is_served_or_refused_by_every_kind() {
             stream: Default::default(),
             source: Some(Source { hidden: &other, mask: &source_mask }),
             state: None,
+            at: None,
             tap: &mut tap,
         };
         match model.layers()[0].forward(&hidden, &mut pass) {

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Tokens, base_prefix, head_dim,
-    heads::{VocabHead, VocabParts, first_token},
+    Architecture, Reads, Tokens, base_prefix, head_dim,
+    heads::{VocabHead, VocabParts},
     parse_fields, positive,
     post_norm::{Block, Parts},
 };
@@ -17,7 +17,6 @@ use crate::{
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass},
     lora::Slot,
-    mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
     weights::Weights,
 };
@@ -241,11 +240,18 @@ impl Architecture for Bert {
         self.blocks[layer].forward(x, pass)
     }
 
-    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
+    fn reads(&self) -> Reads {
+        match &self.head {
+            BertHead::Classifier { .. } => Reads::First,
+            BertHead::Bare { .. } | BertHead::Vocabulary(_) => Reads::Everywhere,
+        }
+    }
+
+    fn head(&self, hidden: &Tensor, train: bool) -> Tensor {
         match &self.head {
             BertHead::Bare { .. } => hidden.shallow_clone(),
             BertHead::Classifier { pooler, out, dropout } => {
-                let pooled = pooler.forward(&first_token(hidden, mask), train).tanh();
+                let pooled = pooler.forward(hidden, train).tanh();
                 out.forward(&pooled.dropout(*dropout, train), train)
             }
             BertHead::Vocabulary(head) => head.forward(hidden, train),

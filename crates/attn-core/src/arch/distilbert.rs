@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Tokens, base_prefix, head_dim,
-    heads::{VocabHead, VocabParts, first_token},
+    Architecture, Reads, Tokens, base_prefix, head_dim,
+    heads::{VocabHead, VocabParts},
     parse_fields, positive,
     post_norm::{Block, Parts},
 };
@@ -17,7 +17,6 @@ use crate::{
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass},
     lora::Slot,
-    mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
     weights::Weights,
 };
@@ -189,11 +188,18 @@ impl Architecture for DistilBert {
         self.blocks[layer].forward(x, pass)
     }
 
-    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
+    fn reads(&self) -> Reads {
+        match &self.head {
+            EncoderHead::Classifier { .. } => Reads::First,
+            EncoderHead::Bare | EncoderHead::Vocabulary(_) => Reads::Everywhere,
+        }
+    }
+
+    fn head(&self, hidden: &Tensor, train: bool) -> Tensor {
         match &self.head {
             EncoderHead::Bare => hidden.shallow_clone(),
             EncoderHead::Classifier { pre, out, dropout } => {
-                let pooled = pre.forward(&first_token(hidden, mask), train).relu();
+                let pooled = pre.forward(hidden, train).relu();
                 out.forward(&pooled.dropout(*dropout, train), train)
             }
             EncoderHead::Vocabulary(head) => head.forward(hidden, train),

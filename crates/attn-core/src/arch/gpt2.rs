@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Tokens, base_prefix, head_dim, heads::DecoderHead, parse_fields, positive,
+    Architecture, Reads, Tokens, base_prefix, head_dim, heads::DecoderHead, parse_fields, positive,
 };
 use crate::{
     Error,
@@ -16,7 +16,6 @@ use crate::{
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass, Naming},
     lora::Slot,
-    mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor},
     weights::Weights,
 };
@@ -210,7 +209,7 @@ impl Architecture for Gpt2 {
     fn block(&self, layer: usize, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
         let block = &self.blocks[layer];
         let attended = block.attn.forward(&block.ln_1.forward(x), pass)?;
-        let x = x + attended.dropout(block.dropout, pass.train);
+        let x = pass.wanted(x) + attended.dropout(block.dropout, pass.train);
         let inner = block.act.forward(&block.up.forward(&block.ln_2.forward(&x), pass.train));
         let fed = block.down.forward(&inner, pass.train);
         Ok(x + fed.dropout(block.dropout, pass.train))
@@ -220,8 +219,12 @@ impl Architecture for Gpt2 {
         self.norm.forward(x)
     }
 
-    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
-        self.head.forward(hidden, mask, train)
+    fn reads(&self) -> Reads {
+        self.head.reads()
+    }
+
+    fn head(&self, hidden: &Tensor, train: bool) -> Tensor {
+        self.head.forward(hidden, train)
     }
 
     fn layers(&self) -> Vec<&AttnLayer> {

@@ -1,11 +1,11 @@
 //! What models end in. Decoders differ from each other in names alone, and so do the masked-LM heads of encoders.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use super::Reads;
 use crate::{
     Error,
     config::Head,
-    mask::Mask,
     nn::{Activation, Embedding, LayerNorm, Layout, Linear, Visitor, product},
     weights::{Init, Weights},
 };
@@ -55,12 +55,18 @@ impl DecoderHead {
         })
     }
 
-    pub(super) fn forward(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
+    pub(super) fn reads(&self) -> Reads {
+        match self {
+            Self::Classifier(_) => Reads::Last,
+            Self::Bare | Self::Tied(_) | Self::Untied(_) => Reads::Everywhere,
+        }
+    }
+
+    pub(super) fn forward(&self, hidden: &Tensor, train: bool) -> Tensor {
         match self {
             Self::Bare => hidden.shallow_clone(),
             Self::Tied(weight) => product(hidden, weight, None),
-            Self::Untied(linear) => linear.forward(hidden, train),
-            Self::Classifier(linear) => linear.forward(&last_token(hidden, mask), train),
+            Self::Untied(linear) | Self::Classifier(linear) => linear.forward(hidden, train),
         }
     }
 
@@ -85,7 +91,7 @@ pub(super) struct VocabParts {
     pub(super) std: f64,
 }
 
-/// An encoder's masked-LM head: `[batch, seq_len, hidden_size] -> [batch, seq_len, vocab_size]`.
+/// An encoder's masked-LM head: `[.., hidden_size] -> [.., vocab_size]`.
 #[derive(Debug)]
 pub(super) struct VocabHead {
     transform: Linear,
@@ -165,25 +171,4 @@ impl VocabProjector {
         }
         f(self.names[1], &self.bias);
     }
-}
-
-/// The hidden state of each row's last real token: `[batch, seq_len, hidden] -> [batch, hidden]`.
-///
-/// transformers takes the last token that is not the padding token, which is the same where padding is no text token.
-fn last_token(hidden: &Tensor, mask: &Mask) -> Tensor {
-    let [_, seq_len, size] = hidden.size()[..] else {
-        unreachable!("hidden states have three axes")
-    };
-    let Some(keep) = mask.keep() else { return hidden.select(1, seq_len - 1) };
-    let place = Tensor::arange(seq_len, (Kind::Int64, keep.device()));
-    let last = (keep.to_kind(Kind::Int64) * place).argmax(1, true); // [b, 1]
-    hidden.gather(1, &last.unsqueeze(-1).expand([-1, 1, size], false), false).squeeze_dim(1)
-}
-
-/// The hidden state of each row's first real token: `[batch, seq_len, hidden] -> [batch, hidden]`.
-pub(super) fn first_token(hidden: &Tensor, mask: &Mask) -> Tensor {
-    let size = hidden.size()[2];
-    let Some(keep) = mask.keep() else { return hidden.select(1, 0) };
-    let first = keep.to_kind(Kind::Int64).argmax(1, true); // [b, 1]
-    hidden.gather(1, &first.unsqueeze(-1).expand([-1, 1, size], false), false).squeeze_dim(1)
 }

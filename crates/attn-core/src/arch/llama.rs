@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Tokens, base_prefix, head_dim, heads::DecoderHead, parse_fields, positive,
+    Architecture, Reads, Tokens, base_prefix, head_dim, heads::DecoderHead, parse_fields, positive,
 };
 use crate::{
     Error,
@@ -15,7 +15,6 @@ use crate::{
     config::{self, Head, Sizes},
     layer::{AttnLayer, LayerPass, Naming},
     lora::Slot,
-    mask::Mask,
     nn::{Activation, Embedding, Layout, Linear, RmsNorm, Visitor},
     rotary::{RopeConfig, Rotary},
     weights::Weights,
@@ -239,7 +238,7 @@ impl Architecture for Llama {
 
     fn block(&self, layer: usize, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
         let block = &self.blocks[layer];
-        let x = x + block.attn.forward(&block.attn_norm.forward(x), pass)?;
+        let x = pass.wanted(x) + block.attn.forward(&block.attn_norm.forward(x), pass)?;
         let normed = block.mlp_norm.forward(&x);
         let [gate, up] = [&block.gate, &block.up].map(|part| part.forward(&normed, pass.train));
         Ok(x + block.down.forward(&(block.act.forward(&gate) * up), pass.train))
@@ -249,8 +248,12 @@ impl Architecture for Llama {
         self.norm.forward(x)
     }
 
-    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor {
-        self.head.forward(hidden, mask, train)
+    fn reads(&self) -> Reads {
+        self.head.reads()
+    }
+
+    fn head(&self, hidden: &Tensor, train: bool) -> Tensor {
+        self.head.forward(hidden, train)
     }
 
     fn rotary(&self) -> Option<&Rotary> {

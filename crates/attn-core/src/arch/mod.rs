@@ -1,7 +1,7 @@
 //! Pretrained architectures, one file each.
 
 use serde_json::{Map, Value};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
@@ -32,12 +32,43 @@ pub struct Tokens<'a> {
     pub types: Option<&'a Tensor>,
 }
 
+/// Which positions a head reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// All of them.
+    Everywhere,
+    /// Each row's first real token.
+    First,
+    /// Each row's last real token. transformers takes the last one that is not the padding token, which is the same where
+    /// padding is no text token.
+    Last,
+}
+
+impl Reads {
+    /// The places read, `[batch]`, in the flattened batch (row · seq_len + position); `None` for all. `mask`: of
+    /// `[batch, seq_len]` tokens.
+    pub(crate) fn places(self, mask: &Mask, size: [i64; 2], device: Device) -> Option<Tensor> {
+        let [batch, seq_len] = size;
+        let real = mask.keep().map(|keep| keep.to_kind(Kind::Int64));
+        let ordinal = Tensor::arange(seq_len, (Kind::Int64, device));
+        let position = match (self, real) {
+            (Self::Everywhere, _) => return None,
+            (Self::First, None) => ordinal.narrow(0, 0, 1),
+            (Self::First, Some(real)) => real.argmax(1, false),
+            (Self::Last, None) => ordinal.narrow(0, seq_len - 1, 1),
+            (Self::Last, Some(real)) => (real * ordinal).argmax(1, false),
+        };
+        Some(Tensor::arange(batch, (Kind::Int64, device)) * seq_len + position)
+    }
+}
+
 /// A pretrained architecture: what surrounds its attention layers.
 pub trait Architecture: std::fmt::Debug + Send {
     /// `[batch, seq_len] -> [batch, seq_len, hidden_size]`.
     fn embed(&self, tokens: &Tokens<'_>, train: bool) -> Tensor;
 
-    /// One block: attention and feed-forward with their residuals and norms.
+    /// One block: attention and feed-forward with their residuals and norms. `[batch, seq_len, hidden_size]`, or
+    /// `[n, hidden_size]` where [`LayerPass::at`] names n places.
     ///
     /// # Errors
     /// As [`AttnLayer::forward`].
@@ -48,8 +79,12 @@ pub trait Architecture: std::fmt::Debug + Send {
         x.shallow_clone()
     }
 
-    /// The logits: `[batch, seq_len, vocab_size]` or `[batch, n_classes]`; `hidden` itself where there is no head.
-    fn head(&self, hidden: &Tensor, mask: &Mask, train: bool) -> Tensor;
+    /// Which positions the head reads.
+    fn reads(&self) -> Reads;
+
+    /// The logits of hidden states that it reads: `[.., hidden_size] -> [.., vocab_size or n_classes]`; `hidden` itself
+    /// where there is no head.
+    fn head(&self, hidden: &Tensor, train: bool) -> Tensor;
 
     /// The rotation of queries and keys, where there is one.
     fn rotary(&self) -> Option<&Rotary> {

@@ -83,7 +83,7 @@ impl Block {
 
     pub(super) fn forward(&self, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
         let attended = self.attn.forward(x, pass)?.dropout(self.dropout[1], pass.train);
-        let x = self.attn_norm.forward(&(x + attended));
+        let x = self.attn_norm.forward(&(pass.wanted(x) + attended));
         let inner = self.act.forward(&self.up.forward(&x, pass.train));
         let fed = self.down.forward(&inner, pass.train);
         Ok(self.norm.forward(&(&x + fed.dropout(self.dropout[2], pass.train))))
