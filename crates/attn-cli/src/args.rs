@@ -159,7 +159,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) max_new_tokens: Option<usize>,
 
     /// What logits are divided by before a token is drawn; 0 takes the likeliest one
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
     /// Draw from the K likeliest tokens alone
@@ -317,7 +317,7 @@ FILE is a TOML file:
   [grid]                            each setting with its values; every combination is run
   train.lr = [2.5e-4, 5e-4]
   train.epochs = [4]
-  [[run]]                           a setting beside those of the grid, as often as wanted
+  [[run]]                           a setting that the grid is run under, as often as wanted
   name = \"window\"
   attention.kind = \"window\"
 

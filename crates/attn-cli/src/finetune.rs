@@ -311,15 +311,15 @@ fn add_lora(config: &Finetune, model: &mut Model) -> Result<TrainConfig> {
     let mut training = config.train.clone();
     let Some(lora) = &config.lora else { return Ok(training) };
     model.add_lora(&lora.lora(), config.train.seed)?;
-    if lora.save == SaveAs::Adapter {
-        model.check_export()?;
-    }
     let mut freeze = vec!["*".to_owned(), "!*.lora_*".to_owned()];
     // A language model's head was trained; it may be the embedding, too.
     let head = if config.prompt.is_none() { model.head_parameters() } else { Vec::new() };
     freeze.extend(head.into_iter().map(|name| format!("!{name}")));
     freeze.append(&mut training.freeze);
     training.freeze = freeze;
+    if lora.save == SaveAs::Adapter {
+        model.check_export(&trained(model, &training)?)?;
+    }
     Ok(training)
 }
 
@@ -555,7 +555,9 @@ fn print(summary: &Summary, start: &Start<Finetune>, out: &mut dyn Write) -> Res
         let model = quoted(&format!("model={shown_model}"));
         format!("--set {model}{weights} --set head=saved {other}")
     };
-    writeln!(out, "  another attention    {}", again(other))?;
+    // An adapter is saved beside its base model as it is.
+    let merged = if saves_adapter { " --set lora.save=merged" } else { "" };
+    writeln!(out, "  another attention    {}", again(&format!("{other}{merged}")))?;
     if !saves_adapter {
         writeln!(out, "  swapped when tuned   {}", again(&tuned))?;
     }

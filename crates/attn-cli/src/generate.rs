@@ -58,9 +58,10 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
         write!(out, "{text}")?;
         out.flush()?;
     }
-    let n_all = ids.len() + limits.max_new_tokens;
+    let n_all = ids.len().saturating_add(limits.max_new_tokens);
     let trained = model.config().sizes.max_positions;
-    if model.config().sizes.position_table.is_none() && n_all as i64 > trained {
+    let is_within = i64::try_from(n_all).is_ok_and(|n| n <= trained);
+    if model.config().sizes.position_table.is_none() && !is_within {
         tracing::warn!(
             "prompt and new tokens are up to {n_all}, and the model was trained on {trained} positions: expect it to get \
              worse beyond them"

@@ -16,6 +16,7 @@ use attn_data::{
 
 use serde::Serialize;
 use serde_json::Value;
+use tch::Kind;
 
 use crate::{args::Init, config::find_path, data::name_column, monitor::grouped};
 
@@ -94,7 +95,12 @@ pub(crate) fn load_model(
             Head::Classifier { .. } => WantedHead::NewClassifier(config.classes()),
             _ => WantedHead::AsSaved,
         };
-        let with_head = LoadOptions { head, ..options.clone() };
+        // Its base is told from others, and it is added up, in f32.
+        let kind = match options.kind {
+            Kind::Half | Kind::BFloat16 => Kind::Float,
+            other => other,
+        };
+        let with_head = LoadOptions { head, kind, ..options.clone() };
         let (mut model, report) = Model::load(&base_path, &with_head)?;
         let held = model.load_adapter(path)?;
         // A head made anew that the adapter does not bring is nobody's.
@@ -106,10 +112,13 @@ pub(crate) fn load_model(
                  modules it was trained with (`modules_to_save`)"
             );
             // Trained beside the base model's own head.
-            (model, _) = Model::load(&base_path, options)?;
+            (model, _) = Model::load(&base_path, &LoadOptions { kind, ..options.clone() })?;
             model.load_adapter(path)?;
         }
         model.merge_lora()?;
+        if kind != options.kind {
+            model.to_kind(options.kind);
+        }
         tracing::info!("adapter `{}` merged into `{base}`", path.display());
         Ok(model)
     };

@@ -89,7 +89,7 @@ pub enum Error {
 
     /// An adapter belongs to another model.
     #[error(
-        "`{}` is no adapter of this model:\n  {}\nhint: it was made for `{base}`",
+        "`{}` is no adapter of this model:\n  {}\nhint: it was trained beside `{base}`, as that was then",
         path.display(),
         problems.join("\n  ")
     )]

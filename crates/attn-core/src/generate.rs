@@ -61,7 +61,9 @@ impl Sampling {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return refuse("top_p", self.top_p, "a share above 0, at most 1");
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+        // As it is used: logits are of f32.
+        let penalty = self.repetition_penalty as f32;
+        if !(penalty.is_finite() && penalty > 0.0) {
             return refuse("repetition_penalty", self.repetition_penalty, "a number above 0");
         }
         Ok(())
@@ -284,14 +286,15 @@ fn check(model: &Model, prompts: &[Vec<i64>], limits: &Limits) -> Result<(), Err
     }
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     // The last token is predicted, never read.
-    let n_read = longest + limits.max_new_tokens.saturating_sub(1);
+    let n_read = longest.saturating_add(limits.max_new_tokens.saturating_sub(1));
     match model.config().sizes.position_table {
-        Some(rows) if n_read as i64 > rows => refuse(format!(
+        Some(rows) if i64::try_from(n_read).is_ok_and(|n| n <= rows) => Ok(()),
+        Some(rows) => refuse(format!(
             "{longest} tokens and {} new ones do not fit the model's {rows} positions\nhint: at most {} new tokens",
             limits.max_new_tokens,
             (rows - longest as i64 + 1).max(0)
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -394,6 +397,7 @@ mod tests {
             ("top_p", Sampling { top_p: 0.0, ..d() }),
             ("top_p", Sampling { top_p: 1.1, ..d() }),
             ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..d() }),
+            ("repetition_penalty", Sampling { repetition_penalty: 1e-300, ..d() }),
         ];
         for (name, sampling) in wrong {
             match sampling.validate() {

@@ -298,7 +298,7 @@ impl AttnLayer {
                 pass.tap.z.push(none(q_len, self.dims.head_dim));
             }
             let zeros = Tensor::zeros([b, q_len, 0], (hidden.kind(), hidden.device()));
-            return Ok(self.out.forward(&zeros, pass.train));
+            return Ok(self.out.forward(&pass.wanted(&zeros), pass.train));
         }
         if let Some(source) = &pass.source {
             self.check_source(source, pass.rotary.is_some(), pass.state.is_some(), b)?;

@@ -363,15 +363,16 @@ impl Model {
         self.structure_changed()
     }
 
-    /// Whether the adapters fit PEFT's format.
+    /// Whether the adapters, and the parameters `trained` that were trained whole, fit PEFT's format.
     ///
     /// # Errors
-    /// [`Error::Lora`] where they do not, or where there are none.
-    pub fn check_export(&self) -> Result<(), Error> {
+    /// [`Error::Lora`] where they do not, or where there are no adapters.
+    pub fn check_export(&self, trained: &[String]) -> Result<(), Error> {
         let names = self.parameters();
         if self.lora.is_none() {
             return Err(problem("save", "there are no adapters to save".into()));
         }
+        self.refuse_tied(trained.iter().map(String::as_str), "save")?;
         match names.iter().find(|(name, _)| is_adapter(name) && is_partial(name)) {
             Some((name, _)) => Err(problem(
                 "qkv_ranks",
@@ -397,7 +398,7 @@ impl Model {
         trained: &[String],
         files: &[(String, Vec<u8>)],
     ) -> Result<(), Error> {
-        self.check_export()?;
+        self.check_export(trained)?;
         let lora = self.lora.as_ref().expect("checked above");
         let is_kept = |name: &str| is_adapter(name) || trained.iter().any(|other| other == name);
         let tensors: Vec<(String, Tensor)> = self
@@ -507,6 +508,7 @@ impl Model {
                 }
             }
         }
+        self.refuse_tied(whole.iter().map(|(name, _)| name.as_str()), "modules_to_save")?;
         let strangers =
             found.values().map(|stored| format!("{stored}: no such matrix in the model"));
         misfits.extend(strangers);
@@ -516,11 +518,14 @@ impl Model {
         let is_base = |name: &str| whole.iter().all(|(other, _)| other != name);
         if let Some(base) = read_metadata(&path)?.get(BASE_KEY)
             && misfits.is_empty()
-            // In f16 the values are others than those that were stored in f32.
-            && self.kind != Kind::Half
             && *base != self.fingerprint(&is_base)
         {
-            misfits.push("the weights it was trained beside are others than the model's".into());
+            let mut misfit =
+                "the weights it was trained beside are others than the model's".to_owned();
+            if self.kind == Kind::Half {
+                misfit += ", as they are in f16: load the model in f32, the adapter, then convert";
+            }
+            misfits.push(misfit);
         }
         if !misfits.is_empty() {
             return Err(Error::Adapter { path, base: settings.base, problems: misfits });
@@ -555,6 +560,24 @@ impl Model {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a parameter trained whole that the head shares: PEFT keeps a copy, and the head the old one.
+    fn refuse_tied<'a>(
+        &self,
+        mut trained: impl Iterator<Item = &'a str>,
+        field: &'static str,
+    ) -> Result<(), Error> {
+        let Some(tied) = self.arch.tied().filter(|&tied| trained.any(|name| name == tied)) else {
+            return Ok(());
+        };
+        Err(problem(
+            field,
+            format!(
+                "`{tied}` was trained whole and is the head's matrix as well, which PEFT takes apart\nhint: merge the \
+                 adapters (save = \"merged\"), or leave it frozen"
+            ),
+        ))
     }
 
     /// Tells models apart: a hash of names, shapes and a few hundred values, spread evenly, of each parameter that
@@ -640,6 +663,12 @@ impl Settings {
             if is_set(field) {
                 return refuse(field, "it not to be set: it is not supported");
             }
+        }
+        // The others change the base model when they are loaded.
+        if let Some(Value::String(init)) = json.get("init_lora_weights")
+            && !matches!(init.as_str(), "gaussian" | "orthogonal" | "eva")
+        {
+            return refuse("init_lora_weights", "true, false, \"gaussian\" or absent");
         }
         if !matches!(text("bias"), None | Some("none")) {
             return refuse("bias", "\"none\"");

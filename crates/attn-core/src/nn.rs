@@ -229,8 +229,8 @@ impl Embedding {
         [rows, width]: [i64; 2],
         std: f64,
     ) -> Result<Self, Error> {
-        let name = name.into();
-        let weight = weights.get(&format!("{name}.weight"), &[rows, width], Init::Normal(std))?;
+        let name = format!("{}.weight", name.into());
+        let weight = weights.get(&name, &[rows, width], Init::Normal(std))?;
         Ok(Self { name, weight })
     }
 
@@ -239,9 +239,14 @@ impl Embedding {
         Tensor::embedding(&self.weight, ids, -1, false, false)
     }
 
+    /// The parameter's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Names the parameter.
     pub fn visit(&self, f: &mut Visitor<'_>) {
-        f(&format!("{}.weight", self.name), &self.weight);
+        f(&self.name, &self.weight);
     }
 }
 

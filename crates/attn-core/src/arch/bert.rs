@@ -240,6 +240,11 @@ impl Architecture for Bert {
         self.blocks[layer].forward(x, pass)
     }
 
+    fn tied(&self) -> Option<&str> {
+        matches!(&self.head, BertHead::Vocabulary(head) if head.is_tied())
+            .then(|| self.tokens.name())
+    }
+
     fn reads(&self) -> Reads {
         match &self.head {
             BertHead::Classifier { .. } => Reads::First,

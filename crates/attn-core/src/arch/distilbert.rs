@@ -188,6 +188,11 @@ impl Architecture for DistilBert {
         self.blocks[layer].forward(x, pass)
     }
 
+    fn tied(&self) -> Option<&str> {
+        matches!(&self.head, EncoderHead::Vocabulary(head) if head.is_tied())
+            .then(|| self.tokens.name())
+    }
+
     fn reads(&self) -> Reads {
         match &self.head {
             EncoderHead::Classifier { .. } => Reads::First,

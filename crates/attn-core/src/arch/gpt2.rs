@@ -219,6 +219,10 @@ impl Architecture for Gpt2 {
         self.norm.forward(x)
     }
 
+    fn tied(&self) -> Option<&str> {
+        matches!(self.head, DecoderHead::Tied(_)).then(|| self.tokens.name())
+    }
+
     fn reads(&self) -> Reads {
         self.head.reads()
     }

@@ -122,6 +122,10 @@ impl VocabHead {
         self.projector.forward(&self.norm.forward(&transformed))
     }
 
+    pub(super) fn is_tied(&self) -> bool {
+        self.projector.tied
+    }
+
     /// `[vocab_size]`.
     pub(super) fn bias(&self) -> &Tensor {
         &self.projector.bias

@@ -86,6 +86,9 @@ pub trait Architecture: std::fmt::Debug + Send {
     /// where there is no head.
     fn head(&self, hidden: &Tensor, train: bool) -> Tensor;
 
+    /// The parameter of the embedding that the head shares, where it does.
+    fn tied(&self) -> Option<&str>;
+
     /// The rotation of queries and keys, where there is one.
     fn rotary(&self) -> Option<&Rotary> {
         None
