@@ -43,6 +43,9 @@ use crate::{
     },
 };
 
+/// Seeds of the documents that runs are scored on begin here: far from those that runs are given.
+const HELD_OUT: u64 = 0x6865_6c64_0000;
+
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Summary {
@@ -433,7 +436,8 @@ impl Documents {
             };
             for index in 0..choice.hold_out.get() {
                 // The seed is no part of it: runs are scored on the same documents.
-                let document = haystack.document(&recipe, tokenizer, *kind as u64, index as u64)?;
+                let document =
+                    haystack.document(&recipe, tokenizer, HELD_OUT + *kind as u64, index as u64)?;
                 all.kinds.push(*kind);
                 all.rows.push(Encoded { ids: document.ids, label: None, index: all.rows.len() });
                 let tokens = document.answers.into_iter().map(|answer| answer.tokens);

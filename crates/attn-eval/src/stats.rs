@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-pub use paired::{Discordant, Paired, compare_over_seeds};
+pub use paired::{Discordant, Paired, compare_over_seeds, discordant};
 pub use rank::{Correlation, kendall, spearman};
 pub use student::mean_interval;
 

@@ -224,7 +224,7 @@ fn is_draft(name: &str) -> bool {
     name == "env.json" || name == LOCK_FILE || name.starts_with(".tmp")
 }
 
-/// The settings of the grid, then those that have names. `sets` go to every run.
+/// Every combination of the grid, under each of the runs that have names where there are any. `sets` go to every run.
 fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
     if let Some(seeds) = &file.seeds {
         ensure!(
@@ -239,10 +239,16 @@ fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
         sets.iter().filter_map(|pair| Some(pair.split_once('=')?.0.trim())).collect();
     // What does not vary, `--set` may change as it may any config.
     grid.retain(|(key, values)| values.len() > 1 || !set_keys.contains(&key.as_str()));
-    let mut all = if grid.is_empty() && !file.run.is_empty() { Vec::new() } else { product(&grid) };
-    for table in &file.run {
-        all.push(named(table)?);
-    }
+    let all = match &file.run[..] {
+        [] => product(&grid),
+        runs => {
+            let named: Vec<Setting> = runs.iter().map(named).collect::<Result<_>>()?;
+            named
+                .iter()
+                .flat_map(|run| product(&grid).into_iter().map(|of| of.under(run)))
+                .collect()
+        }
+    };
     for setting in &all {
         for (key, _) in &setting.values {
             ensure!(
@@ -252,6 +258,12 @@ fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
             ensure!(
                 key != "name",
                 "`name` is among the settings, and runs are named by what varies"
+            );
+            let is_same = |(other, _): &&(String, Value)| other == key;
+            ensure!(
+                setting.values.iter().filter(is_same).count() == 1,
+                "`{key}` is set by the grid and by the `[[run]]` behind `{}`",
+                setting.name
             );
             ensure!(
                 !set_keys.contains(&key.as_str()),
@@ -296,6 +308,9 @@ fn flatten_grid(prefix: &str, table: &Table, into: &mut Vec<(String, Vec<Value>)
     Ok(())
 }
 
+/// The name of a setting that changes nothing.
+const BASE: &str = "base";
+
 /// Every combination, the first key varying slowest.
 fn product(grid: &[(String, Vec<Value>)]) -> Vec<Setting> {
     let mut combinations: Vec<Vec<(String, Value)>> = vec![Vec::new()];
@@ -326,9 +341,22 @@ fn product(grid: &[(String, Vec<Value>)]) -> Vec<Setting> {
                 format!("{}={text}", label(key))
             })
             .collect();
-        if parts.is_empty() { "base".to_owned() } else { parts.join(",") }
+        if parts.is_empty() { BASE.to_owned() } else { parts.join(",") }
     };
     combinations.into_iter().map(|values| Setting { name: name(&values), values }).collect()
+}
+
+impl Setting {
+    /// This one of the grid with what `run` sets.
+    fn under(mut self, run: &Self) -> Self {
+        let name = if self.name == BASE {
+            run.name.clone()
+        } else {
+            format!("{},{}", run.name, self.name)
+        };
+        self.values.splice(0..0, run.values.iter().cloned());
+        Self { name, ..self }
+    }
 }
 
 /// A `[[run]]`.
@@ -419,16 +447,47 @@ mod tests {
     }
 
     #[test]
-    fn named_runs_stand_beside_the_grid_and_without_one_alone() {
+    fn named_runs_go_through_the_grid() {
         let run = "[[run]]\nname = 'w'\nattention = { kind = 'window', size = 4 }\n[[run]]\nname = 'plain'";
         assert_eq!(names(run), ["w", "plain"]);
         assert_eq!(
             names(&format!("{run}\n[grid]\ntrain.lr = [1.0, 2.0]")),
-            ["lr=1.0", "lr=2.0", "w", "plain"]
+            ["w,lr=1.0", "w,lr=2.0", "plain,lr=1.0", "plain,lr=2.0"]
         );
+        let all = parse(&format!("{run}\n[grid]\ntrain.lr = [1.0]")).unwrap();
+        let of = |setting: &Setting| -> Vec<String> {
+            setting.values.iter().map(|(key, value)| format!("{key}={value}")).collect()
+        };
+        assert_eq!(all[0].name, "w");
+        assert_eq!(of(&all[0]), ["attention.kind=\"window\"", "attention.size=4", "train.lr=1.0"]);
+        assert_eq!(of(&all[1]), ["train.lr=1.0"]);
         let [window, plain] = &parse(run).unwrap()[..] else { panic!() };
         assert_eq!(window.values[1], ("attention.size".into(), Value::Integer(4)));
         assert!(plain.values.is_empty());
+    }
+
+    /// "Costs 12 runs ...", their headers say.
+    #[test]
+    fn bundled_sweeps_are_of_as_many_runs_as_they_say() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/sweep");
+        let files = fs::read_dir(configs).unwrap().map(|entry| entry.unwrap().path());
+        let mut n_files = 0;
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            let (before, _) = text.split_once(" runs").expect("the header counts the runs");
+            let said: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+            let args = SweepArgs {
+                file: file.clone(),
+                set: Vec::new(),
+                out: None,
+                device: "cpu".into(),
+                dry_run: true,
+            };
+            let plan = Plan::read(&args).unwrap_or_else(|error| panic!("{error:#}"));
+            assert_eq!(plan.runs.len(), said, "{}", file.display());
+            n_files += 1;
+        }
+        assert!(n_files >= 5, "{n_files}");
     }
 
     #[test]
@@ -445,6 +504,10 @@ mod tests {
             ("seeds = []", "`seeds` names no seed"),
             ("seeds = [3, 3]", "`3` stands twice in `seeds`"),
             ("[[run]]\ntrain.lr = 1", "a `[[run]]` has no `name`"),
+            (
+                "[[run]]\nname = 'a'\ntrain.lr = 1.0\n[grid]\ntrain.lr = [1.0, 2.0]",
+                "`train.lr` is set by the grid and by the `[[run]]` behind `a,lr=1.0`",
+            ),
             (
                 "[[run]]\nname = 'a'\n[[run]]\nname = 'a'",
                 "`a` stands twice in `the settings' names`",

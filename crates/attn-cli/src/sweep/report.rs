@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use attn_eval::stats::{Discordant, Interval, Paired, compare_over_seeds, mean_interval, spread};
+use attn_eval::stats::{
+    Discordant, Interval, Paired, compare_over_seeds, discordant, mean_interval, spread,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -15,13 +17,13 @@ use super::{
     Failure,
     plan::{Finished, Plan},
 };
-use crate::run_dir;
+use crate::{monitor::grouped, run_dir};
 
 /// Resamples of the bootstrap, and their seed.
 const N_RESAMPLES: usize = 10_000;
 const BOOTSTRAP_SEED: u64 = 0;
 
-/// Pairs of settings up to which all are compared; of more, each with the best alone.
+/// Pairs of settings up to which all are compared; of more, those that differ in one key, and each with the best.
 const MOST_PAIRS: usize = 15;
 
 /// `sweep.json`.
@@ -37,6 +39,9 @@ pub(super) struct Report {
     n_runs: usize,
     settings: Vec<Scored>,
     comparisons: Vec<Comparison>,
+    /// Pairs of settings that are not among them.
+    #[serde(skip)]
+    comparisons_left: usize,
     failed: Vec<Failed>,
 }
 
@@ -82,7 +87,8 @@ struct Comparison {
     second: String,
     /// Mean over seeds of the accuracy after training, first less second.
     difference: f64,
-    interval_95: Interval,
+    /// Absent where each seed reports on rows of its own.
+    interval_95: Option<Interval>,
     seeds: Vec<OfSeed>,
 }
 
@@ -142,11 +148,11 @@ impl Report {
             answers.push(of_setting);
         }
         let mut comparisons = Vec::new();
-        for (first, second) in pairs(&settings) {
-            let paired = compare(&answers[first], &answers[second])?;
+        let (chosen, comparisons_left) = pairs(&settings);
+        for (first, second) in chosen {
             let names = [first, second].map(|place| settings[place].name.clone());
-            match paired {
-                Some((seeds, paired)) => comparisons.push(Comparison::new(names, seeds, paired)),
+            match Comparison::of(&names, &answers[first], &answers[second])? {
+                Some(comparison) => comparisons.push(comparison),
                 None => tracing::warn!(
                     "`{}` and `{}` report on different rows, or share no seed: there is no paired test",
                     names[0],
@@ -166,6 +172,7 @@ impl Report {
             n_runs: plan.runs.len(),
             settings,
             comparisons,
+            comparisons_left,
             failed: failed.collect(),
         })
     }
@@ -279,7 +286,7 @@ impl Report {
                 "  {:<width$}  {:>9}%  {:<16}  {}",
                 label(pair),
                 signed(100. * pair.difference),
-                range(pair.interval_95, true),
+                pair.interval_95.map_or("-".into(), |interval| range(interval, true)),
                 tests.collect::<Vec<_>>().join("  ")
             )?;
         }
@@ -292,6 +299,20 @@ impl Report {
             out,
             "a pool would count each row once a seed, and is not corrected for the number of pairs."
         )?;
+        if self.comparisons.iter().any(|pair| pair.interval_95.is_none()) {
+            writeln!(
+                out,
+                "Where seeds report on rows of their own there is no interval over rows."
+            )?;
+        }
+        if self.comparisons_left > 0 {
+            writeln!(
+                out,
+                "Of many pairs only those that differ in one key, and each with the best: which is the best was seen \
+                 on these rows. {} left out.",
+                grouped(self.comparisons_left)
+            )?;
+        }
         Ok(())
     }
 }
@@ -332,16 +353,52 @@ impl Figure {
 }
 
 impl Comparison {
-    fn new([first, second]: [String; 2], seeds: Vec<u64>, paired: Paired) -> Self {
-        let Paired { difference, interval, seeds: counts } = paired;
-        let seeds = seeds.into_iter().zip(counts);
-        Self {
-            first,
-            second,
-            difference,
-            interval_95: interval,
-            seeds: seeds.map(|(seed, counts)| OfSeed { seed, counts }).collect(),
+    /// Of two settings under the seeds that both have; `None` where there is none, or under one of them the two report
+    /// on different rows.
+    fn of(
+        [first, second]: &[String; 2],
+        a: &[(u64, Answers)],
+        b: &[(u64, Answers)],
+    ) -> Result<Option<Self>> {
+        let under = |seed: u64| b.iter().find(|(other, _)| *other == seed);
+        let common: Vec<(u64, &Answers, &Answers)> =
+            a.iter().filter_map(|(seed, a)| Some((*seed, a, &under(*seed)?.1))).collect();
+        let Some((_, model, _)) = common.first() else { return Ok(None) };
+        if common.iter().any(|(_, a, b)| a.rows != b.rows) {
+            return Ok(None);
         }
+        let (difference, interval_95, counts) = match common
+            .iter()
+            .all(|(_, a, _)| a.rows == model.rows)
+        {
+            true => {
+                let right = |side: fn(&(u64, &Answers, &Answers)) -> Vec<bool>| -> Vec<Vec<bool>> {
+                    common.iter().map(side).collect()
+                };
+                let (a, b) =
+                    (right(|(_, a, _)| a.right.clone()), right(|(_, _, b)| b.right.clone()));
+                let Paired { difference, interval, seeds } =
+                    compare_over_seeds(&a, &b, 0.95, N_RESAMPLES, BOOTSTRAP_SEED)?;
+                (difference, Some(interval), seeds)
+            }
+            false => {
+                let counts = common.iter().map(|(_, a, b)| discordant(&a.right, &b.right));
+                let counts = counts.collect::<Result<Vec<_>, _>>()?;
+                let of_seed = |(counts, (_, a, _)): (&Discordant, &(u64, &Answers, &Answers))| {
+                    (counts.only_first as f64 - counts.only_second as f64) / a.right.len() as f64
+                };
+                let sum: f64 = counts.iter().zip(&common).map(of_seed).sum();
+                (sum / common.len() as f64, None, counts)
+            }
+        };
+        let seeds = common.iter().map(|(seed, ..)| *seed).zip(counts);
+        Ok(Some(Self {
+            first: first.clone(),
+            second: second.clone(),
+            difference,
+            interval_95,
+            seeds: seeds.map(|(seed, counts)| OfSeed { seed, counts }).collect(),
+        }))
     }
 }
 
@@ -363,45 +420,40 @@ impl Answers {
     }
 }
 
-/// The pairs of settings to compare: all, or of many each with the best.
-fn pairs(settings: &[Scored]) -> Vec<(usize, usize)> {
+/// The pairs of settings to compare, and how many are left out.
+fn pairs(settings: &[Scored]) -> (Vec<(usize, usize)>, usize) {
     let mean = |place: &usize| settings[*place].after.as_ref().map(|figure| figure.mean);
     let scored: Vec<usize> = (0..settings.len()).filter(|place| mean(place).is_some()).collect();
-    let all = scored.iter().enumerate();
-    let all: Vec<(usize, usize)> = all
+    let all: Vec<(usize, usize)> = scored
+        .iter()
+        .enumerate()
         .flat_map(|(at, &first)| scored[at + 1..].iter().map(move |&second| (first, second)))
         .collect();
     if all.len() <= MOST_PAIRS {
-        return all;
+        return (all, 0);
     }
     let best = scored
         .iter()
         .copied()
         .max_by(|a, b| mean(a).unwrap_or_default().total_cmp(&mean(b).unwrap_or_default()));
-    let Some(best) = best else { return Vec::new() };
-    scored.into_iter().filter(|&other| other != best).map(|other| (best, other)).collect()
+    let chosen: Vec<(usize, usize)> = all
+        .iter()
+        .copied()
+        .filter(|&(first, second)| {
+            [first, second].map(Some).contains(&best)
+                || n_differing(&settings[first].set, &settings[second].set) == 1
+        })
+        // The best stands first.
+        .map(|(first, second)| if best == Some(second) { (second, first) } else { (first, second) })
+        .collect();
+    let left = all.len() - chosen.len();
+    (chosen, left)
 }
 
-/// Compares two settings under the seeds that both have, where all report on the same rows.
-fn compare(
-    first: &[(u64, Answers)],
-    second: &[(u64, Answers)],
-) -> Result<Option<(Vec<u64>, Paired)>> {
-    let of = |side: &[(u64, Answers)], seed: u64| side.iter().position(|(s, _)| *s == seed);
-    let common: Vec<(u64, &Answers, &Answers)> = first
-        .iter()
-        .filter_map(|(seed, a)| Some((*seed, a, &second[of(second, *seed)?].1)))
-        .collect();
-    let Some((_, model, _)) = common.first() else { return Ok(None) };
-    if common.iter().any(|(_, a, b)| a.rows != model.rows || b.rows != model.rows) {
-        return Ok(None);
-    }
-    let right = |side: fn(&(u64, &Answers, &Answers)) -> Vec<bool>| -> Vec<Vec<bool>> {
-        common.iter().map(side).collect()
-    };
-    let (a, b) = (right(|(_, a, _)| a.right.clone()), right(|(_, _, b)| b.right.clone()));
-    let paired = compare_over_seeds(&a, &b, 0.95, N_RESAMPLES, BOOTSTRAP_SEED)?;
-    Ok(Some((common.iter().map(|(seed, ..)| *seed).collect(), paired)))
+/// How many keys have other values, or stand on one side alone.
+fn n_differing(first: &Map<String, Value>, second: &Map<String, Value>) -> usize {
+    let differing = first.iter().filter(|(key, value)| second.get(*key) != Some(value)).count();
+    differing + second.keys().filter(|key| !first.contains_key(*key)).count()
 }
 
 /// A line of a CSV file.
@@ -437,12 +489,74 @@ fn p(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn a_cell_with_a_comma_is_quoted() {
         let cells = ["lr=1,kind=x", "plain", "a \"b\""].map(ToOwned::to_owned);
         assert_eq!(line(cells.into_iter()), "\"lr=1,kind=x\",plain,\"a \"\"b\"\"\"\n");
+    }
+
+    fn scored(name: &str, set: Value, mean: f64) -> Scored {
+        let Value::Object(set) = set else { panic!("{set}") };
+        let after = Some(Figure { n: 1, mean, std: None, interval_95: None });
+        Scored { name: name.into(), set, before: None, after, runs: Vec::new() }
+    }
+
+    #[test]
+    fn of_many_settings_neighbours_and_the_best_are_compared() {
+        let settings: Vec<Scored> = [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 3)]
+            .into_iter()
+            .map(|(model, k)| {
+                let mean = if (model, k) == ("a", 3) { 0.9 } else { 0.5 };
+                scored("x", json!({"model": model, "k": k}), mean)
+            })
+            .collect();
+        assert_eq!(pairs(&settings[..4]).0.len(), 6, "few are all compared");
+        assert_eq!(pairs(&settings[..4]).1, 0);
+        let more: Vec<Scored> =
+            settings.into_iter().chain([scored("y", json!({"lr": 1.0}), 0.4)]).collect();
+        let (chosen, left) = pairs(&more);
+        let expected = [
+            (0, 1),
+            (2, 0),
+            (0, 3),
+            (2, 1),
+            (1, 4),
+            (2, 3),
+            (2, 4),
+            (2, 5),
+            (2, 6),
+            (3, 4),
+            (3, 5),
+            (4, 5),
+        ];
+        assert_eq!((chosen.as_slice(), left), (&expected[..], 21 - expected.len()));
+    }
+
+    #[test]
+    fn seeds_with_rows_of_their_own_are_tested_one_by_one() {
+        let answers = |first_row: usize, right: &[bool]| Answers {
+            rows: (0..right.len()).map(|i| (first_row + i, 0, String::new(), None)).collect(),
+            right: right.to_vec(),
+        };
+        let names = ["a".to_owned(), "b".to_owned()];
+        let a = [(0, answers(0, &[true, true, true, false])), (1, answers(9, &[true, false]))];
+        let b = [(0, answers(0, &[true, false, false, true])), (1, answers(9, &[true, true]))];
+        let apart = Comparison::of(&names, &a, &b).unwrap().unwrap();
+        assert!(apart.interval_95.is_none());
+        let counts: Vec<(u64, u64)> =
+            apart.seeds.iter().map(|of| (of.counts.only_first, of.counts.only_second)).collect();
+        assert_eq!(counts, [(2, 1), (0, 1)]);
+        assert!((apart.difference - (0.25 - 0.5) / 2.).abs() < 1e-12, "{}", apart.difference);
+
+        let together = Comparison::of(&names, &a[..1], &b[..1]).unwrap().unwrap();
+        assert!(together.interval_95.is_some());
+        let moved = [(0, answers(3, &[true; 4]))];
+        assert!(Comparison::of(&names, &a[..1], &moved).unwrap().is_none());
+        assert!(Comparison::of(&names, &a[..1], &b[1..]).unwrap().is_none(), "no seed in common");
     }
 
     #[test]

@@ -59,18 +59,27 @@ pub fn compare_over_seeds(
     let [a, b] = [means(first), means(second)];
     let interval = bootstrap_difference(&a, &b, confidence, n_resamples, seed)?;
     let difference = a.iter().zip(&b).map(|(a, b)| a - b).sum::<f64>() / n_rows as f64;
-    let seeds = first
-        .iter()
-        .zip(second)
-        .map(|(first, second)| {
-            let count = |wanted: (bool, bool)| {
-                first.iter().zip(second).filter(|&(a, b)| (*a, *b) == wanted).count() as u64
-            };
-            let (only_first, only_second) = (count((true, false)), count((false, true)));
-            Discordant { only_first, only_second, mcnemar_p: mcnemar(only_first, only_second) }
-        })
-        .collect();
-    Ok(Paired { difference, interval, seeds })
+    let seeds = first.iter().zip(second).map(|(first, second)| discordant(first, second));
+    Ok(Paired { difference, interval, seeds: seeds.collect::<Result<_, _>>()? })
+}
+
+/// Compares two models by which of the same rows each got right: `first[i]` and `second[i]` for row `i`.
+///
+/// # Errors
+///
+/// If there are no rows, or more on one side.
+pub fn discordant(first: &[bool], second: &[bool]) -> Result<Discordant, StatsError> {
+    if first.is_empty() {
+        return Err(StatsError::Empty { what: "rows" });
+    }
+    if first.len() != second.len() {
+        return Err(StatsError::Unpaired { n_first: first.len(), n_second: second.len() });
+    }
+    let count = |wanted: (bool, bool)| {
+        first.iter().zip(second).filter(|&(a, b)| (*a, *b) == wanted).count() as u64
+    };
+    let (only_first, only_second) = (count((true, false)), count((false, true)));
+    Ok(Discordant { only_first, only_second, mcnemar_p: mcnemar(only_first, only_second) })
 }
 
 #[cfg(test)]
