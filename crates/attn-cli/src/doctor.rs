@@ -152,18 +152,32 @@ fn threads(n_cores: usize, intra: i32, inter: i32) -> Check {
     }
 }
 
+/// The flag of a processor with matrix units for bf16.
+const BF16_UNITS: &str = "amx_bf16";
+
+fn field<'a>(cpuinfo: &'a str, key: &str) -> Option<&'a str> {
+    let value = |line: &'a str| Some(line.strip_prefix(key)?.split_once(':')?.1.trim());
+    cpuinfo.lines().find_map(value)
+}
+
+fn flags(cpuinfo: &str) -> &str {
+    field(cpuinfo, "flags").or_else(|| field(cpuinfo, "Features")).unwrap_or_default()
+}
+
+/// Whether this processor multiplies bf16 faster than f32.
+pub(crate) fn has_bf16_units() -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    flags(&cpuinfo).split(' ').any(|flag| flag == BF16_UNITS)
+}
+
 /// What decides which kind is fast: bf16 without matrix units for it is slower than f32.
 fn features(cpuinfo: &str) -> Check {
-    let line = |key: &str| {
-        let value = |line: &str| Some(line.strip_prefix(key)?.split_once(':')?.1.trim().to_owned());
-        cpuinfo.lines().find_map(value)
-    };
-    let model = line("model name").unwrap_or_else(|| env::consts::ARCH.to_owned());
-    let flags = line("flags").or_else(|| line("Features")).unwrap_or_default();
+    let model = field(cpuinfo, "model name").unwrap_or(env::consts::ARCH);
+    let flags = flags(cpuinfo);
     let known = ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16", "sve"];
     let has: Vec<&str> = flags.split(' ').filter(|flag| known.contains(flag)).collect();
-    let advice = match has.contains(&"amx_bf16") {
-        true => "bf16 is fast here",
+    let advice = match has.contains(&BF16_UNITS) {
+        true => "train.precision = \"bf16\" is fast here",
         false => "without amx_bf16: train in f32",
     };
     let has = if has.is_empty() { "no vector units that matter".to_owned() } else { has.join(" ") };
@@ -405,7 +419,7 @@ mod tests {
             info("avx512_bf16 avx2"),
             "Chip: avx512_bf16 avx2 (without amx_bf16: train in f32)"
         );
-        assert_eq!(info("amx_bf16"), "Chip: amx_bf16 (bf16 is fast here)");
+        assert_eq!(info("amx_bf16"), "Chip: amx_bf16 (train.precision = \"bf16\" is fast here)");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use attn_data::{
     hub::{Hub, progress_bar},
     tokenizer::TextTokenizer,
 };
+use attn_train::{Precision, TrainConfig};
 use serde::{Serialize, de::DeserializeOwned};
 use tch::Device;
 use toml::{Table, Value};
@@ -21,7 +22,7 @@ use crate::{
     Outcome,
     args::RunArgs,
     config::{self, Written},
-    monitor,
+    doctor, monitor,
     run_dir::{self, CONFIG_FILE, RunDir},
     settings::{Finetune, Pretrain},
     surgery::run_name,
@@ -47,6 +48,8 @@ pub(crate) trait RunConfig: Serialize + DeserializeOwned + PartialEq {
 
     /// Processor threads of one operation.
     fn threads(&self) -> Option<NonZeroU16>;
+
+    fn training(&self) -> &TrainConfig;
 }
 
 impl RunConfig for Finetune {
@@ -72,6 +75,10 @@ impl RunConfig for Finetune {
 
     fn threads(&self) -> Option<NonZeroU16> {
         self.threads
+    }
+
+    fn training(&self) -> &TrainConfig {
+        &self.train
     }
 }
 
@@ -103,6 +110,10 @@ impl RunConfig for Pretrain {
 
     fn threads(&self) -> Option<NonZeroU16> {
         self.threads
+    }
+
+    fn training(&self) -> &TrainConfig {
+        &self.train
     }
 }
 
@@ -140,6 +151,13 @@ impl<C: RunConfig> Start<C> {
             tch::set_num_threads(threads.get().into());
         }
         let device = attn_torch::device(&args.device)?;
+        let bf16 = config.training().precision == Precision::Bf16;
+        if bf16 && device == Device::Cpu && !doctor::has_bf16_units() {
+            tracing::warn!(
+                "`train.precision` is `bf16`, and this processor has no units for it (amx_bf16): expect half the speed of \
+                 f32"
+            );
+        }
         let hub = Hub::from_env().with_progress(progress_bar());
         Ok(Self { config, dir, device, hub, stop: Arc::default(), resume: args.resume })
     }

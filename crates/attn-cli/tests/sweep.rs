@@ -18,7 +18,7 @@ base = 'run.toml'
 seeds = [3, 4]
 [grid]
 train.lr = [1e-2, 1e-4]
-train.epochs = [3]
+train.epochs = [5]
 ";
 
 /// The folders of [`SWEEP`].
@@ -114,7 +114,7 @@ fn a_run_of_a_sweep_is_the_run_that_the_command_makes_alone() {
     let place = place();
     place.done("sweep rates.toml --out out");
 
-    place.done("finetune run.toml --set train.lr=1e-4 --set train.epochs=3 --seed 4 --out alone");
+    place.done("finetune run.toml --set train.lr=1e-4 --set train.epochs=5 --seed 4 --out alone");
 
     for file in ["model/model.safetensors", "predictions.jsonl", "metrics.jsonl"] {
         assert_eq!(

@@ -1,7 +1,9 @@
 //! The settings of a run.
 
 use attn_data::batch::BatchPlan;
+use attn_torch::Autocast;
 use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
 
 use crate::{
     error::{Error, Result},
@@ -44,6 +46,9 @@ pub struct TrainConfig {
     /// Whether activations between blocks alone are kept and the rest computed again in the backward pass: a third more
     /// work for a fraction of the memory.
     pub gradient_checkpointing: bool,
+    /// What matrix products are computed in while training: `f32`, or `bf16` on f32 weights (autocast), for machines with
+    /// units for it. Losses, norms and the optimizer stay in f32, and so does evaluation.
+    pub precision: Precision,
     /// Parameters that stay as they are: names as in the checkpoint, `*` standing for any characters. A pattern that
     /// begins with `!` takes back what earlier ones froze: `["*", "!classifier*"]` trains the classifier alone.
     pub freeze: Vec<String>,
@@ -64,6 +69,28 @@ pub struct TrainConfig {
     pub seed: u64,
 }
 
+/// What matrix products are computed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// As the weights are.
+    #[default]
+    F32,
+    /// bfloat16, 8 bits of mantissa with the range of f32, so that no loss has to be scaled. Micikevicius et al. 2017,
+    /// <https://arxiv.org/abs/1710.03740>; Kalamkar et al. 2019, <https://arxiv.org/abs/1905.12322>.
+    Bf16,
+}
+
+impl Precision {
+    /// The mode in which losses are computed, until it is dropped.
+    pub(crate) fn enter(self, device: Device) -> Result<Option<Autocast>> {
+        Ok(match self {
+            Self::F32 => None,
+            Self::Bf16 => Some(Autocast::new(device, Kind::BFloat16)?),
+        })
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -81,6 +108,7 @@ impl Default for TrainConfig {
             eps: 1e-8,
             clip_norm: 1.0,
             gradient_checkpointing: false,
+            precision: Precision::F32,
             freeze: Vec::new(),
             eval_every: 0,
             checkpoint_every: 0,

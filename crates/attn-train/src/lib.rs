@@ -48,7 +48,7 @@ mod tensorboard;
 mod train;
 
 pub use batch::{Batch, Batches, Examples, Needles};
-pub use config::TrainConfig;
+pub use config::{Precision, TrainConfig};
 pub use environment::Environment;
 pub use error::{BoxError, Error, Place, Result};
 pub use freeze::trainable;

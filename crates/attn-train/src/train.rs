@@ -287,7 +287,10 @@ impl<'a, 'm> Session<'a, 'm> {
             if count == 0 {
                 continue;
             }
-            let loss = self.run.objective.loss(self.model, batch, stream(index))?;
+            let loss = {
+                let _precision = config.precision.enter(self.model.device())?;
+                self.run.objective.loss(self.model, batch, stream(index))?
+            };
             losses.push((loss.detach(), count as f64 / n_targets as f64));
             // By its share of the targets, so that the sum is the gradient of one large batch.
             let part =
@@ -305,6 +308,7 @@ impl<'a, 'm> Session<'a, 'm> {
             let Self { model, run, optimizer, .. } = self;
             // The search asks for what recomputed activations do not give; the run ends with it.
             model.set_gradient_checkpointing(false)?;
+            let _precision = config.precision.enter(model.device())?;
             return Err(non_finite::find(
                 model,
                 run.objective,

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use attn_core::{ForwardOptions, Model, attention::Stream, testing::relative_rms};
 use attn_data::batch::{IGNORED, Side, collate, mask_tokens};
 use attn_train::{
-    Batch, CausalLm, Classification, Completion, Error, Event, MaskedLm, Objective, Run, Schedule,
-    TrainConfig, train,
+    Batch, CausalLm, Classification, Completion, Error, Event, MaskedLm, Objective, Precision, Run,
+    Schedule, TrainConfig, train,
 };
 use common::*;
 use tch::{Kind, Tensor};
@@ -437,6 +437,42 @@ fn one_batch_can_be_learnt_by_heart() {
         assert!(before > 0.4 && after < 0.02, "{}, {base}: {before} -> {after}", objective.name());
         assert_eq!(summary.step, 60);
         assert!(!model.parameters()[0].1.requires_grad(), "a trained model runs without a graph");
+    }
+}
+
+#[test]
+fn products_in_bf16_train_weights_in_f32() {
+    let plain = batch(Side::Right);
+    let cases: [(&dyn Objective, &str, &str); 3] = [
+        (&CausalLm, "llama", "lm"),
+        (&Classification, "gpt2", "classifier"),
+        (&Classification, "distilbert", "classifier"),
+    ];
+    for (objective, base, head) in cases {
+        let data = Fixed(vec![plain.clone()]);
+        let losses = |precision: Precision, gradient_checkpointing: bool| {
+            let mut model = model(base, head, 0.0, Kind::Float, 2);
+            let config = TrainConfig { precision, gradient_checkpointing, ..quick(60) };
+            let mut losses = Vec::new();
+            let run = Run {
+                observe: Box::new(|event| {
+                    if let Event::Step(progress) = event {
+                        losses.push(progress.loss);
+                    }
+                }),
+                ..Run::new(&config, objective, &data)
+            };
+            train(&mut model, run).unwrap();
+            assert!(model.parameters().iter().all(|(_, tensor)| tensor.kind() == Kind::Float));
+            losses.push(loss(objective, &model, &plain));
+            losses
+        };
+        let exact = losses(Precision::F32, false);
+        let rounded = losses(Precision::Bf16, false);
+        let gap = (rounded[0] - exact[0]).abs() / exact[0];
+        assert!(gap > 1e-7 && gap < 0.02, "{base}: {} and {}", exact[0], rounded[0]);
+        assert!(rounded[60] < 0.05, "{base}: {}", rounded[60]);
+        assert_eq!(losses(Precision::Bf16, true), rounded, "{base}: recomputed in bf16 as well");
     }
 }
 
