@@ -299,7 +299,7 @@ const EVAL_HELP: &str = "\
 OUT.json holds the accuracy with its 95 % interval, counts per class and every prediction;
 of a language model the loss in nats per token and the perplexity, with what was counted; with
 a prompt the log-likelihood of each answer, as lm-evaluation-harness counts it, and accuracy by
-it (acc) and by it per byte of the answer (acc_norm).
+it (acc) and by it per byte of the answer (acc_norm, which divides by characters).
 Data that `attn list` does not name is described as in the [data] table of a config
 (configs/README.md). A file without a `split_column` is one split, `train`.
 

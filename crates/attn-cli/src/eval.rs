@@ -387,7 +387,8 @@ fn score_language(
         grouped(language.n_rows),
         convention(&language)
     )?;
-    let per_text = (packs && is_causal).then(|| {
+    // Between separate texts stand tokens that are no part of any word.
+    let per_text = (packs && is_causal && is_running(texts)).then(|| {
         let n_tokens = rows.iter().map(|row| row.ids.len()).sum();
         PerText::new(language.loss_nats_per_token, n_tokens, texts)
     });

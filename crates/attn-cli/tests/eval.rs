@@ -333,13 +333,7 @@ fn asked(place: &Place, more: &str) -> Value {
 
 /// Some code of Python's, beside the last [`asked`]; `None` without a Python.
 fn python(place: &Place, test: &str, code: &str) -> Option<Ran> {
-    let Some(python) = std::env::var_os("ATTN_TEST_PYTHON") else {
-        let line = format!("\nSKIPPED {test}: ATTN_TEST_PYTHON names no Python\n");
-        // Past the capture of tests' output.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-        return None;
-    };
-    let mut command = std::process::Command::new(python);
+    let mut command = std::process::Command::new(common::python(test, "torch, transformers")?);
     command.args(["-c", code]).current_dir(place.path(""));
     Some(Ran::of(command.output().unwrap()))
 }

@@ -343,27 +343,22 @@ fn the_comparison_says_in_one_line_what_it_cannot_compare() {
 
 #[test]
 fn transformers_computes_the_same() {
-    let Some(python) = std::env::var_os("ATTN_TEST_PYTHON") else {
-        let line = b"\nSKIPPED transformers_computes_the_same: ATTN_TEST_PYTHON names no Python\n";
-        // Past the capture of tests' output.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line);
-        return;
-    };
+    let test = "transformers_computes_the_same";
+    let Some(python) = common::python(test, "torch, transformers") else { return };
     let place = place("gpt2", Head::LanguageModel);
     place.done(
         "forward --model m --input-ids ids.json --attentions --hidden-states --out o.safetensors",
     );
     let arguments = "--model m --ours o.safetensors --input-ids";
-    let python = python.to_str().unwrap();
 
-    let ran = compare(&place, python, &format!("{arguments} ids.json"));
+    let ran = compare(&place, &python, &format!("{arguments} ids.json"));
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
     assert!(ran.stdout.contains("0 of 6 tensors differ"), "{}", ran.stdout);
     place.write("other.json", r#"{"input_ids": [[5, 6, 7]]}"#);
-    let ran = compare(&place, python, &format!("{arguments} other.json"));
+    let ran = compare(&place, &python, &format!("{arguments} other.json"));
     assert_eq!(ran.code, 2, "{}{}", ran.stdout, ran.stderr);
     assert!(ran.stderr.contains("other ids or another model"), "{}", ran.stderr);
     place.write("o.safetensors", "torn");
-    let ran = compare(&place, python, &format!("{arguments} ids.json"));
+    let ran = compare(&place, &python, &format!("{arguments} ids.json"));
     assert_eq!(ran.code, 2, "{}{}", ran.stdout, ran.stderr);
 }

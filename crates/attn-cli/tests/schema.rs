@@ -179,11 +179,11 @@ fn what_is_found_of_needles_has_the_fields_of_the_schema() {
     check(&place.json("out.json"), "OUT.json of `needle`");
 }
 
-/// A sweep of two settings, one of which fails for one seed.
+/// A sweep of two named settings with two rates each, one of which fails.
 fn sweep(place: &Place) {
     place.write(
         "sweep.toml",
-        "base = 'run.toml'\nseeds = [1, 2]\n[grid]\ntrain.lr = [1e-2, 1e-3]\ntrain.max_steps = [4]\n[[run]]\nname = 'no'\nmodel = 'nowhere'",
+        "base = 'run.toml'\nseeds = [1, 2]\n[grid]\ntrain.lr = [1e-2, 1e-3]\ntrain.max_steps = [4]\n[[run]]\nname = 'yes'\n[[run]]\nname = 'no'\nmodel = 'nowhere'",
     );
     assert_eq!(place.attn("-q sweep sweep.toml --out out").code, 1);
 }
@@ -197,28 +197,13 @@ fn a_sweep_has_the_fields_of_the_schema() {
     check(&json, "`sweep.json`");
     assert_eq!(
         (json["settings"][2]["after"].clone(), json["failed"].as_array().unwrap().len()),
-        (Value::Null, 2)
+        (Value::Null, 4)
     );
     let described = fs::read_to_string(repository().join("results/SCHEMA.md")).unwrap();
     let header = place.read("out/sweep.csv").lines().next().unwrap().to_owned();
     for column in header.split(',').filter(|column| !column.contains('.')) {
         assert!(described.contains(&format!("`{column}`")), "{column}");
     }
-}
-
-/// The Python that reads what runs write, if it can; else says why not.
-fn python(test: &str, modules: &str) -> Option<String> {
-    let python = std::env::var("ATTN_TEST_PYTHON").ok();
-    let found = python.filter(|python| {
-        let ran = Command::new(python).args(["-c", &format!("import {modules}")]).output();
-        ran.is_ok_and(|ran| ran.status.success())
-    });
-    if found.is_none() {
-        let line = format!("\nSKIPPED {test}: ATTN_TEST_PYTHON names no Python with {modules}\n");
-        // Past the capture of tests' output.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-    }
-    found
 }
 
 fn script(place: &Place, python: &str, arguments: &[&str]) -> Ran {
@@ -228,7 +213,7 @@ fn script(place: &Place, python: &str, arguments: &[&str]) -> Ran {
 #[test]
 fn the_script_and_the_notebook_read_a_folder_of_runs() {
     let Some(python) =
-        python("the_script_and_the_notebook_read_a_folder_of_runs", "pandas, pyarrow")
+        common::python("the_script_and_the_notebook_read_a_folder_of_runs", "pandas, pyarrow")
     else {
         return;
     };
@@ -280,7 +265,9 @@ fn the_script_and_the_notebook_read_a_folder_of_runs() {
 
 #[test]
 fn tensorboard_reads_what_metrics_hold() {
-    let Some(python) = python("tensorboard_reads_what_metrics_hold", "tensorboard") else { return };
+    let Some(python) = common::python("tensorboard_reads_what_metrics_hold", "tensorboard") else {
+        return;
+    };
     let place = place();
     place.done("finetune run.toml --out out --set train.max_steps=6");
 

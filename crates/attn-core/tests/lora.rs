@@ -423,18 +423,7 @@ fn settings_that_do_not_fit_are_named() {
 #[test]
 fn peft_reads_what_was_saved() {
     const TEST: &str = "peft_reads_what_was_saved";
-    let Some(python) = std::env::var_os("ATTN_TEST_PYTHON") else {
-        return common::skipped(
-            TEST,
-            "ATTN_TEST_PYTHON names no Python with transformers and peft",
-        );
-    };
-    let imports = Command::new(&python).args(["-c", "import peft, transformers"]).output().unwrap();
-    if !imports.status.success() {
-        let said = String::from_utf8_lossy(&imports.stderr);
-        let why = said.lines().last().unwrap_or("no message");
-        return common::skipped(TEST, &format!("ATTN_TEST_PYTHON: {why}"));
-    }
+    let Some(python) = common::python(TEST, "peft, transformers") else { return };
     let temp = tempfile::tempdir().unwrap();
     for case in ["gpt2_lm_tied", "llama_biases", "distilbert_classifier_3"] {
         let dir = temp.path().join(case);

@@ -557,12 +557,8 @@ fn another_sequence_is_served_or_refused_by_every_kind() {
 /// What the folder's type is for. Needs Python with transformers, named by `ATTN_TEST_PYTHON`.
 #[test]
 fn transformers_refuses_a_swapped_folder_and_loads_a_plain_one() {
-    let Ok(python) = std::env::var("ATTN_TEST_PYTHON") else {
-        return common::skipped(
-            "transformers_refuses_a_swapped_folder",
-            "ATTN_TEST_PYTHON names no Python",
-        );
-    };
+    const TEST: &str = "transformers_refuses_a_swapped_folder_and_loads_a_plain_one";
+    let Some(python) = common::python(TEST, "transformers, torch") else { return };
     let dir = tempfile::tempdir().unwrap();
     let auto = |folder: &std::path::Path| {
         let code = "import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])";

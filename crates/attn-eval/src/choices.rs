@@ -33,7 +33,8 @@ pub struct Choices {
     /// By likelihood, lm-evaluation-harness's `acc`; its loss is −ln of the right answer's share of the probability of all
     /// answers. Absent where no row is labelled.
     pub accuracy: Option<Accuracy>,
-    /// By likelihood per byte of the answer, its `acc_norm`; the loss is that of the shares by likelihood per byte.
+    /// By likelihood per byte of the answer, its `acc_norm` where answers are ASCII, as it divides by characters; the loss
+    /// is that of the shares by likelihood per byte.
     pub accuracy_per_byte: Option<Accuracy>,
     /// One a class, by likelihood.
     pub classes: Vec<ClassScore>,

@@ -245,3 +245,18 @@ batch_size = 8
 log_every = 1
 seed = 3
 "#;
+
+/// The Python that `ATTN_TEST_PYTHON` names, if it has `modules`; else says that `test` is skipped.
+pub(crate) fn python(test: &str, modules: &str) -> Option<String> {
+    let python = std::env::var("ATTN_TEST_PYTHON").ok();
+    let found = python.filter(|python| {
+        let ran = Command::new(python).args(["-c", &format!("import {modules}")]).output();
+        ran.is_ok_and(|ran| ran.status.success())
+    });
+    if found.is_none() {
+        let line = format!("\nSKIPPED {test}: ATTN_TEST_PYTHON names no Python with {modules}\n");
+        // Past the capture of tests' output.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }
+    found
+}
