@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.ipc
 import pyarrow.json
 
 SCHEMA = 1
@@ -91,6 +92,15 @@ def spread(root):
         columns[f"{when} %"] = (100 * groups[when].mean()).round(1)
         columns[f"{when} std"] = (100 * groups[when].std()).round(1)
     return pd.DataFrame(columns)
+
+
+def attention(path):
+    """A row a query: `row`, `layer`, `head`, `query` and `weights`, of a file of `attn forward --attention-table`."""
+    found = pyarrow.ipc.open_file(path).read_all()
+    version = int(found.schema.metadata[b"schema"])
+    if version > SCHEMA:
+        raise ValueError(f"`{path}` has schema {version}, expected at most {SCHEMA}: this script is older than the file")
+    return found.to_pandas()
 
 
 def table(root):

@@ -217,6 +217,10 @@ pub(crate) struct ForwardArgs {
     #[arg(long)]
     pub(crate) attentions: bool,
 
+    /// Write the attention weights as a table: Arrow IPC, a row a query (results/SCHEMA.md)
+    #[arg(long, value_name = "OUT.arrow")]
+    pub(crate) attention_table: Option<PathBuf>,
+
     /// Write the hidden states: what enters the first block, then what leaves each
     #[arg(long)]
     pub(crate) hidden_states: bool,

@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     args::{ForwardArgs, dtype_name},
+    attention_table,
     run_dir::check_writable,
     texts::{find_folder, load_model},
 };
@@ -22,6 +23,7 @@ type Matrix = Vec<Vec<i64>>;
 pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     // What the user wrote is checked before the model is loaded, which may take minutes.
     let _made = check_writable(&args.out)?;
+    let _made_too = args.attention_table.as_deref().map(check_writable).transpose()?;
     let input = read_ids(&args.input_ids)?;
     let mask = args.head_mask.as_deref().map(read_mask).transpose()?;
     let device = attn_torch::device(&args.device)?;
@@ -34,13 +36,24 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
         positions: args.positions.into(),
         gates: &gates,
         hidden_states: args.hidden_states,
-        attentions: if args.attentions { Rows::All } else { Rows::None },
+        attentions: match args.attentions || args.attention_table.is_some() {
+            true => Rows::All,
+            false => Rows::None,
+        },
         ..ForwardOptions::default()
     };
     let _no_grad = tch::no_grad_guard();
-    let output = model.forward(&input, &options).with_context(|| {
+    let mut output = model.forward(&input, &options).with_context(|| {
         format!("cannot run `{}` on `{}`", args.model, args.input_ids.display())
     })?;
+    let wide = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Float);
+    if let Some(path) = &args.attention_table {
+        let layers: Vec<Tensor> = output.attentions.iter().map(wide).collect();
+        attention_table::write(path, args, &input, &layers)?;
+    }
+    if !args.attentions {
+        output.attentions.clear();
+    }
     let tensors = named(output);
     let metadata = BTreeMap::from([
         ("model".to_owned(), args.model.clone()),

@@ -4,6 +4,7 @@
 //! where the user interrupted.
 
 mod args;
+mod attention_table;
 mod complain;
 mod config;
 mod data;

@@ -4,7 +4,7 @@ mod common;
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use attn_core::config::Head;
+use attn_core::{checkpoint::read_tensors, config::Head};
 use common::{FINETUNE, Place, Ran, config, model_folder, rows, write_data};
 use serde_json::Value;
 
@@ -237,8 +237,8 @@ fn the_script_and_the_notebook_read_a_folder_of_runs() {
         p = r.predictions('out'); print(len(m), m.run.nunique(), len(p), len(p.probabilities[0]), len(r.sweeps('out')))";
     let folder = Path::new(reader).parent().unwrap().to_str().unwrap();
     let ran = script(&place, &python, &["-c", counts, folder]);
-    let n_lines: usize = ["lr=0.01,seed=1", "lr=0.01,seed=2", "lr=0.001,seed=1", "lr=0.001,seed=2"]
-        .map(|run| lines(&place, &format!("out/{run}/metrics.jsonl")).len())
+    let n_lines: usize = ["0.01,seed=1", "0.01,seed=2", "0.001,seed=1", "0.001,seed=2"]
+        .map(|run| lines(&place, &format!("out/yes,lr={run}/metrics.jsonl")).len())
         .iter()
         .sum();
     assert_eq!(ran.stdout.trim(), format!("{n_lines} 4 64 2 4"), "{}", ran.stderr);
@@ -249,18 +249,52 @@ fn the_script_and_the_notebook_read_a_folder_of_runs() {
         [exec(''.join(cell['source']), globals()) for cell in cells if cell['cell_type'] == 'code']";
     let ran = script(&place, &python, &["-c", cells, folder]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(ran.stdout.contains("lr=0.01,seed=1"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("yes,lr=0.01,seed=1"), "{}", ran.stdout);
 
     // A file of a later version is not read as if it were ours.
     let summary =
-        place.read("out/lr=0.01,seed=1/summary.json").replace("\"schema\": 1", "\"schema\": 2");
-    place.write("out/lr=0.01,seed=1/summary.json", &summary);
+        place.read("out/yes,lr=0.01,seed=1/summary.json").replace("\"schema\": 1", "\"schema\": 2");
+    place.write("out/yes,lr=0.01,seed=1/summary.json", &summary);
     let ran = script(&place, &python, &[reader, "out"]);
     assert!(
         ran.code == 1 && ran.stderr.contains("has schema 2, expected at most 1"),
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn attention_is_read_as_a_table() {
+    let Some(python) = common::python("attention_is_read_as_a_table", "pandas, pyarrow") else {
+        return;
+    };
+    let place = place();
+    place.write(
+        "ids.json",
+        r#"{"input_ids": [[5, 6, 7], [8, 9, 5]], "attention_mask": [[1, 1, 1], [1, 1, 0]]}"#,
+    );
+    place.done(
+        "forward --model model --input-ids ids.json --attentions --out o.safetensors --attention-table a/a.arrow",
+    );
+    let tensors = read_tensors(&place.path("o.safetensors")).unwrap();
+    let layers: Vec<Vec<f32>> = tensors
+        .iter()
+        .filter(|(name, _)| name.starts_with("attentions."))
+        .map(|(_, tensor)| tensor.flatten(0, -1).try_into().unwrap())
+        .collect();
+
+    let code = "import sys, json; sys.path.insert(0, sys.argv[1]); import read_results as r; t = r.attention('a/a.arrow'); \
+        t = t.sort_values(['layer', 'row', 'head', 'query']); \
+        print(json.dumps([t[t.layer == i].weights.map(list).sum() for i in sorted(set(t.layer))], default=float)); \
+        print(t.row.nunique(), t['head'].nunique(), t['query'].nunique(), len(t))";
+    let folder = repository().join("scripts");
+    let ran = script(&place, &python, &["-c", code, folder.to_str().unwrap()]);
+
+    let (weights, counts) = ran.stdout.split_once('\n').unwrap_or_else(|| panic!("{}", ran.stderr));
+    let weights: Vec<Vec<f32>> = serde_json::from_str(weights).unwrap();
+    assert_eq!(weights, layers, "in the order of the tensors");
+    let n_heads = layers[0].len() / (2 * 3 * 3);
+    assert_eq!(counts.trim(), format!("2 {n_heads} 3 {}", layers.len() * 2 * n_heads * 3));
 }
 
 #[test]
