@@ -267,7 +267,9 @@ pub enum Error {
     },
 
     /// A split without a row.
-    #[error("split `{split}` of `{source_name}` has no rows")]
+    #[error(
+        "split `{split}` of `{source_name}` has no rows\nhint: look into its file, or name another split"
+    )]
     EmptySplit {
         /// Folder, file or repository id.
         source_name: String,
@@ -321,7 +323,7 @@ pub enum Error {
     },
 
     /// A row without text.
-    #[error("column `{column}` of `{}` is null in row {row}", path.display())]
+    #[error("column `{column}` of `{}` is null in row {row}\nhint: give it a text, or take the row out", path.display())]
     NullText {
         /// The file.
         path: PathBuf,
@@ -332,7 +334,7 @@ pub enum Error {
     },
 
     /// A label that is no class.
-    #[error("label `{label}` in row {row} of `{}` is not one of {expected}", path.display())]
+    #[error("label `{label}` in row {row} of `{}` is not one of {expected}\nhint: mend the row, or name every class (`classes`)", path.display())]
     Label {
         /// The file.
         path: PathBuf,
@@ -396,7 +398,7 @@ pub enum Error {
 
     /// A class with fewer examples than asked for.
     #[error(
-        "class {class} has {found} labelled examples, fewer than the {asked} per class asked for"
+        "class {class} has {found} labelled examples, fewer than the {asked} per class asked for\nhint: ask for at most {found}"
     )]
     TooFewExamples {
         /// The class.
@@ -408,7 +410,9 @@ pub enum Error {
     },
 
     /// Nothing carries a label.
-    #[error("none of the {n_examples} examples is labelled")]
+    #[error(
+        "none of the {n_examples} examples is labelled\nhint: look at the label column; a test split often holds -1 alone"
+    )]
     NoLabels {
         /// Examples looked at.
         n_examples: usize,

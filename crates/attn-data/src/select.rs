@@ -288,7 +288,7 @@ mod tests {
 
         assert_eq!(
             error.to_string(),
-            "class 1 has 1 labelled examples, fewer than the 2 per class asked for"
+            "class 1 has 1 labelled examples, fewer than the 2 per class asked for\nhint: ask for at most 1"
         );
         assert!(matches!(few_shot(&[-1, -1], 1, 0), Err(Error::NoLabels { n_examples: 2 })));
         assert!(matches!(few_shot(&[0], 0, 0), Err(Error::Setting { .. })));

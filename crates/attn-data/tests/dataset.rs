@@ -315,7 +315,7 @@ fn numbers_that_occur_are_the_classes_in_every_format() {
         let error = rows(&DatasetSpec { classes: Some(names), ..spec(path) }, "train").unwrap_err();
         let Error::Label { row: 3, label, .. } = &error else { panic!("{error:?}") };
         assert_eq!(label, "2");
-        assert!(error.to_string().ends_with("`10`, `5` (or -1 for none)"), "{error}");
+        assert!(error.to_string().contains("`10`, `5` (or -1 for none)\nhint: "), "{error}");
     }
 }
 
@@ -493,10 +493,8 @@ fn a_row_without_text_is_named() {
     ];
     for path in files {
         let error = rows(&DatasetSpec { label: None, ..spec(&path) }, "train").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("column `text` of `{}` is null in row 2", path.display())
-        );
+        let expected = format!("column `text` of `{}` is null in row 2\nhint: ", path.display());
+        assert!(error.to_string().starts_with(&expected), "{error}");
     }
 }
 
