@@ -23,6 +23,7 @@ mod run_dir;
 mod save;
 mod scoring;
 mod settings;
+mod sources;
 mod start;
 mod surgery;
 mod sweep;

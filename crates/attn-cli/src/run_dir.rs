@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tch::Device;
 
-use crate::args::dtype_name;
+use crate::{args::dtype_name, sources};
 
 /// Where runs stand that name no folder.
 const RUNS: &str = "runs";
@@ -351,18 +351,36 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The commit of the sources this program was built from, `-dirty` where they were changed since; `None` outside of a
-/// repository.
+/// Commits in which [`commit`] looks for the program's sources, newest first.
+const MOST_COMMITS: &str = "--max-count=30";
+
+/// The commit that has the sources this program was built from, whatever was checked out since; of several the newest.
+/// Where none has them, the last one with `-dirty`; `None` outside of a repository.
 fn commit() -> Option<String> {
     let git = |arguments: &[&str]| {
-        let sources = ["-C", env!("CARGO_MANIFEST_DIR")];
+        let sources = ["-C", concat!(env!("CARGO_MANIFEST_DIR"), "/../..")];
         let output = process::Command::new("git").args(sources).args(arguments).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| text.trim().to_owned())
     };
-    let commit = git(&["rev-parse", "HEAD"])?;
-    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
-    Some(if changes.is_empty() { commit } else { format!("{commit}-dirty") })
+    let commits = git(&["rev-list", MOST_COMMITS, "HEAD"])?;
+    let built_from = env!("ATTN_SOURCES");
+    let has_sources = |commit: &&str| {
+        let listed = git(&["ls-tree", "-r", commit, "--", "Cargo.lock", "Cargo.toml", "crates"]);
+        // `MODE blob HASH<tab>PATH`
+        let files = listed
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| {
+                let (about, path) = line.split_once('\t')?;
+                Some((about.rsplit(' ').next()?.to_owned(), path.to_owned()))
+            })
+            .filter(|(_, path)| sources::is_source(path))
+            .collect();
+        sources::digest(files) == built_from
+    };
+    let found = commits.lines().find(has_sources).map(str::to_owned);
+    found.or_else(|| Some(format!("{}-dirty", commits.lines().next()?)))
 }
 
 /// Date and time in UTC, `2026-01-31` and `08:30:00`.
