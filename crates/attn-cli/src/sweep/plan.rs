@@ -1,6 +1,6 @@
 //! Which runs a sweep is made of, and how far they are.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use attn_eval::Accuracy;
@@ -26,7 +26,7 @@ struct SweepFile {
     /// Lists of values where a config has one.
     #[serde(default)]
     grid: Table,
-    /// Settings beside those of the grid, each with a name.
+    /// Settings with a name each, under all of which the grid is run.
     #[serde(default)]
     run: Vec<Table>,
 }
@@ -337,13 +337,24 @@ fn product(grid: &[(String, Vec<Value>)]) -> Vec<Setting> {
             .iter()
             .filter(|(key, _)| varying.contains(&&key[..]))
             .map(|(key, value)| {
-                let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-                format!("{}={text}", label(key))
+                let others = grid.iter().find(|(other, _)| other == key).map(|(_, values)| values);
+                format!("{}={}", label(key), shown(value, others.map_or(&[], |values| &values[..])))
             })
             .collect();
         if parts.is_empty() { BASE.to_owned() } else { parts.join(",") }
     };
     combinations.into_iter().map(|values| Setting { name: name(&values), values }).collect()
+}
+
+/// A value of a key that takes `values`: of a path its end, where that tells it from the others.
+fn shown(value: &Value, values: &[Value]) -> String {
+    let Some(text) = value.as_str() else { return value.to_string() };
+    let end = |text: &str| text.trim_end_matches('/').rsplit('/').next().map(ToOwned::to_owned);
+    let ends: BTreeSet<_> = values.iter().map(|value| value.as_str().and_then(end)).collect();
+    match end(text) {
+        Some(end) if !end.is_empty() && ends.len() == values.len() => end,
+        _ => text.to_owned(),
+    }
 }
 
 impl Setting {
@@ -440,6 +451,8 @@ mod tests {
         assert_eq!(names("[grid]\ntrain.epochs = [4]"), ["base"]);
         let set = parse("[grid]\ntrain.batch_size = [8]").unwrap();
         assert!(set[0].values.is_empty(), "`--set` comes last");
+        assert_eq!(names("[grid]\nmodel = ['a/x', 'b/y']"), ["model=x", "model=y"]);
+        assert_eq!(names("[grid]\nmodel = ['a/x', 'b/x']"), ["model=a/x", "model=b/x"]);
         assert_eq!(
             names("[grid]\ndata.limit = [1, 2]\nexamples.limit = [3, 4]")[0],
             "data.limit=1,examples.limit=3"
