@@ -795,12 +795,27 @@ fn an_adapter_finds_its_base_model_from_anywhere() {
 
 #[test]
 fn a_run_with_adapters_resumes_where_it_was_stopped() {
-    let place = place("gpt2");
-    let lora = "--set lora.rank=4 --set train.gradient_checkpointing=true --set train.checkpoint_every=5 --set \
-                train.epochs=30";
-    place.done(&format!("finetune run.toml --out whole {lora}"));
+    let lora = "--set lora.rank=4 --set train.gradient_checkpointing=true --set train.epochs=30";
+    is_killed_and_resumed(&place("gpt2"), lora);
+}
+
+#[test]
+fn a_run_with_a_prompt_resumes_where_it_was_stopped_with_adapters_or_without() {
+    let prompt = "--set prompt.template={{text}}: --set train.epochs=30";
+    is_killed_and_resumed(&decoder(), prompt);
+    let place = decoder();
+    is_killed_and_resumed(&place, &format!("{prompt} --set lora.rank=2"));
+    let bits = place.bytes("model/model.safetensors");
+    assert_ne!(place.bytes(&format!("whole/{WEIGHTS}")), bits, "something was trained");
+}
+
+/// A run that is killed between two checkpoints and goes on ends as one that was left alone.
+#[track_caller]
+fn is_killed_and_resumed(place: &Place, settings: &str) {
+    let settings = format!("{settings} --set train.checkpoint_every=5");
+    place.done(&format!("finetune run.toml --out whole {settings}"));
     let mut child = place
-        .command(&format!("finetune run.toml --out broken {lora}"))
+        .command(&format!("finetune run.toml --out broken {settings}"))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -831,6 +846,11 @@ fn adapters_that_cannot_be_are_refused_before_the_run() {
     refused("--set lora.dropout=1", &["dropout"]);
     refused("--set lora.save=adapter --set attention.kind=window", &["lora.save", "merged"]);
     refused("--set lora.save=adapter --set lora.qkv_ranks=[2,0,2]", &["PEFT", "merge"]);
+
+    let place = decoder();
+    let tied = "--set lora.save=adapter --set prompt.template={{text}}: --set train.freeze=[\"!transformer.wte*\"]";
+    place.refused(&format!("finetune run.toml --out out {tied}"), &["transformer.wte", "merge"]);
+    assert!(!place.path("out").exists());
 }
 
 /// A decoder with room for a prompt.
