@@ -47,6 +47,9 @@ pub struct PromptSpec {
     /// the words that open the assistant's turn, where it is scored: a fault of a published experiment, to measure what
     /// it costs. Training sees the list too, but the turn opened.
     pub malformed: bool,
+    /// Cuts a row that is too long down to its last tokens, as lm-evaluation-harness does, and says how many were; without
+    /// it such a row is refused. A chat is not cut: its opening would be gone.
+    pub cut: bool,
 }
 
 /// The prompts that are built in.
@@ -178,6 +181,12 @@ impl PromptSpec {
                     "leave it away, or set `prompt.chat`",
                 );
             }
+            (None, Some(_)) if self.cut => {
+                return refuse(
+                    "`prompt.cut` is set, and a chat without its beginning is none",
+                    "leave it away",
+                );
+            }
             (None, Some(_)) if self.delimiter.is_some() => {
                 return refuse(
                     "`prompt.delimiter` is set, and a chat has none: its template says what opens an answer",
@@ -250,6 +259,7 @@ pub struct Prompt {
     answers: Vec<String>,
     delimiter: String,
     malformed: bool,
+    cut: bool,
     columns: [Option<String>; 2],
 }
 
@@ -339,7 +349,8 @@ impl Prompt {
             None => None,
         };
         let delimiter = spec.delimiter.unwrap_or_default();
-        Ok(Self { env, parts, chat, answers, delimiter, malformed: spec.malformed, columns })
+        let (malformed, cut) = (spec.malformed, spec.cut);
+        Ok(Self { env, parts, chat, answers, delimiter, malformed, cut, columns })
     }
 
     /// The answer of each class.
@@ -365,10 +376,12 @@ impl Prompt {
             }
             let answer =
                 |class| self.completion(tokenizer, row, index, class, Purpose::Score, max_len);
-            let answers = (0..self.answers.len()).map(answer).collect::<Result<_>>()?;
-            Ok(Question { answers, label: row.label, index })
+            let answers = (0..self.answers.len()).map(answer).collect::<Result<Vec<_>>>()?;
+            let is_cut = answers.iter().any(|(_, is_cut)| *is_cut);
+            let answers = answers.into_iter().map(|(answer, _)| answer).collect();
+            Ok((Question { answers, label: row.label, index }, is_cut))
         };
-        collect(rows, question)
+        collect(rows, question).map(|found| said(found, max_len))
     }
 
     /// The right answer to each of `rows`, to train on, with the place of the answer's tokens.
@@ -384,11 +397,11 @@ impl Prompt {
     ) -> Result<Vec<(Encoded, Range<usize>)>> {
         let completion = |&(index, row): &(usize, &Example)| {
             let class = self.class(row.label.unwrap_or(-1), index)?;
-            let Completion { ids, answer } =
+            let (Completion { ids, answer }, is_cut) =
                 self.completion(tokenizer, row, index, class, Purpose::Train, max_len)?;
-            Ok((Encoded { ids, label: row.label, index }, answer))
+            Ok(((Encoded { ids, label: row.label, index }, answer), is_cut))
         };
-        collect(rows, completion)
+        collect(rows, completion).map(|found| said(found, max_len))
     }
 
     /// What a model reads of `row` before it answers, as text.
@@ -414,6 +427,7 @@ impl Prompt {
         })
     }
 
+    /// A row with an answer, and whether it was cut.
     fn completion(
         &self,
         tokenizer: &TextTokenizer,
@@ -422,7 +436,7 @@ impl Prompt {
         class: usize,
         purpose: Purpose,
         max_len: usize,
-    ) -> Result<Completion> {
+    ) -> Result<(Completion, bool)> {
         let Written { text, answer_at } = self.written(row, index, class, purpose)?;
         // A chat template writes the special tokens itself.
         let (mut ids, answer) = tokenizer.split_at(&text, answer_at, self.chat.is_none())?;
@@ -441,16 +455,24 @@ impl Prompt {
         }
         // What the tokenizer puts behind a text is no part of the answer.
         ids.truncate(answer.end);
-        if ids.len() > max_len {
+        let over = ids.len().saturating_sub(max_len);
+        // At least one token of the prompt stays, or the answer would follow nothing.
+        if self.cut && over > 0 && over < answer.start {
+            let answer = answer.start - over..answer.end - over;
+            return Ok((Completion { ids: ids.split_off(over), answer }, true));
+        }
+        if over > 0 {
             return Err(refused(
                 format!(
                     "row {index} (counted from 0) has {} tokens with the answer `{word}`, and {max_len} are allowed",
                     ids.len()
                 ),
-                "a prompt is not cut: leave the row out, or raise the limit where the model has more positions".into(),
+                "set `prompt.cut` to keep the last tokens alone, leave the row out, or raise the limit where the model has \
+                 more positions"
+                    .into(),
             ));
         }
-        Ok(Completion { ids, answer })
+        Ok((Completion { ids, answer }, false))
     }
 
     fn written(
@@ -532,6 +554,18 @@ fn collect<T: Send>(
 ) -> Result<Vec<T>> {
     let all: Vec<Result<T>> = rows.par_iter().with_min_len(16).map(each).collect();
     all.into_iter().collect()
+}
+
+/// What was made of the rows, once it is said how many were cut.
+fn said<T>(found: Vec<(T, bool)>, max_len: usize) -> Vec<T> {
+    let n_cut = found.iter().filter(|(_, is_cut)| *is_cut).count();
+    if n_cut > 0 {
+        tracing::warn!(
+            "{n_cut} of {} prompts were cut to their last {max_len} tokens",
+            found.len()
+        );
+    }
+    found.into_iter().map(|(row, _)| row).collect()
 }
 
 fn refused(problem: String, hint: String) -> Error {

@@ -220,6 +220,33 @@ fn rows_that_cannot_be_asked_are_refused_by_number() {
     refused(questions(&own("{{text}}", &["a", "b"]), "sst2", &rows), &["no token before"]);
 }
 
+#[test]
+fn a_row_that_is_too_long_is_cut_to_its_end_when_asked() {
+    let tokenizer = tokenizer();
+    let long = row(&"long ".repeat(600), None, 1);
+    let spec = PromptSpec { cut: true, ..named("sst2") };
+    let prompt = |spec: &PromptSpec| prompt(spec, "sst2").unwrap();
+    let whole = prompt(&spec).questions(&tokenizer, &[(0, &long)], 9999).unwrap();
+
+    let cut = prompt(&spec).questions(&tokenizer, &[(0, &long)], 100).unwrap();
+
+    for (cut, whole) in cut[0].answers.iter().zip(&whole[0].answers) {
+        assert_eq!(cut.ids, whole.ids[whole.ids.len() - 100..]);
+        assert_eq!(cut.ids[cut.answer.clone()], whole.ids[whole.answer.clone()]);
+        assert_eq!(cut.answer.end, 100);
+    }
+    let trained = prompt(&spec).completions(&tokenizer, &[(0, &long)], 100).unwrap();
+    assert_eq!(trained[0].0.ids, cut[0].answers[1].ids);
+    assert_eq!(trained[0].1, cut[0].answers[1].answer);
+
+    let n_answer = whole[0].answers[1].answer.len();
+    refused(prompt(&spec).completions(&tokenizer, &[(0, &long)], n_answer), &["are allowed"]);
+    refused(
+        PromptSpec { cut: true, ..named("mnli_chat") }.resolved(),
+        &["`prompt.cut` is set", "a chat"],
+    );
+}
+
 /// A tokenizer that drops what it does not know, as that of a model of letters does.
 #[test]
 fn an_answer_without_a_token_is_refused() {
