@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Turns the seed of the documents into one that no training run draws its own with.
-const DOCUMENTS: u64 = 0x666f_756e_64;
+const DOCUMENTS: u64 = 0x0066_6f75_6e64;
 
 /// OUT.json.
 #[derive(Serialize)]

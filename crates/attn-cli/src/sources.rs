@@ -4,11 +4,12 @@
 /// Whether the program depends on the file, as seen from the repository.
 pub(crate) fn is_source(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
-    match parts[..] {
-        ["Cargo.lock" | "Cargo.toml"] | ["crates", _, "Cargo.toml" | "build.rs"] => true,
-        ["crates", _, "src" | "cpp", ..] => true,
-        _ => false,
-    }
+    matches!(
+        parts[..],
+        ["Cargo.lock" | "Cargo.toml"]
+            | ["crates", _, "Cargo.toml" | "build.rs"]
+            | ["crates", _, "src" | "cpp", ..]
+    )
 }
 
 /// One number for all sources, given as `(git's hash, path)`: FNV-1a over them in the order of paths.
