@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use attn_core::{ForwardOptions, Model, attention::Stream, testing::relative_rms};
 use attn_data::batch::{IGNORED, Side, collate, mask_tokens};
 use attn_train::{
-    Batch, CausalLm, Classification, Completion, Error, Event, MaskedLm, Objective, Precision, Run,
-    Schedule, TrainConfig, train,
+    Batch, Batches, CausalLm, Classification, Completion, Error, Event, MaskedLm, Objective,
+    Precision, Run, Schedule, TrainConfig, train,
 };
 use common::*;
 use tch::{Kind, Tensor};
@@ -440,6 +440,26 @@ fn one_batch_can_be_learnt_by_heart() {
     }
 }
 
+/// Trains, and gives the loss of each step.
+fn trained(
+    model: &mut Model,
+    config: &TrainConfig,
+    objective: &dyn Objective,
+    data: &dyn Batches,
+) -> Vec<f64> {
+    let mut losses = Vec::new();
+    let run = Run {
+        observe: Box::new(|event| {
+            if let Event::Step(progress) = event {
+                losses.push(progress.loss);
+            }
+        }),
+        ..Run::new(config, objective, data)
+    };
+    train(model, run).unwrap();
+    losses
+}
+
 #[test]
 fn products_in_bf16_train_weights_in_f32() {
     let plain = batch(Side::Right);
@@ -453,16 +473,7 @@ fn products_in_bf16_train_weights_in_f32() {
         let losses = |precision: Precision, gradient_checkpointing: bool| {
             let mut model = model(base, head, 0.0, Kind::Float, 2);
             let config = TrainConfig { precision, gradient_checkpointing, ..quick(60) };
-            let mut losses = Vec::new();
-            let run = Run {
-                observe: Box::new(|event| {
-                    if let Event::Step(progress) = event {
-                        losses.push(progress.loss);
-                    }
-                }),
-                ..Run::new(&config, objective, &data)
-            };
-            train(&mut model, run).unwrap();
+            let mut losses = trained(&mut model, &config, objective, &data);
             assert!(model.parameters().iter().all(|(_, tensor)| tensor.kind() == Kind::Float));
             losses.push(loss(objective, &model, &plain));
             losses
@@ -495,17 +506,8 @@ fn the_loss_falls_in_twenty_steps() {
         if objective.name() == MaskedLm.name() {
             data = data.with_masking(masking());
         }
-        let mut losses = Vec::new();
-        let run = Run {
-            observe: Box::new(|event| {
-                if let Event::Step(progress) = event {
-                    losses.push(progress.loss);
-                }
-            }),
-            ..Run::new(&config, objective, &data)
-        };
 
-        train(&mut model, run).unwrap();
+        let losses = trained(&mut model, &config, objective, &data);
 
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&losses[..5]), mean(&losses[15..]));
