@@ -355,8 +355,9 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
 const MOST_COMMITS: &str = "--max-count=30";
 
 /// The commit that has the sources this program was built from, whatever was checked out since; of several the newest.
-/// Where none has them, the last one with `-dirty`; `None` outside of a repository.
+/// Where none has them, the last one with `-dirty`; `None` outside of a repository, or if it was built outside of one.
 fn commit() -> Option<String> {
+    let built_from = Some(env!("ATTN_SOURCES")).filter(|digest| !digest.is_empty())?;
     let git = |arguments: &[&str]| {
         let sources = ["-C", concat!(env!("CARGO_MANIFEST_DIR"), "/../..")];
         let output = process::Command::new("git").args(sources).args(arguments).output().ok()?;
@@ -364,7 +365,6 @@ fn commit() -> Option<String> {
         output.status.success().then(|| text.trim().to_owned())
     };
     let commits = git(&["rev-list", MOST_COMMITS, "HEAD"])?;
-    let built_from = env!("ATTN_SOURCES");
     let has_sources = |commit: &&str| {
         let listed = git(&["ls-tree", "-r", commit, "--", "Cargo.lock", "Cargo.toml", "crates"]);
         // `MODE blob HASH<tab>PATH`
