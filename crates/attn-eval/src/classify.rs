@@ -1,6 +1,6 @@
 //! Classifiers: how often they are right, and about what.
 
-use attn_core::{ForwardOptions, Model, config::Head};
+use attn_core::{Config, ForwardOptions, Model, config::Head};
 use attn_data::batch::Encoded;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
@@ -84,19 +84,7 @@ pub fn classify(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<Classification> {
-    let Head::Classifier { n_classes } = model.config().head else {
-        return Err(Error::Head {
-            measure: "accuracy",
-            found: model.config().head,
-            expected: "a classifier",
-            hint: "fine-tune it on the task first, or score it as a language model",
-        });
-    };
-    let outside = |row: &&Encoded| row.label.is_some_and(|label| !(0..n_classes).contains(&label));
-    if let Some(Encoded { index, label: Some(label), .. }) = rows.iter().find(outside) {
-        return Err(Error::Label { index: *index, label: *label, n_classes });
-    }
-
+    check_classifier(model.config(), rows, "accuracy")?;
     let mut predictions: Vec<Option<Prediction>> = vec![None; rows.len()];
     let mut losses = vec![0.0; rows.len()];
     for_each_batch(model, rows, batching, progress, |positions, batch| {
@@ -124,6 +112,29 @@ pub fn classify(
     let classes = count(&model.config().classes(), &predictions);
     let accuracy = accuracy(&predictions, &losses);
     Ok(Classification { accuracy, classes, predictions })
+}
+
+/// Refuses a model that is no classifier, and labels that it has no class for.
+pub(crate) fn check_classifier(
+    config: &Config,
+    rows: &[Encoded],
+    measure: &'static str,
+) -> Result<()> {
+    let Head::Classifier { n_classes } = config.head else {
+        return Err(Error::Head {
+            measure,
+            found: config.head,
+            expected: "a classifier",
+            hint: "fine-tune it on the task first, or score it as a language model",
+        });
+    };
+    let outside = |row: &&Encoded| row.label.is_some_and(|label| !(0..n_classes).contains(&label));
+    match rows.iter().find(outside) {
+        Some(&Encoded { index, label: Some(label), .. }) => {
+            Err(Error::Label { index, label, n_classes })
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn first_largest(values: &[f64]) -> i64 {

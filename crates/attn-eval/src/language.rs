@@ -98,14 +98,7 @@ pub fn masked_token(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<LanguageScore> {
-    if model.config().is_causal() {
-        return Err(Error::Direction {
-            model_type: model.config().base_model_type(),
-            what: "masked tokens: it is a decoder",
-            hint: "score it on the next token",
-        });
-    }
-    check_head(model.config(), "the masked-token loss")?;
+    check_masked(model.config(), "the masked-token loss")?;
     let mut sum = Sum::default();
     for_each_batch(model, rows, batching, progress, |positions, mut batch| {
         let masked = mask_tokens(&batch, masking, seed, 0)?;
@@ -141,6 +134,18 @@ pub fn check_decoder(config: &Config, measure: &'static str) -> Result<()> {
             model_type: config.base_model_type(),
             what: "the next token: it is an encoder",
             hint: "score it on masked tokens",
+        });
+    }
+    check_head(config, measure)
+}
+
+/// Refuses a model that does not predict masked tokens, which `measure` is about.
+pub(crate) fn check_masked(config: &Config, measure: &'static str) -> Result<()> {
+    if config.is_causal() {
+        return Err(Error::Direction {
+            model_type: config.base_model_type(),
+            what: "masked tokens: it is a decoder",
+            hint: "score it on the next token",
         });
     }
     check_head(config, measure)

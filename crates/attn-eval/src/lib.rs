@@ -2,7 +2,7 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word.
+//! choose, [`recall()`] by those they give word for word. [`score_heads()`] says which heads matter to any of these losses.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
@@ -11,14 +11,18 @@
 mod choices;
 mod classify;
 mod error;
+mod heads;
 mod language;
 mod recall;
+mod row_loss;
 mod rows;
 pub mod stats;
 
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use error::{Error, Result};
+pub use heads::{HeadScores, Method, Normalize, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use recall::{Recall, Recalled, recall};
+pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};

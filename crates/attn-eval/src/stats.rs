@@ -157,6 +157,49 @@ pub fn bootstrap_mean(
     Ok(Interval { low: quantile(&means, tail), high: quantile(&means, 1. - tail) })
 }
 
+/// [`bootstrap_mean`] of many columns that were measured on the same rows, `rows[row][column]`: one interval a column, the
+/// same rows drawn for all. One column has the interval that [`bootstrap_mean`] gives it.
+///
+/// # Errors
+///
+/// As [`bootstrap_mean`], and if rows differ in length.
+pub fn bootstrap_means(
+    rows: &[Vec<f64>],
+    confidence: f64,
+    n_resamples: usize,
+    seed: u64,
+) -> Result<Vec<Interval>, StatsError> {
+    checked(confidence)?;
+    let n_columns = rows.first().ok_or(StatsError::Empty { what: "values" })?.len();
+    for row in rows {
+        if row.len() != n_columns {
+            return Err(StatsError::Unpaired { n_first: n_columns, n_second: row.len() });
+        }
+        if !row.is_empty() {
+            all_finite(row)?;
+        }
+    }
+    if n_resamples == 0 {
+        return Err(StatsError::Empty { what: "resamples" });
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut means = vec![Vec::with_capacity(n_resamples); n_columns];
+    for _ in 0..n_resamples {
+        let mut sums = vec![0.; n_columns];
+        for _ in 0..rows.len() {
+            let row = &rows[below(rows.len(), &mut rng)];
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        means.iter_mut().zip(sums).for_each(|(means, sum)| means.push(sum / rows.len() as f64));
+    }
+    let tail = (1. - confidence) / 2.;
+    let interval = |mut means: Vec<f64>| {
+        means.sort_by(f64::total_cmp);
+        Interval { low: quantile(&means, tail), high: quantile(&means, 1. - tail) }
+    };
+    Ok(means.into_iter().map(interval).collect())
+}
+
 /// The bootstrap interval of `Σ numerators / Σ denominators`, pairs drawn together: of a mean per token, say, where the
 /// texts, not the tokens, are what was drawn from the world. Method as [`bootstrap_mean`].
 ///
@@ -521,6 +564,21 @@ mod tests {
         let draw = |seed| bootstrap_mean(&FIRST, 0.95, 500, seed).unwrap();
         assert_eq!(draw(3), draw(3));
         assert_ne!(draw(3), draw(4));
+    }
+
+    #[test]
+    fn columns_are_drawn_together_each_as_if_alone() {
+        let rows: Vec<Vec<f64>> = FIRST.iter().zip(SECOND).map(|(&a, b)| vec![a, b]).collect();
+        let alone = [FIRST, SECOND].map(|column| bootstrap_mean(&column, 0.9, 500, 3).unwrap());
+        assert_eq!(bootstrap_means(&rows, 0.9, 500, 3).unwrap(), alone);
+
+        assert_eq!(bootstrap_means(&[vec![], vec![]], 0.9, 10, 0).unwrap(), []);
+        let means = |rows: &[Vec<f64>]| bootstrap_means(rows, 0.9, 10, 0).unwrap_err();
+        assert_eq!(means(&[]), StatsError::Empty { what: "values" });
+        assert_eq!(
+            means(&[vec![1.], vec![1., 2.]]),
+            StatsError::Unpaired { n_first: 1, n_second: 2 }
+        );
     }
 
     #[test]
