@@ -14,17 +14,21 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.ipc
 import pyarrow.json
+import pyarrow.parquet
 
 SCHEMA = 1
+
+
+def _check(path, version):
+    if version > SCHEMA:
+        raise ValueError(f"`{path}` has schema {version}, expected at most {SCHEMA}: this script is older than the file")
 
 
 def _json(path):
     """An object of a version that is understood."""
     with open(path, encoding="utf-8") as file:
         found = json.load(file)
-    version = found.get("schema", 0)
-    if version > SCHEMA:
-        raise ValueError(f"`{path}` has schema {version}, expected at most {SCHEMA}: this script is older than the file")
+    _check(path, found.get("schema", 0))
     return found
 
 
@@ -97,10 +101,23 @@ def spread(root):
 def attention(path):
     """A row a query: `row`, `layer`, `head`, `query` and `weights`, of a file of `attn forward --attention-table`."""
     found = pyarrow.ipc.open_file(path).read_all()
-    version = int(found.schema.metadata[b"schema"])
-    if version > SCHEMA:
-        raise ValueError(f"`{path}` has schema {version}, expected at most {SCHEMA}: this script is older than the file")
+    _check(path, int(found.schema.metadata[b"schema"]))
     return found.to_pandas()
+
+
+def scores(path):
+    """A row a head: `layer`, `head`, `score`, `low` and `high`, of what `attn score-heads` wrote, JSON or parquet."""
+    if Path(path).suffix == ".parquet":
+        found = pyarrow.parquet.read_table(path)
+        _check(path, int(found.schema.metadata[b"schema"]))
+        return found.to_pandas()
+    found = _json(path)
+    rows = [
+        {"layer": layer, "head": head, "score": score, **interval}
+        for layer, columns in enumerate(zip(found["heads"], found["scores"], found["interval_95"]))
+        for head, score, interval in zip(*columns)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "head", "score", "low", "high"])
 
 
 def table(root):

@@ -28,7 +28,7 @@ fn main() {
             }
         }
     }
-    // Empty outside of a repository, or without git: runs then name no commit.
+    // Empty without git: runs then name no commit.
     let digest = hashes(&root, &files)
         .map(|hashes| sources::digest(hashes.into_iter().zip(files.iter().cloned()).collect()));
     println!("cargo:rustc-env=ATTN_SOURCES={}", digest.unwrap_or_default());

@@ -58,6 +58,10 @@ pub(crate) enum Command {
     #[command(after_long_help = EVAL_HELP)]
     Eval(EvalArgs),
 
+    /// Score the heads of a model by what they do for a task
+    #[command(after_long_help = SCORE_HEADS_HELP)]
+    ScoreHeads(ScoreHeadsArgs),
+
     /// Hide facts in long texts, and see which of them a language model finds, by length and depth
     #[command(after_long_help = NEEDLE_HELP)]
     Needle(NeedleArgs),
@@ -182,17 +186,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) echo: bool,
 
-    /// What to compute in, whatever the weights are stored in
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: Dtype,
-
-    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
-    #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
-
-    /// Make the weights anew from the folder's config.json alone
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub(crate) init: Option<Init>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 
     /// Seed of the draws, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -233,17 +228,8 @@ pub(crate) struct ForwardArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) positions: Positions,
 
-    /// What to compute in, whatever the weights are stored in
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: Dtype,
-
-    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
-    #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
-
-    /// Make the weights anew from the folder's config.json alone
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub(crate) init: Option<Init>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 
     /// Seed of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0, requires = "init")]
@@ -303,7 +289,7 @@ const EVAL_HELP: &str = "\
 OUT.json holds the accuracy with its 95 % interval, counts per class and every prediction;
 of a language model the loss in nats per token and the perplexity, with what was counted; with
 a prompt the log-likelihood of each answer, as lm-evaluation-harness counts it, and accuracy by
-it (acc) and by it per byte of the answer (acc_norm, which divides by characters).
+it (acc), and by it per byte of the answer (acc_norm where answers are ASCII).
 Data that `attn list` does not name is described as in the [data] table of a config
 (configs/README.md). A file without a `split_column` is one split, `train`.
 
@@ -395,6 +381,45 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
 
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    /// Where to write the result; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Put each row as a prompt, and take the answer that is likeliest: sst2, mnli, mnli_chat, or what
+    /// --set prompt.template=TEXT says (configs/README.md)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prompt: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of the weights that --init makes, and of the tokens hidden from a masked language model
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Where a model runs, and with which weights.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ComputeArgs {
+    /// What to compute in, whatever the weights are stored in
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// Make the weights anew from the config alone: what a result is to be compared with
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) init: Option<Init>,
+}
+
+/// Rows that a model is scored on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RowArgs {
     /// A data set: a name of `attn list`, a file, a folder or a Hub id
     #[arg(long, value_name = "TASK")]
     pub(crate) task: String,
@@ -407,16 +432,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
 
-    /// Where to write the result; folders that are missing are made
-    #[arg(long, value_name = "OUT.json")]
-    pub(crate) out: PathBuf,
-
-    /// Put each row as a prompt, and take the answer that is likeliest: sst2, mnli, mnli_chat, or what
-    /// --set prompt.template=TEXT says (configs/README.md)
-    #[arg(long, value_name = "NAME")]
-    pub(crate) prompt: Option<String>,
-
-    /// Columns and splits of data that is no known task, parts of a prompt: --set data.label=stars. May be repeated
+    /// Columns and splits of data that is no known task: --set data.label=stars. May be repeated
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
@@ -431,22 +447,82 @@ pub(crate) struct EvalArgs {
     /// Rows that share a forward pass: changes speed and memory alone
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) batch_size: usize,
+}
 
-    /// What to compute in, whatever the weights are stored in
+const SCORE_HEADS_HELP: &str = "\
+michel is the mean over rows of |dL/dg|, L the row's loss, g the gate of the head's output before
+the output projection: how much the loss moves with the head (Michel et al. 2019, section 4.1,
+https://arxiv.org/abs/1905.10650). The loss is that of eval: of the right class, the next token or
+hidden tokens. OUT.json has scores and 95 % intervals, layers x heads.
+
+Examples:
+  attn score-heads --model runs/sst2/model --task sst2 --out heads.json
+  attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScoreHeadsArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    /// How to score
     #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: Dtype,
+    pub(crate) method: ScoreMethod,
 
-    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
-    #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
+    /// What to divide by: nothing, or the l2 norm of each layer's scores, as the paper does
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) normalize: ScoreNormalize,
 
-    /// Make the weights anew from the config alone: what the score is to be compared with
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub(crate) init: Option<Init>,
+    /// Where to write the scores; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Write them as a table, too: parquet, a row a head (results/SCHEMA.md)
+    #[arg(long, value_name = "OUT.parquet")]
+    pub(crate) table: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 
     /// Seed of the weights that --init makes, and of the tokens hidden from a masked language model
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// How heads are scored.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum ScoreMethod {
+    /// By the gradient of each row's loss at the head's gate
+    #[default]
+    Michel,
+}
+
+impl From<ScoreMethod> for attn_eval::Method {
+    fn from(method: ScoreMethod) -> Self {
+        match method {
+            ScoreMethod::Michel => Self::Michel,
+        }
+    }
+}
+
+/// What scores are divided by.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum ScoreNormalize {
+    #[default]
+    None,
+    Layer,
+}
+
+impl From<ScoreNormalize> for attn_eval::Normalize {
+    fn from(normalize: ScoreNormalize) -> Self {
+        match normalize {
+            ScoreNormalize::None => Self::None,
+            ScoreNormalize::Layer => Self::Layer,
+        }
+    }
 }
 
 const SAVE_HELP: &str = "\
@@ -529,17 +605,8 @@ pub(crate) struct NeedleArgs {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) batch_size: usize,
 
-    /// What to compute in, whatever the weights are stored in
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: Dtype,
-
-    /// cpu, cuda, cuda:N, or auto (a GPU where there is one)
-    #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
-
-    /// Make the weights anew from the config alone: what the score is to be compared with
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub(crate) init: Option<Init>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 
     /// Seed of the documents, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -104,8 +104,8 @@ impl Data {
         }
         let mut selection = Vec::new();
         let train = if let Some(k) = config.examples.few_shot {
-            let chosen =
-                few_shot(&labels(&rest), k, seed).context("cannot use `examples.few_shot`")?;
+            let chosen = few_shot(&labels(&rest), classes.len(), k, seed)
+                .context("cannot use `examples.few_shot`")?;
             pick(&rest, &chosen)
         } else if let Some(part) = config.examples.hold_out.filter(|&part| !is_nothing(part)) {
             let (kept, held) = cut(&rest, part, seed).context("cannot use `examples.hold_out`")?;

@@ -3,57 +3,39 @@
 use std::{io::Write, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{LoadOptions, Model, Variant, config::Head};
+use attn_core::Model;
 use attn_data::{
-    batch::Encoded,
     dataset::{DatasetSpec, Example},
     hub::{Hub, progress_bar},
     prompt::PromptSpec,
 };
-use attn_eval::{
-    Accuracy, Batching, ClassScore, LanguageScore, masked_token, next_token, stats::Interval,
-};
+use attn_eval::{Accuracy, ClassScore, LanguageScore, masked_token, next_token, stats::Interval};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
-    args::{EvalArgs, Init, dtype_name},
+    args::EvalArgs,
     config::Written,
     monitor::{count_rows, grouped},
     pretrain::convention,
-    run_dir::{SCHEMA, check_writable, device_name, write_json},
-    scoring::{Asking, Rows, Scores, check_model, max_prompt_len},
-    surgery::variants,
-    texts::{
-        Folder, Split, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
-        read_split,
-    },
+    run_dir::{check_writable, write_json},
+    scoring::{Asking, Rows, Scores},
+    subject::Subject,
+    task::Task,
+    texts::is_running,
 };
-
-/// The share of tokens that is hidden from a masked language model.
-const MASK_RATE: f64 = 0.15;
 
 /// OUT.json.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// The version of results/SCHEMA.md.
-    schema: u32,
-    model: &'a str,
-    /// Whether the weights were made at random from the config, for comparison.
-    random_weights: bool,
-    model_type: &'static str,
-    /// Attention kind of each layer, with its settings.
-    attention: Vec<Variant>,
+    #[serde(flatten)]
+    subject: Subject<'a>,
     task: &'a str,
     data: &'a DatasetSpec,
     split: &'a str,
     limit: Option<usize>,
     max_len: usize,
     n_rows: usize,
-    device: String,
-    dtype: &'static str,
-    libtorch: String,
-    attn: &'static str,
     #[serde(flatten)]
     score: Score,
 }
@@ -122,64 +104,22 @@ struct Settings {
 
 pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
-    ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
     let Settings { data, prompt } = settings(args)?;
-    let device = attn_torch::device(&args.device)?;
+    // A device that is not there is said before anything is read.
+    attn_torch::device(&args.compute.device)?;
     let hub = Hub::from_env().with_progress(progress_bar());
-    let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
-    let split = args.split.as_deref().unwrap_or(&data.validation_split);
-    if prompt.is_some() {
-        check_model(&folder.config)
-            .with_context(|| format!("cannot use the model `{}`", args.model))?;
-    }
-    let found = match prompt {
-        Some(_) => read_split(&data, split, args.limit, &hub),
-        None => read(&data, split, args.limit, &folder, &hub),
-    };
-    let Split { rows, classes } = found.map_err(|error| {
-        use attn_data::Error::SplitNotFound;
-        match error.downcast_ref() {
-            Some(SplitNotFound { available, .. })
-                if args.split.is_none() && !available.is_empty() =>
-            {
-                let hint = format!("hint: name the split to score: --split {}", available[0]);
-                error.context(format!("`--split` is not given, and `{split}` is not there\n{hint}"))
-            }
-            _ => error,
-        }
-    })?;
-    let is_classifier = matches!(folder.config.head, Head::Classifier { .. });
-    ensure!(
-        data.label.is_some() || !is_classifier,
-        "`{}` is a classifier, and `data.label` is not set\nhint: name the column of the classes: --set data.label=COLUMN",
-        args.model
-    );
-    let max_len = match (&prompt, args.max_len) {
-        (Some(_), None) => max_prompt_len(&folder),
-        (_, asked) => max_len(asked, &folder.config, &folder.tokenizer, "`--max-len`")?,
-    };
-    let asked = match &prompt {
-        Some(prompt) => {
-            Some(ask(prompt, &data, &rows, classes.as_deref(), &folder, max_len, split)?)
-        }
-        None => None,
-    };
-    let options =
-        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
-    let model = load(args, &folder, &options, &hub)?;
+    let task = Task::open(&args.model, &args.rows, data, prompt.as_ref(), &args.compute, &hub)?;
+    let asked = prompt.as_ref().map(|prompt| ask(prompt, &task)).transpose()?;
+    let model = task.load(&args.compute, args.seed, &hub)?;
 
-    let (score, n_rows) = if data.label.is_some() {
+    let (score, n_rows) = if task.data.label.is_some() {
         let to_score = match asked {
             Some(asked) => asked,
-            None => {
-                check_classes(classes.as_deref(), &model)?;
-                let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-                Rows::Classes(encode(&folder.tokenizer, &numbered, max_len, split)?)
-            }
+            None => Rows::Classes(task.labelled(&model)?),
         };
         let mut progress = count_rows(to_score.len(), &NEVER);
         let scores = to_score
-            .score(&model, &batching(args, &folder), &mut progress)
+            .score(&model, &task.batching(), &mut progress)
             .with_context(|| format!("cannot score `{}`", args.model))?;
         drop(progress);
         print_classes(&scores, out)?;
@@ -188,28 +128,20 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
             accuracy: scores.accuracy(),
             accuracy_per_byte: scores.accuracy_per_byte(),
             classes: scores.classes().to_vec(),
-            predictions: scores.predictions(&rows)?,
+            predictions: scores.predictions(&task.texts)?,
         };
-        (score, rows.len())
+        (score, task.texts.len())
     } else {
-        score_language(args, &folder, &model, &rows, max_len, split, out)?
+        score_language(args, &task, &model, out)?
     };
     let report = Report {
-        schema: SCHEMA,
-        model: &args.model,
-        random_weights: args.init == Some(Init::Random),
-        model_type: model.config().base_model_type(),
-        attention: variants(&model),
-        task: &args.task,
-        data: &data,
-        split,
-        limit: args.limit,
-        max_len,
+        subject: Subject::new(&args.model, &args.compute, &model)?,
+        task: &args.rows.task,
+        data: &task.data,
+        split: &task.split,
+        limit: args.rows.limit,
+        max_len: task.max_len,
         n_rows,
-        device: device_name(model.device()),
-        dtype: dtype_name(model.kind()),
-        libtorch: attn_torch::libtorch_version()?,
-        attn: env!("CARGO_PKG_VERSION"),
         score,
     };
     write_json(&args.out, &report)?;
@@ -221,151 +153,50 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// The rows as questions, which need classes to answer for.
-fn ask(
-    prompt: &PromptSpec,
-    data: &DatasetSpec,
-    rows: &[Example],
-    classes: Option<&[String]>,
-    folder: &Folder,
-    max_len: usize,
-    split: &str,
-) -> Result<Rows> {
+fn ask(prompt: &PromptSpec, task: &Task<'_>) -> Result<Rows> {
     let hint =
         "hint: name the column and its classes: --set data.label=COLUMN --set 'data.classes=[...]'";
     ensure!(
-        data.label.is_some(),
+        task.data.label.is_some(),
         "a prompt is answered by a class, and `data.label` is not set\n{hint}"
     );
-    let Some(classes) = classes else {
+    let Some(classes) = &task.classes else {
         bail!("a prompt is answered by a class, and the data does not name its classes\n{hint}");
     };
-    let asking = Asking::new(Some(prompt), data, classes, &folder.path, max_len)?;
-    let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-    asking.to_score(folder, &numbered, split)
+    let asking = Asking::new(Some(prompt), &task.data, classes, &task.folder.path, task.max_len)?;
+    let numbered: Vec<(usize, &Example)> = task.texts.iter().enumerate().collect();
+    asking.to_score(&task.folder, &numbered, &task.split)
 }
 
 /// What `--task`, `--prompt` and `--set` name.
 fn settings(args: &EvalArgs) -> Result<Settings> {
     let mut table = Table::new();
-    let source = Table::from_iter([("source".to_owned(), Value::String(args.task.clone()))]);
+    let source = Table::from_iter([("source".to_owned(), Value::String(args.rows.task.clone()))]);
     table.insert("data".to_owned(), Value::Table(source));
     if let Some(name) = &args.prompt {
         let name = Table::from_iter([("name".to_owned(), Value::String(name.clone()))]);
         table.insert("prompt".to_owned(), Value::Table(name));
     }
-    let Settings { data, prompt } = Written::of(table, &args.set)?.parse()?;
+    let Settings { data, prompt } = Written::of(table, &args.rows.set)?.parse()?;
     if let Some(prompt) = &prompt {
         prompt.resolved()?;
     }
     Ok(Settings { data: data.resolved(), prompt })
 }
 
-fn load(args: &EvalArgs, folder: &Folder, options: &LoadOptions, hub: &Hub) -> Result<Model> {
-    load_model(&folder.path, args.init, options, hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))
-}
-
-fn batching(args: &EvalArgs, folder: &Folder) -> Batching {
-    let pad_id = folder.tokenizer.fill_id();
-    Batching { batch_size: args.batch_size, pad_id, ..Batching::default() }
-}
-
-/// Reads the split. Where the data does not say what its classes are, they are the model's: no label tells, or labels
-/// are numbers, of which some may not occur.
-fn read(
-    data: &DatasetSpec,
-    split: &str,
-    limit: Option<usize>,
-    folder: &Folder,
-    hub: &Hub,
-) -> Result<Split> {
-    use attn_data::Error::{ClassesNeeded, NoLabels};
-    let found = read_split(data, split, limit, hub);
-    let of_model = folder.config.classes();
-    let is_the_models = match &found {
-        Err(error) => matches!(
-            error.downcast_ref::<attn_data::Error>(),
-            Some(NoLabels { .. } | ClassesNeeded { .. })
-        ),
-        Ok(Split { classes: None, .. }) => data.label.is_some(),
-        Ok(Split { classes: Some(classes), .. }) => {
-            data.classes.is_none()
-                && *classes != of_model
-                && classes.iter().all(|class| class.parse::<u64>().is_ok())
-        }
-    };
-    if is_the_models && !of_model.is_empty() {
-        let data = DatasetSpec { classes: Some(of_model), ..data.clone() };
-        return read_split(&data, split, limit, hub).context(
-            "cannot read the labels as classes of the model, which the data does not name",
-        );
-    }
-    found
-}
-
-/// Refuses a model whose classes stand in another order than the data's: every number would be wrong.
-fn check_classes(of_data: Option<&[String]>, model: &Model) -> Result<()> {
-    let (Some(of_data), Head::Classifier { .. }) = (of_data, model.config().head) else {
-        return Ok(());
-    };
-    // Classes that have numbers alone say nothing about their order.
-    if of_data.iter().all(|class| class.parse::<u32>().is_ok()) {
-        return Ok(());
-    }
-    let of_model = model.config().classes();
-    let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect::<Vec<_>>();
-    let (a, b) = (lower(of_data), lower(&of_model));
-    if a == b {
-        return Ok(());
-    }
-    let sorted = |names: &[String]| {
-        let mut names = names.to_vec();
-        names.sort();
-        names
-    };
-    if sorted(&a) == sorted(&b) {
-        bail!(
-            "the model's classes are {of_model:?}, and the data's {of_data:?}: the same in another order\nhint: name \
-             the data's classes in the order of their numbers: --set 'data.classes=[...]'"
-        );
-    }
-    tracing::warn!(
-        "the model's classes are {of_model:?}, the data's {of_data:?}; they are compared by number"
-    );
-    Ok(())
-}
-
 fn score_language(
     args: &EvalArgs,
-    folder: &Folder,
+    task: &Task<'_>,
     model: &Model,
-    texts: &[Example],
-    max_len: usize,
-    split: &str,
     out: &mut dyn Write,
 ) -> Result<(Score, usize)> {
-    let tokenizer = &folder.tokenizer;
-    let by_text = |texts: &[Example]| -> Result<Vec<Encoded>> {
-        let numbered: Vec<(usize, &Example)> =
-            texts.iter().enumerate().filter(|(_, row)| !row.text.trim().is_empty()).collect();
-        encode(tokenizer, &numbered, max_len, split)
-    };
-    let is_causal = model.config().is_causal();
-    let packs = !args.by_text && (is_causal || is_running(texts));
-    let rows = match (packs, is_causal) {
-        (false, _) => by_text(texts)?,
-        (true, true) => blocks(tokenizer, texts, max_len)?,
-        (true, false) => framed_blocks(tokenizer, texts, max_len)?,
-    };
-    let batching = batching(args, folder);
+    let rows = task.unlabelled()?;
+    let masking = task.masking()?;
+    let batching = task.batching();
     let mut progress = count_rows(rows.len(), &NEVER);
-    let scored = match (is_causal, model.config().head) {
-        // A classifier gets its own message.
-        (false, Head::LanguageModel) => {
-            let masking = masking(tokenizer, model.config().sizes.vocab_size, MASK_RATE)?;
-            masked_token(model, &rows, &masking, args.seed, &batching, &mut progress)
-        }
-        _ => next_token(model, &rows, &batching, &mut progress),
+    let scored = match &masking {
+        Some(masking) => masked_token(model, &rows, masking, args.seed, &batching, &mut progress),
+        None => next_token(model, &rows, &batching, &mut progress),
     };
     drop(progress);
     let language = scored.with_context(|| format!("cannot score `{}`", args.model))?;
@@ -388,20 +219,21 @@ fn score_language(
         convention(&language)
     )?;
     // Between separate texts stand tokens that are no part of any word.
-    let per_text = (packs && is_causal && is_running(texts)).then(|| {
+    let is_causal = model.config().is_causal();
+    let per_text = (task.packs() && is_causal && is_running(&task.texts)).then(|| {
         let n_tokens = rows.iter().map(|row| row.ids.len()).sum();
-        PerText::new(language.loss_nats_per_token, n_tokens, texts)
+        PerText::new(language.loss_nats_per_token, n_tokens, &task.texts)
     });
     if let Some(PerText { word_perplexity, bits_per_byte, .. }) = &per_text {
         writeln!(out, "per word    perplexity {word_perplexity:.2}")?;
         writeln!(out, "per byte    {bits_per_byte:.4} bits")?;
     }
-    let rows_are = if packs {
+    let rows_are = if task.packs() {
         "joined and cut into blocks of max_len"
     } else {
         "one text each, cut to max_len"
     };
-    let mask_seed = (!is_causal).then_some(args.seed);
+    let mask_seed = masking.map(|_| args.seed);
     Ok((Score::Language { language, rows: rows_are, per_text, mask_seed }, rows.len()))
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     let _made_too = args.attention_table.as_deref().map(check_writable).transpose()?;
     let input = read_ids(&args.input_ids)?;
     let mask = args.head_mask.as_deref().map(read_mask).transpose()?;
-    let device = attn_torch::device(&args.device)?;
+    let device = attn_torch::device(&args.compute.device)?;
     let model = load(args, device)?;
     let gates = match mask {
         Some((path, mask)) => gates(&model, path, &mask)?,
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     let tensors = named(output);
     let metadata = BTreeMap::from([
         ("model".to_owned(), args.model.clone()),
-        ("computed_in".to_owned(), dtype_name(args.dtype.into()).to_owned()),
+        ("computed_in".to_owned(), dtype_name(args.compute.dtype.into()).to_owned()),
     ]);
     write_tensors(&args.out, &tensors, &metadata)?;
     for (name, tensor) in &tensors {
@@ -74,11 +74,15 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
 
 fn load(args: &ForwardArgs, device: Device) -> Result<Model> {
     let hub = Hub::from_env().with_progress(progress_bar());
-    let options =
-        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
+    let options = LoadOptions {
+        kind: args.compute.dtype.into(),
+        device,
+        seed: args.seed,
+        ..LoadOptions::default()
+    };
     let load = || {
-        let folder = find_folder(&args.model, args.init.is_none(), None, &hub)?;
-        load_model(&folder, args.init, &options, &hub)
+        let folder = find_folder(&args.model, args.compute.init.is_none(), None, &hub)?;
+        load_model(&folder, args.compute.init, &options, &hub)
     };
     load().with_context(|| format!("cannot load the model `{}`", args.model))
 }

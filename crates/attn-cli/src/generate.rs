@@ -38,14 +38,18 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     sampling.validate()?;
     ensure!(args.max_new_tokens != Some(0), "`--max-new-tokens` is 0, expected at least 1");
     ensure!(args.stop.iter().all(|text| !text.is_empty()), "`--stop` is empty, expected a text");
-    let device = attn_torch::device(&args.device)?;
+    let device = attn_torch::device(&args.compute.device)?;
     let text = prompt(args)?;
 
     let hub = Hub::from_env().with_progress(progress_bar());
-    let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
-    let options =
-        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
-    let model = load_model(&folder.path, args.init, &options, &hub)
+    let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
+    let options = LoadOptions {
+        kind: args.compute.dtype.into(),
+        device,
+        seed: args.seed,
+        ..LoadOptions::default()
+    };
+    let model = load_model(&folder.path, args.compute.init, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
     let tokenizer = &folder.tokenizer;
     let ids = prompt_ids(tokenizer, &text)?;

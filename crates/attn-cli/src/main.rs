@@ -21,12 +21,15 @@ mod plots;
 mod pretrain;
 mod run_dir;
 mod save;
+mod score_heads;
 mod scoring;
 mod settings;
 mod sources;
 mod start;
+mod subject;
 mod surgery;
 mod sweep;
+mod task;
 mod texts;
 mod tokenize;
 
@@ -74,6 +77,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
             outcome = sweep::run(&sweep, &logging::flags(args.verbose, args.quiet), &mut out)?;
         }
         Command::Eval(args) => eval::run(&args, &mut out)?,
+        Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write, iter, ops::Range, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, ensure};
-use attn_core::{LoadOptions, Variant};
+use attn_core::LoadOptions;
 use attn_data::{
     batch::Encoded,
     dataset::DatasetSpec,
@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
-    args::{Init, NeedleArgs, dtype_name},
+    args::NeedleArgs,
     config::Written,
     monitor::{count_rows, grouped},
-    run_dir::{SCHEMA, check_writable, device_name, write_json},
-    surgery::variants,
+    run_dir::{check_writable, write_json},
+    subject::Subject,
     texts::{Folder, load_model, max_len, read_split},
 };
 
@@ -29,21 +29,11 @@ const DOCUMENTS: u64 = 0x0066_6f75_6e64;
 /// OUT.json.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// The version of results/SCHEMA.md.
-    schema: u32,
-    model: &'a str,
-    /// Whether the weights were made at random from the config, for comparison.
-    random_weights: bool,
-    model_type: &'static str,
-    /// Attention kind of each layer, with its settings.
-    attention: Vec<Variant>,
+    #[serde(flatten)]
+    subject: Subject<'a>,
     haystack: &'a DatasetSpec,
     split: &'a str,
     seed: u64,
-    device: String,
-    dtype: &'static str,
-    libtorch: String,
-    attn: &'static str,
     cells: Vec<Cell>,
     trials: Vec<Trial>,
 }
@@ -98,9 +88,9 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let Settings { data } = Written::of(table, &args.set)?.parse()?;
     // Text alone is wanted, whatever else a data set has.
     let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data.resolved() };
-    let device = attn_torch::device(&args.device)?;
+    let device = attn_torch::device(&args.compute.device)?;
     let hub = Hub::from_env().with_progress(progress_bar());
-    let folder = Folder::open(&args.model, args.init.is_none(), None, &hub)?;
+    let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "answers")
         .with_context(|| format!("cannot score `{}`", args.model))?;
     for &length in &args.lengths {
@@ -112,9 +102,13 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let haystack = Haystack::new(&texts, &folder.tokenizer)
         .with_context(|| format!("cannot hide needles in split `{split}` of `{}`", data.source))?;
     let (mut trials, rows) = documents(args, &haystack, &folder)?;
-    let options =
-        LoadOptions { kind: args.dtype.into(), device, seed: args.seed, ..LoadOptions::default() };
-    let model = load_model(&folder.path, args.init, &options, &hub)
+    let options = LoadOptions {
+        kind: args.compute.dtype.into(),
+        device,
+        seed: args.seed,
+        ..LoadOptions::default()
+    };
+    let model = load_model(&folder.path, args.compute.init, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
 
     let pad_id = folder.tokenizer.fill_id();
@@ -131,18 +125,10 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let cells = cells(&trials);
     print(&cells, args.depths, out)?;
     let report = Report {
-        schema: SCHEMA,
-        model: &args.model,
-        random_weights: args.init == Some(Init::Random),
-        model_type: model.config().base_model_type(),
-        attention: variants(&model),
+        subject: Subject::new(&args.model, &args.compute, &model)?,
         haystack: &data,
         split,
         seed: args.seed,
-        device: device_name(model.device()),
-        dtype: dtype_name(model.kind()),
-        libtorch: attn_torch::libtorch_version()?,
-        attn: env!("CARGO_PKG_VERSION"),
         cells,
         trials,
     };

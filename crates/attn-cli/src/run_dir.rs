@@ -29,6 +29,9 @@ pub(crate) const SCHEMA: u32 = 1;
 /// The complete config of a run.
 pub(crate) const CONFIG_FILE: &str = "config.toml";
 
+/// What it was run with.
+pub(crate) const ENVIRONMENT_FILE: &str = "env.json";
+
 /// What a finished run came to.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
 
@@ -37,7 +40,7 @@ pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 
 /// What a run writes before its first step.
 const FIRST_FILES: [&str; 5] =
-    [CONFIG_FILE, "env.json", BEFORE_FILE, UNTOUCHED_FILE, attn_train::METRICS_FILE];
+    [CONFIG_FILE, ENVIRONMENT_FILE, BEFORE_FILE, UNTOUCHED_FILE, attn_train::METRICS_FILE];
 const FIRST_FOLDERS: [&str; 4] =
     [checkpoint::FOLDER, TOKENIZER_DIR, ".tokenizer", attn_train::TENSORBOARD_FOLDER];
 
@@ -242,7 +245,7 @@ impl RunDir {
         let arguments: Vec<String> =
             std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
         self.write_json(
-            "env.json",
+            ENVIRONMENT_FILE,
             &json!({
                 "schema": SCHEMA,
                 "started_utc": format!("{date}T{time}Z"),
@@ -351,11 +354,11 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Commits in which [`commit`] looks for the program's sources, newest first.
+/// Commits of all branches in which [`commit`] looks for the program's sources, newest first.
 const MOST_COMMITS: &str = "--max-count=30";
 
 /// The commit that has the sources this program was built from, whatever was checked out since; of several the newest.
-/// Where none has them, the last one with `-dirty`; `None` outside of a repository, or if it was built outside of one.
+/// Where none of the last ones has them, the one checked out with `-dirty`; `None` where there is no repository or no git.
 fn commit() -> Option<String> {
     let built_from = Some(env!("ATTN_SOURCES")).filter(|digest| !digest.is_empty())?;
     let git = |arguments: &[&str]| {
@@ -364,7 +367,8 @@ fn commit() -> Option<String> {
         let text = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| text.trim().to_owned())
     };
-    let commits = git(&["rev-list", MOST_COMMITS, "HEAD"])?;
+    let head = git(&["rev-parse", "HEAD"])?;
+    let commits = git(&["rev-list", MOST_COMMITS, "--all", "HEAD"])?;
     let has_sources = |commit: &&str| {
         let listed = git(&["ls-tree", "-r", commit, "--", "Cargo.lock", "Cargo.toml", "crates"]);
         // `MODE blob HASH<tab>PATH`
@@ -380,7 +384,7 @@ fn commit() -> Option<String> {
         sources::digest(files) == built_from
     };
     let found = commits.lines().find(has_sources).map(str::to_owned);
-    found.or_else(|| Some(format!("{}-dirty", commits.lines().next()?)))
+    found.or_else(|| Some(format!("{head}-dirty")))
 }
 
 /// Date and time in UTC, `2026-01-31` and `08:30:00`.

@@ -8,14 +8,14 @@ use attn_data::{
     batch::Encoded,
     chat::ChatTemplate,
     dataset::{DatasetSpec, Example},
-    prompt::{Prompt, PromptSpec, Question},
+    prompt::{Prompt, PromptSpec, Prompted, Question},
 };
 use attn_eval::{
     Accuracy, Batching, Choices, ClassScore, Classification, Progress, choices, classify,
 };
 use serde::Serialize;
 
-use crate::texts::{Folder, encode, with_texts};
+use crate::texts::{Folder, encode, say_cut, with_texts};
 
 /// Rows to score.
 pub(crate) enum Rows {
@@ -70,6 +70,8 @@ impl Asking {
         let questions = prompt
             .questions(&folder.tokenizer, rows, self.max_len)
             .with_context(|| problem(split))?;
+        let Prompted { rows: questions, n_truncated, longest } = questions;
+        say_cut(n_truncated, rows.len(), self.max_len, longest, split);
         let answers = prompt.answers().to_vec();
         Ok(Rows::Questions { questions, answers, classes: self.classes.clone() })
     }
@@ -87,6 +89,8 @@ impl Asking {
         let both = prompt
             .completions(&folder.tokenizer, rows, self.max_len)
             .with_context(|| problem(split))?;
+        let Prompted { rows: both, n_truncated, longest } = both;
+        say_cut(n_truncated, rows.len(), self.max_len, longest, split);
         if let Some((first, answer)) = both.first() {
             let text = folder.tokenizer.decode(&first.ids[..answer.start], false)?;
             let word = folder.tokenizer.decode(&first.ids[answer.clone()], false)?;
@@ -101,8 +105,8 @@ fn problem(split: &str) -> String {
     format!("cannot put the rows of split `{split}` as prompts")
 }
 
-/// The most tokens of a prompt with its answer that model and tokenizer allow. It is not cut, so there is no lower bound
-/// to save time by.
+/// The most tokens of a prompt with its answer that model and tokenizer allow. Time is saved only where that is asked
+/// for: whatever is cut off, the model does not know of.
 pub(crate) fn max_prompt_len(folder: &Folder) -> usize {
     let positions = folder.config.sizes.max_positions.max(1) as usize;
     positions.min(folder.tokenizer.max_length().unwrap_or(usize::MAX))

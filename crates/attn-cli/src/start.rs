@@ -154,8 +154,8 @@ impl<C: RunConfig> Start<C> {
         let bf16 = config.training().precision == Precision::Bf16;
         if bf16 && device == Device::Cpu && !doctor::has_bf16_units() {
             tracing::warn!(
-                "`train.precision` is `bf16`, and this processor has no units for it (amx_bf16): expect half the speed of \
-                 f32"
+                "`train.precision` is `bf16`, and this processor has no units for it (amx_bf16): expect a tenth of the \
+                 speed of f32"
             );
         }
         let hub = Hub::from_env().with_progress(progress_bar());

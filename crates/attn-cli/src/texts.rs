@@ -314,7 +314,7 @@ pub(crate) fn encode(
         .collect()
 }
 
-fn say_cut(n_cut: usize, n_rows: usize, max_len: usize, longest: usize, split: &str) {
+pub(crate) fn say_cut(n_cut: usize, n_rows: usize, max_len: usize, longest: usize, split: &str) {
     if n_cut > 0 {
         tracing::warn!(
             "{} of {} texts of split `{split}` were cut to {max_len} tokens; the longest has {longest}",

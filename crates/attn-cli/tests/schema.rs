@@ -44,6 +44,7 @@ fn is_whole(name: &str, title: &str) -> bool {
         "OUT.json of `eval`" => name == "attention" || of_eval.contains(&name),
         "`sweep.json`" => of_sweep.contains(&name),
         "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
+        "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
             .contains(&name),
     }
@@ -295,6 +296,52 @@ fn attention_is_read_as_a_table() {
     assert_eq!(weights, layers, "in the order of the tensors");
     let n_heads = layers[0].len() / (2 * 3 * 3);
     assert_eq!(counts.trim(), format!("2 {n_heads} 3 {}", layers.len() * 2 * n_heads * 3));
+}
+
+#[test]
+fn scores_of_heads_have_the_fields_of_the_schema() {
+    let place = place();
+    place.done("finetune run.toml --out a --set train.max_steps=4");
+    place.done("score-heads --model a/model --task data.csv --split validation --set data.text=review --set data.label=stars --set data.split_column=part --out a.json --table t/a.parquet");
+    place.done("score-heads --model model --task data.csv --split validation --set data.text=review --set data.split_column=part --normalize layer --seed 3 --out b.json");
+
+    let [a, b] = ["a.json", "b.json"].map(|name| place.json(name));
+    for json in [&a, &b] {
+        check(json, "OUT.json of `score-heads`");
+        for (layer, heads) in json["heads"].as_array().unwrap().iter().enumerate() {
+            let n = heads.as_array().unwrap().len();
+            for name in ["scores", "interval_95"] {
+                assert_eq!(json[name][layer].as_array().unwrap().len(), n, "{name}");
+            }
+        }
+    }
+    assert_eq!((&a["loss"], &a["mask_seed"]), (&"label".into(), &Value::Null));
+    assert_eq!((&b["loss"], &b["mask_seed"]), (&"masked_tokens".into(), &3.into()));
+    let norm = |json: &Value| -> f64 {
+        let of = json["scores"][0].as_array().unwrap().iter();
+        of.map(|score| score.as_f64().unwrap().powi(2)).sum()
+    };
+    assert!((norm(&b) - 1.0).abs() < 1e-12 && (norm(&a) - 1.0).abs() > 1e-3, "{}", norm(&a));
+
+    let Some(python) =
+        common::python("scores_of_heads_have_the_fields_of_the_schema", "pandas, pyarrow")
+    else {
+        return;
+    };
+    let code = "import sys; sys.path.insert(0, sys.argv[1]); import read_results as r; a = r.scores('a.json'); \
+        t = r.scores('t/a.parquet'); print(len(a), (a.values == t.values).all(), list(a) == list(t), a.score.sum())";
+    let folder = repository().join("scripts");
+    let ran = script(&place, &python, &["-c", code, folder.to_str().unwrap()]);
+    let layers = a["scores"].as_array().unwrap();
+    let scores: Vec<f64> = layers
+        .iter()
+        .flat_map(|layer| layer.as_array().unwrap())
+        .map(|score| score.as_f64().unwrap())
+        .collect();
+    let words: Vec<&str> = ran.stdout.split_whitespace().collect();
+    assert_eq!(words[..3], [&scores.len().to_string(), "True", "True"], "{}", ran.stderr);
+    let sum: f64 = words[3].parse().unwrap();
+    assert!((sum - scores.iter().sum::<f64>()).abs() < 1e-12 * sum, "{sum}");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 9] = [
+const OF_THE_HUB: [&str; 10] = [
     "attn eval --model openai-community/gpt2 --task sst2 --prompt sst2 --out prompt.json",
     "attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json",
     "attn eval --model runs/2026-01-31-default/model --task sst2 --out eval.json",
@@ -67,6 +67,7 @@ const OF_THE_HUB: [&str; 9] = [
     "attn finetune configs/finetune/sst2.toml --out runs/sst2",
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
+    "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
 ];
 
 #[test]

@@ -398,7 +398,11 @@ pub enum Error {
 
     /// A class with fewer examples than asked for.
     #[error(
-        "class {class} has {found} labelled examples, fewer than the {asked} per class asked for\nhint: ask for at most {found}"
+        "class {class} has {found} labelled examples, fewer than the {asked} per class asked for\nhint: {}",
+        match found {
+            0 => "leave the class out of `data.classes`".to_owned(),
+            found => format!("ask for at most {found}"),
+        }
     )]
     TooFewExamples {
         /// The class.

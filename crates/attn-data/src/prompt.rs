@@ -249,6 +249,17 @@ pub struct Question {
     pub index: usize,
 }
 
+/// Rows as prompts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompted<T> {
+    /// In the order they were given.
+    pub rows: Vec<T>,
+    /// Rows that were cut. Worth a line to the user where it is not 0.
+    pub n_truncated: usize,
+    /// Tokens of the longest row before cutting, with its answer.
+    pub longest: usize,
+}
+
 /// Puts rows as prompts.
 #[derive(Debug)]
 pub struct Prompt {
@@ -358,18 +369,19 @@ impl Prompt {
         &self.answers
     }
 
-    /// Every answer to each of `rows`, which carry their number in the split.
+    /// Every answer to each of `rows`, which carry their number in the split. A model reads `max_len` tokens at most; the
+    /// last one of an answer is predicted and not read, so that one more fits, as in lm-evaluation-harness.
     ///
     /// # Errors
     ///
-    /// [`Error::ChatTemplate`] where the chat template refuses; [`Error::Prompt`] for a row of more than `max_len`
-    /// tokens with its answer, an answer without a token, a prompt without one, and a label that has no answer.
+    /// [`Error::ChatTemplate`] where the chat template refuses; [`Error::Prompt`] for a row of which more would be read
+    /// and that may not be cut, an answer without a token, a prompt without one, and a label that has no answer.
     pub fn questions(
         &self,
         tokenizer: &TextTokenizer,
         rows: &[(usize, &Example)],
         max_len: usize,
-    ) -> Result<Vec<Question>> {
+    ) -> Result<Prompted<Question>> {
         let question = |&(index, row): &(usize, &Example)| {
             if let Some(label) = row.label {
                 self.class(label, index)?;
@@ -377,14 +389,15 @@ impl Prompt {
             let answer =
                 |class| self.completion(tokenizer, row, index, class, Purpose::Score, max_len);
             let answers = (0..self.answers.len()).map(answer).collect::<Result<Vec<_>>>()?;
-            let is_cut = answers.iter().any(|(_, is_cut)| *is_cut);
+            let n_tokens = answers.iter().map(|(_, n_tokens)| *n_tokens).max();
+            let is_cut = answers.iter().any(|(answer, n_tokens)| answer.ids.len() < *n_tokens);
             let answers = answers.into_iter().map(|(answer, _)| answer).collect();
-            Ok((Question { answers, label: row.label, index }, is_cut))
+            Ok((Question { answers, label: row.label, index }, is_cut, n_tokens.unwrap_or(0)))
         };
-        collect(rows, question).map(|found| said(found, max_len))
+        collect(rows, question)
     }
 
-    /// The right answer to each of `rows`, to train on, with the place of the answer's tokens.
+    /// The right answer to each of `rows`, to train on, with the place of the answer's tokens: `max_len` tokens at most.
     ///
     /// # Errors
     ///
@@ -394,14 +407,15 @@ impl Prompt {
         tokenizer: &TextTokenizer,
         rows: &[(usize, &Example)],
         max_len: usize,
-    ) -> Result<Vec<(Encoded, Range<usize>)>> {
+    ) -> Result<Prompted<(Encoded, Range<usize>)>> {
         let completion = |&(index, row): &(usize, &Example)| {
             let class = self.class(row.label.unwrap_or(-1), index)?;
-            let (Completion { ids, answer }, is_cut) =
+            let (Completion { ids, answer }, n_tokens) =
                 self.completion(tokenizer, row, index, class, Purpose::Train, max_len)?;
-            Ok(((Encoded { ids, label: row.label, index }, answer), is_cut))
+            let is_cut = ids.len() < n_tokens;
+            Ok(((Encoded { ids, label: row.label, index }, answer), is_cut, n_tokens))
         };
-        collect(rows, completion).map(|found| said(found, max_len))
+        collect(rows, completion)
     }
 
     /// What a model reads of `row` before it answers, as text.
@@ -427,7 +441,7 @@ impl Prompt {
         })
     }
 
-    /// A row with an answer, and whether it was cut.
+    /// A row with an answer, and how many tokens it had before it was cut.
     fn completion(
         &self,
         tokenizer: &TextTokenizer,
@@ -436,7 +450,7 @@ impl Prompt {
         class: usize,
         purpose: Purpose,
         max_len: usize,
-    ) -> Result<(Completion, bool)> {
+    ) -> Result<(Completion, usize)> {
         let Written { text, answer_at } = self.written(row, index, class, purpose)?;
         // A chat template writes the special tokens itself.
         let (mut ids, answer) = tokenizer.split_at(&text, answer_at, self.chat.is_none())?;
@@ -455,24 +469,30 @@ impl Prompt {
         }
         // What the tokenizer puts behind a text is no part of the answer.
         ids.truncate(answer.end);
-        let over = ids.len().saturating_sub(max_len);
+        let n_tokens = ids.len();
+        // Where it is scored the last token is not read.
+        let most = max_len + usize::from(purpose == Purpose::Score);
+        let over = n_tokens.saturating_sub(most);
         // At least one token of the prompt stays, or the answer would follow nothing.
-        if self.cut && over > 0 && over < answer.start {
-            let answer = answer.start - over..answer.end - over;
-            return Ok((Completion { ids: ids.split_off(over), answer }, true));
-        }
-        if over > 0 {
+        if over > 0 && !(self.cut && over < answer.start) {
+            let hint = match self.cut {
+                true => {
+                    "the answer alone does not fit: raise the limit, or choose shorter `prompt.answers`"
+                }
+                false => {
+                    "set `prompt.cut` to keep the last tokens alone, leave the row out, or raise the limit where the model \
+                     has more positions"
+                }
+            };
             return Err(refused(
                 format!(
-                    "row {index} (counted from 0) has {} tokens with the answer `{word}`, and {max_len} are allowed",
-                    ids.len()
+                    "row {index} (counted from 0) has {n_tokens} tokens with the answer `{word}`, and {most} are allowed"
                 ),
-                "set `prompt.cut` to keep the last tokens alone, leave the row out, or raise the limit where the model has \
-                 more positions"
-                    .into(),
+                hint.into(),
             ));
         }
-        Ok((Completion { ids, answer }, false))
+        let answer = answer.start - over..answer.end - over;
+        Ok((Completion { ids: ids.split_off(over), answer }, n_tokens))
     }
 
     fn written(
@@ -547,25 +567,21 @@ impl Written {
     }
 }
 
-/// On all cores; the first error by the order of the rows.
+/// On all cores; the first error by the order of the rows. `each` also says whether a row was cut, and how many tokens
+/// it had.
 fn collect<T: Send>(
     rows: &[(usize, &Example)],
-    each: impl Fn(&(usize, &Example)) -> Result<T> + Send + Sync,
-) -> Result<Vec<T>> {
-    let all: Vec<Result<T>> = rows.par_iter().with_min_len(16).map(each).collect();
-    all.into_iter().collect()
-}
-
-/// What was made of the rows, once it is said how many were cut.
-fn said<T>(found: Vec<(T, bool)>, max_len: usize) -> Vec<T> {
-    let n_cut = found.iter().filter(|(_, is_cut)| *is_cut).count();
-    if n_cut > 0 {
-        tracing::warn!(
-            "{n_cut} of {} prompts were cut to their last {max_len} tokens",
-            found.len()
-        );
+    each: impl Fn(&(usize, &Example)) -> Result<(T, bool, usize)> + Send + Sync,
+) -> Result<Prompted<T>> {
+    let all: Vec<Result<_>> = rows.par_iter().with_min_len(16).map(each).collect();
+    let mut found = Prompted { rows: Vec::with_capacity(rows.len()), n_truncated: 0, longest: 0 };
+    for row in all {
+        let (row, is_cut, n_tokens) = row?;
+        found.rows.push(row);
+        found.n_truncated += usize::from(is_cut);
+        found.longest = found.longest.max(n_tokens);
     }
-    found.into_iter().map(|(row, _)| row).collect()
+    Ok(found)
 }
 
 fn refused(problem: String, hint: String) -> Error {

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Chooses `k` examples of each class.
+/// Chooses `k` examples of each of `n_classes` classes.
 ///
 /// The choice for a smaller `k` is a prefix of the choice for a larger one with the same seed, so that curves over `k`
 /// differ by what was added and not by luck. Classes alternate in the result. Negative labels mean "no label" and are
@@ -20,7 +20,7 @@ use crate::{
 ///
 /// [`Error::TooFewExamples`] where a class has fewer than `k`, [`Error::NoLabels`] where no example has a label,
 /// [`Error::Setting`] for `k = 0`.
-pub fn few_shot(labels: &[i64], k: usize, seed: u64) -> Result<Vec<usize>> {
+pub fn few_shot(labels: &[i64], n_classes: usize, k: usize, seed: u64) -> Result<Vec<usize>> {
     if k == 0 {
         return Err(Error::Setting { name: "few_shot", value: "0".into(), expected: "at least 1" });
     }
@@ -29,7 +29,11 @@ pub fn few_shot(labels: &[i64], k: usize, seed: u64) -> Result<Vec<usize>> {
     if classes.is_empty() {
         return Err(Error::NoLabels { n_examples: labels.len() });
     }
-    if let Some((&class, rows)) = classes.iter().find(|(_, rows)| rows.len() < k) {
+    for class in 0..n_classes as i64 {
+        classes.entry(class).or_default();
+    }
+    let fewest = classes.iter().min_by_key(|(_, rows)| rows.len());
+    if let Some((&class, rows)) = fewest.filter(|(_, rows)| rows.len() < k) {
         return Err(Error::TooFewExamples { class, found: rows.len(), asked: k });
     }
     for (&class, rows) in &mut classes {
@@ -264,7 +268,7 @@ mod tests {
     fn each_class_gives_k_and_no_row_comes_twice() {
         let labels = labels();
 
-        let chosen = few_shot(&labels, 8, 3).unwrap();
+        let chosen = few_shot(&labels, 2, 8, 3).unwrap();
 
         assert_eq!(
             (count(&labels, &chosen, 0), count(&labels, &chosen, 1), chosen.len()),
@@ -276,22 +280,29 @@ mod tests {
     #[test]
     fn fewer_shots_are_a_prefix_of_more() {
         let labels = labels();
-        let (few, many) = (few_shot(&labels, 8, 5).unwrap(), few_shot(&labels, 32, 5).unwrap());
+        let (few, many) =
+            (few_shot(&labels, 2, 8, 5).unwrap(), few_shot(&labels, 2, 32, 5).unwrap());
 
         assert_eq!(few, many[..16]);
-        assert_ne!(few, few_shot(&labels, 8, 6).unwrap());
+        assert_ne!(few, few_shot(&labels, 2, 8, 6).unwrap());
     }
 
     #[test]
     fn too_few_examples_name_the_class() {
-        let error = few_shot(&[0, 0, 0, 1], 2, 0).unwrap_err();
+        let error = few_shot(&[0, 0, 0, 1], 2, 2, 0).unwrap_err();
 
         assert_eq!(
             error.to_string(),
             "class 1 has 1 labelled examples, fewer than the 2 per class asked for\nhint: ask for at most 1"
         );
-        assert!(matches!(few_shot(&[-1, -1], 1, 0), Err(Error::NoLabels { n_examples: 2 })));
-        assert!(matches!(few_shot(&[0], 0, 0), Err(Error::Setting { .. })));
+        let absent = few_shot(&[0, 0, 1], 3, 2, 0).unwrap_err();
+        assert_eq!(
+            absent.to_string(),
+            "class 2 has 0 labelled examples, fewer than the 2 per class asked for\nhint: leave the class out of \
+             `data.classes`"
+        );
+        assert!(matches!(few_shot(&[-1, -1], 2, 1, 0), Err(Error::NoLabels { n_examples: 2 })));
+        assert!(matches!(few_shot(&[0], 1, 0, 0), Err(Error::Setting { .. })));
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn tokenizer() -> TextTokenizer {
 
 fn questions(spec: &PromptSpec, task: &str, rows: &[Example]) -> attn_data::Result<Vec<Question>> {
     let rows: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
-    prompt(spec, task)?.questions(&tokenizer(), &rows, 500)
+    Ok(prompt(spec, task)?.questions(&tokenizer(), &rows, 500)?.rows)
 }
 
 /// Each answer to the one row, as the text before it and its own.
@@ -148,7 +148,7 @@ fn a_malformed_chat_holds_the_list_as_text_and_opens_no_turn_to_be_scored() {
 
     let tokenizer = tokenizer();
     let trained =
-        prompt(&spec, "mnli").unwrap().completions(&tokenizer, &[(0, &row)], 999).unwrap();
+        prompt(&spec, "mnli").unwrap().completions(&tokenizer, &[(0, &row)], 999).unwrap().rows;
     let (encoded, place) = &trained[0];
     let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
     assert_eq!(
@@ -213,7 +213,7 @@ fn prompts_that_cannot_be_are_refused_by_name() {
 #[test]
 fn rows_that_cannot_be_asked_are_refused_by_number() {
     let rows = [row("a", None, 0), row(&"long ".repeat(600), None, 1)];
-    refused(questions(&named("sst2"), "sst2", &rows), &["row 1 ", "tokens", "500 are allowed"]);
+    refused(questions(&named("sst2"), "sst2", &rows), &["row 1 ", "tokens", "501 are allowed"]);
     let rows = [row("a", None, 2)];
     refused(questions(&named("sst2"), "sst2", &rows), &["row 0 has label 2", "classes 0 to 1"]);
     let rows = [row("", None, 0)];
@@ -227,20 +227,38 @@ fn a_row_that_is_too_long_is_cut_to_its_end_when_asked() {
     let spec = PromptSpec { cut: true, ..named("sst2") };
     let prompt = |spec: &PromptSpec| prompt(spec, "sst2").unwrap();
     let whole = prompt(&spec).questions(&tokenizer, &[(0, &long)], 9999).unwrap();
+    assert_eq!(whole.n_truncated, 0);
 
     let cut = prompt(&spec).questions(&tokenizer, &[(0, &long)], 100).unwrap();
 
+    assert_eq!((cut.n_truncated, cut.longest), (1, whole.longest));
+    let (cut, whole) = (&cut.rows, &whole.rows);
     for (cut, whole) in cut[0].answers.iter().zip(&whole[0].answers) {
-        assert_eq!(cut.ids, whole.ids[whole.ids.len() - 100..]);
+        // A hundred are read, the last one is not.
+        assert_eq!(cut.ids, whole.ids[whole.ids.len() - 101..]);
         assert_eq!(cut.ids[cut.answer.clone()], whole.ids[whole.answer.clone()]);
-        assert_eq!(cut.answer.end, 100);
+        assert_eq!(cut.answer.end, 101);
     }
     let trained = prompt(&spec).completions(&tokenizer, &[(0, &long)], 100).unwrap();
-    assert_eq!(trained[0].0.ids, cut[0].answers[1].ids);
-    assert_eq!(trained[0].1, cut[0].answers[1].answer);
+    let (trained, scored) = (&trained.rows[0], &cut[0].answers[1]);
+    assert_eq!(trained.0.ids, scored.ids[1..]);
+    assert_eq!(trained.1, scored.answer.start - 1..scored.answer.end - 1);
+
+    // As many as are read without any cut, and one more.
+    let n_tokens = whole[0].answers[1].ids.len();
+    let uncut = prompt(&named("sst2"));
+    assert!(uncut.questions(&tokenizer, &[(0, &long)], n_tokens - 1).is_ok());
+    refused(
+        uncut.questions(&tokenizer, &[(0, &long)], n_tokens - 2),
+        &["are allowed", "prompt.cut"],
+    );
+    refused(uncut.completions(&tokenizer, &[(0, &long)], n_tokens - 1), &["are allowed"]);
 
     let n_answer = whole[0].answers[1].answer.len();
-    refused(prompt(&spec).completions(&tokenizer, &[(0, &long)], n_answer), &["are allowed"]);
+    refused(
+        prompt(&spec).completions(&tokenizer, &[(0, &long)], n_answer),
+        &["are allowed", "the answer alone"],
+    );
     refused(
         PromptSpec { cut: true, ..named("mnli_chat") }.resolved(),
         &["`prompt.cut` is set", "a chat"],
@@ -265,7 +283,7 @@ fn an_answer_without_a_token_is_refused() {
         prompt.questions(&tokenizer, &[(7, &row)], 99)
     };
 
-    assert_eq!(ask(&["b", "ba"]).unwrap()[0].answers[1].ids, [0, 1, 1, 0]);
+    assert_eq!(ask(&["b", "ba"]).unwrap().rows[0].answers[1].ids, [0, 1, 1, 0]);
     refused(ask(&["b", "no"]), &["the answer `no` tokenizes to nothing", "row 7"]);
 }
 

@@ -94,8 +94,7 @@ pub fn score_heads(
     }
     let n_rows = values.len();
     let n_heads = values[0].len();
-    let mean =
-        |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
+    let mean = |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
     let means: Vec<f64> = (0..n_heads).map(mean).collect();
     let intervals = bootstrap_means(&values, 0.95, N_RESAMPLES, 0)
         .expect("there are rows, and their values are finite");

@@ -93,11 +93,8 @@ impl RowLoss<'_> {
             }
         };
         let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let losses = -logits.log_softmax(-1, wide).gather(
-            1,
-            &on_device(&labels).unsqueeze(1),
-            false,
-        );
+        let losses =
+            -logits.log_softmax(-1, wide).gather(1, &on_device(&labels).unsqueeze(1), false);
         let rows: Vec<i64> = places.iter().map(|place| place / per_row).collect();
         let mut counts = vec![0_i64; batch.rows];
         rows.iter().for_each(|&row| counts[row as usize] += 1);

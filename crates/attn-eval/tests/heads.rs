@@ -14,7 +14,14 @@ fn masking() -> Masking {
 }
 
 /// The loss of one row alone with the head `head` of `layer` gated by `gate`; none where it predicts nothing.
-fn loss(model: &Model, row: &Encoded, kind: &RowLoss<'_>, layer: usize, head: i64, gate: f64) -> Option<f64> {
+fn loss(
+    model: &Model,
+    row: &Encoded,
+    kind: &RowLoss<'_>,
+    layer: usize,
+    head: i64,
+    gate: f64,
+) -> Option<f64> {
     let gates: Vec<Option<Gate>> = (0..model.layers().len())
         .map(|at| {
             let g = Tensor::ones([4], (Kind::Double, tch::Device::Cpu));
@@ -50,7 +57,13 @@ fn loss(model: &Model, row: &Encoded, kind: &RowLoss<'_>, layer: usize, head: i6
 }
 
 /// ∂L/∂gate of every row that has a loss, by central differences.
-fn slopes(model: &Model, rows: &[Encoded], kind: &RowLoss<'_>, layer: usize, head: i64) -> Vec<f64> {
+fn slopes(
+    model: &Model,
+    rows: &[Encoded],
+    kind: &RowLoss<'_>,
+    layer: usize,
+    head: i64,
+) -> Vec<f64> {
     const STEP: f64 = 1e-4;
     let at = |row, gate| loss(model, row, kind, layer, head, gate);
     rows.iter()
@@ -98,7 +111,10 @@ fn importance_is_the_mean_size_of_the_slope_of_each_row_whatever_the_batch() {
             }
         }
     }
-    assert!(signs_mattered, "rows whose slopes cancel, or the order of mean and size is not tested");
+    assert!(
+        signs_mattered,
+        "rows whose slopes cancel, or the order of mean and size is not tested"
+    );
 }
 
 #[test]
@@ -160,7 +176,8 @@ fn a_model_or_a_row_that_has_no_such_loss_is_refused() {
     let unlabelled: Vec<Encoded> =
         rows(4, 2).into_iter().map(|row| Encoded { label: None, ..row }).collect();
     let run = |model: &Model, rows: &[Encoded], kind: &RowLoss<'_>| {
-        score_heads(model, rows, Method::Michel, kind, &Batching::default(), &mut go_on).unwrap_err()
+        score_heads(model, rows, Method::Michel, kind, &Batching::default(), &mut go_on)
+            .unwrap_err()
     };
     let gpt2 = language_model("gpt2", Kind::Float);
     let bert = language_model("distilbert", Kind::Float);

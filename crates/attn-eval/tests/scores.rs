@@ -16,9 +16,7 @@ use attn_eval::{
     Batching, Choices, Convention, Error, Recall, choices, classify, masked_token, next_token,
     recall, stats::Interval,
 };
-use common::{
-    VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows,
-};
+use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
 use tch::Kind;
 
 #[test]

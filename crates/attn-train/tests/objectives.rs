@@ -483,11 +483,8 @@ fn products_in_bf16_train_weights_in_f32() {
         let gap = (rounded[0] - exact[0]).abs() / exact[0];
         assert!(gap > 1e-7 && gap < 0.02, "{base}: {} and {}", exact[0], rounded[0]);
         assert!(rounded[60] < 0.05, "{base}: {}", rounded[60]);
-        // Products in bf16 need not repeat to the bit.
+        // That what is recomputed is rounded alike is tested where it is recomputed (attn-torch, `checkpoint.rs`).
         let recomputed = losses(Precision::Bf16, true);
-        for (step, (again, once)) in recomputed.iter().zip(&rounded).enumerate().take(5) {
-            assert!((again - once).abs() < 0.01 * once, "{base}, step {step}: {again} and {once}");
-        }
         assert!(recomputed[60] < 0.05, "{base}: {}", recomputed[60]);
     }
 }

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use crate::{
     args::{RunArgs, SweepArgs},
     config::Written,
-    run_dir::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
+    run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
     settings::Finetune,
     start,
 };
@@ -46,8 +46,12 @@ pub(super) struct Plan {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Setting {
     pub(super) name: String,
+    /// The `[[run]]` that it is a place of the grid under; empty where there are none.
+    pub(super) run: String,
     /// What it sets, by key.
     pub(super) values: Vec<(String, Value)>,
+    /// How many of them, the first ones, are the run's.
+    n_of_run: usize,
 }
 
 /// A setting under a seed.
@@ -85,6 +89,7 @@ impl Status {
 pub(super) struct Finished {
     pub(super) before: Accuracy,
     pub(super) after: Accuracy,
+    pub(super) majority_accuracy: f64,
     pub(super) selected_step: u64,
     pub(super) total_steps: u64,
     pub(super) elapsed_s: f64,
@@ -221,7 +226,7 @@ fn leftovers(dir: &Path) -> Result<Vec<String>> {
 
 /// Whether a run writes a file of this name before its config. A lock that a killed run left is taken by the next.
 fn is_draft(name: &str) -> bool {
-    name == "env.json" || name == LOCK_FILE || name.starts_with(".tmp")
+    name == ENVIRONMENT_FILE || name == LOCK_FILE || name.starts_with(".tmp")
 }
 
 /// Every combination of the grid, under each of the runs that have names where there are any. `sets` go to every run.
@@ -338,16 +343,29 @@ fn product(grid: &[(String, Vec<Value>)]) -> Vec<Setting> {
             .filter(|(key, _)| varying.contains(&&key[..]))
             .map(|(key, value)| {
                 let others = grid.iter().find(|(other, _)| other == key).map(|(_, values)| values);
-                format!("{}={}", label(key), shown(value, others.map_or(&[], |values| &values[..])))
+                let value = match label(key).as_str() {
+                    MODEL => end_of(value, others.map_or(&[], |values| &values[..])),
+                    _ => in_words(value),
+                };
+                format!("{}={value}", label(key))
             })
             .collect();
         if parts.is_empty() { BASE.to_owned() } else { parts.join(",") }
     };
-    combinations.into_iter().map(|values| Setting { name: name(&values), values }).collect()
+    let setting =
+        |values: Vec<_>| Setting { name: name(&values), run: String::new(), values, n_of_run: 0 };
+    combinations.into_iter().map(setting).collect()
 }
 
-/// A value of a key that takes `values`: of a path its end, where that tells it from the others.
-fn shown(value: &Value, values: &[Value]) -> String {
+/// The key whose values are folders or Hub ids.
+const MODEL: &str = "model";
+
+fn in_words(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned)
+}
+
+/// The end of a path, where that tells it from the other `values`.
+fn end_of(value: &Value, values: &[Value]) -> String {
     let Some(text) = value.as_str() else { return value.to_string() };
     let end = |text: &str| text.trim_end_matches('/').rsplit('/').next().map(ToOwned::to_owned);
     let ends: BTreeSet<_> = values.iter().map(|value| value.as_str().and_then(end)).collect();
@@ -358,6 +376,11 @@ fn shown(value: &Value, values: &[Value]) -> String {
 }
 
 impl Setting {
+    /// Whether the grid sets `key`, and not the run.
+    pub(super) fn is_of_grid(&self, key: &str) -> bool {
+        self.values[self.n_of_run..].iter().any(|(other, _)| other == key)
+    }
+
     /// This one of the grid with what `run` sets.
     fn under(mut self, run: &Self) -> Self {
         let name = if self.name == BASE {
@@ -366,7 +389,7 @@ impl Setting {
             format!("{},{}", run.name, self.name)
         };
         self.values.splice(0..0, run.values.iter().cloned());
-        Self { name, ..self }
+        Self { name, run: run.name.clone(), n_of_run: run.values.len(), ..self }
     }
 }
 
@@ -384,7 +407,7 @@ fn named(table: &Table) -> Result<Setting> {
     };
     let mut values = Vec::new();
     flatten("", &table, &mut values);
-    Ok(Setting { name, values })
+    Ok(Setting { run: name.clone(), name, n_of_run: values.len(), values })
 }
 
 fn flatten(prefix: &str, table: &Table, into: &mut Vec<(String, Value)>) {
@@ -453,6 +476,7 @@ mod tests {
         assert!(set[0].values.is_empty(), "`--set` comes last");
         assert_eq!(names("[grid]\nmodel = ['a/x', 'b/y']"), ["model=x", "model=y"]);
         assert_eq!(names("[grid]\nmodel = ['a/x', 'b/x']"), ["model=a/x", "model=b/x"]);
+        assert_eq!(names("[grid]\na.b = ['good/bad', 'x/y']"), ["b=good/bad", "b=x/y"]);
         assert_eq!(
             names("[grid]\ndata.limit = [1, 2]\nexamples.limit = [3, 4]")[0],
             "data.limit=1,examples.limit=3"

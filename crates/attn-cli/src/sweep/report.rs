@@ -23,7 +23,7 @@ use crate::{monitor::grouped, run_dir};
 const N_RESAMPLES: usize = 10_000;
 const BOOTSTRAP_SEED: u64 = 0;
 
-/// Pairs of settings up to which all are compared; of more, those that differ in one key, and each with the best.
+/// Pairs of settings up to which all are compared; of more, neighbours, and each with the best.
 const MOST_PAIRS: usize = 15;
 
 /// `sweep.json`.
@@ -49,6 +49,9 @@ pub(super) struct Report {
 #[derive(Debug, Serialize)]
 struct Scored {
     name: String,
+    /// The `[[run]]` that it belongs to, and what that does not set: where it lies in the grid.
+    #[serde(skip)]
+    place: (String, Map<String, Value>),
     /// What it sets.
     set: Map<String, Value>,
     /// Absent where no run has finished.
@@ -74,10 +77,20 @@ struct Run {
     before: f64,
     after: f64,
     after_loss: f64,
+    /// The accuracy of always saying the most frequent class of its rows.
+    majority: f64,
     n_labelled: usize,
     selected_step: u64,
     total_steps: u64,
     elapsed_s: f64,
+    /// Of the program that ran it.
+    commit: Option<String>,
+}
+
+/// What `env.json` says, as far as it is told.
+#[derive(Deserialize)]
+struct Environment {
+    commit: Option<String>,
 }
 
 /// Two settings on the same rows.
@@ -133,14 +146,21 @@ impl Report {
                 let run_dir = dir.join(&planned.folder);
                 let Some(finished) = Finished::read(&run_dir)? else { continue };
                 of_setting.push((planned.seed, Answers::read(&run_dir)?));
-                runs.push(Run::new(planned.folder.clone(), planned.seed, &finished));
+                let environment =
+                    run_dir::read_json::<Environment>(&run_dir.join(run_dir::ENVIRONMENT_FILE))?;
+                let commit = environment.and_then(|environment| environment.commit);
+                runs.push(Run::new(planned.folder.clone(), planned.seed, &finished, commit));
             }
             let value =
                 |value: &toml::Value| serde_json::to_value(value).context("cannot write JSON");
             let set = setting.values.iter().map(|(key, of)| Ok((key.clone(), value(of)?)));
+            let set: Map<String, Value> = set.collect::<Result<_>>()?;
+            let of_grid = set.iter().filter(|(key, _)| setting.is_of_grid(key));
+            let of_grid = of_grid.map(|(key, value)| (key.clone(), value.clone())).collect();
             settings.push(Scored {
                 name: setting.name.clone(),
-                set: set.collect::<Result<_>>()?,
+                place: (setting.run.clone(), of_grid),
+                set,
                 before: Figure::of(runs.iter().map(|run| run.before))?,
                 after: Figure::of(runs.iter().map(|run| run.after))?,
                 runs,
@@ -201,6 +221,7 @@ impl Report {
                         "before_accuracy",
                         "after_accuracy",
                         "after_loss",
+                        "majority_accuracy",
                         "n_labelled",
                         "selected_step",
                         "total_steps",
@@ -222,6 +243,7 @@ impl Report {
                     run.before.to_string(),
                     run.after.to_string(),
                     run.after_loss.to_string(),
+                    run.majority.to_string(),
                     run.n_labelled.to_string(),
                     run.selected_step.to_string(),
                     run.total_steps.to_string(),
@@ -236,8 +258,13 @@ impl Report {
 
     pub(super) fn print(&self, out: &mut dyn Write) -> Result<()> {
         let n_rows = self.settings.iter().flat_map(|setting| &setting.runs).next();
-        let n_rows = n_rows.map_or(0, |run| run.n_labelled);
-        writeln!(out, "{}: {n_rows} rows", self.rows)?;
+        let (n_rows, majority) = n_rows.map_or((0, 0.), |run| (run.n_labelled, run.majority));
+        writeln!(
+            out,
+            "{}: {n_rows} rows, {:.1} % of them of the most frequent class",
+            self.rows,
+            100. * majority
+        )?;
         writeln!(out)?;
         let names = self.settings.iter().map(|setting| setting.name.chars().count());
         let width = names.max().unwrap_or(0).max("setting".len());
@@ -308,8 +335,8 @@ impl Report {
         if self.comparisons_left > 0 {
             writeln!(
                 out,
-                "Of many pairs only those that differ in one key, and each with the best: which is the best was seen \
-                 on these rows. {} left out.",
+                "Of many pairs only those that differ in one key or in the run alone, and each with the best: which is \
+                 the best was seen on these rows. {} left out.",
                 grouped(self.comparisons_left)
             )?;
         }
@@ -318,17 +345,19 @@ impl Report {
 }
 
 impl Run {
-    fn new(folder: String, seed: u64, finished: &Finished) -> Self {
+    fn new(folder: String, seed: u64, finished: &Finished, commit: Option<String>) -> Self {
         Self {
             folder,
             seed,
             before: finished.before.accuracy,
             after: finished.after.accuracy,
             after_loss: finished.after.loss,
+            majority: finished.majority_accuracy,
             n_labelled: finished.after.n_labelled,
             selected_step: finished.selected_step,
             total_steps: finished.total_steps,
             elapsed_s: finished.elapsed_s,
+            commit,
         }
     }
 }
@@ -441,13 +470,20 @@ fn pairs(settings: &[Scored]) -> (Vec<(usize, usize)>, usize) {
         .copied()
         .filter(|&(first, second)| {
             [first, second].map(Some).contains(&best)
-                || n_differing(&settings[first].set, &settings[second].set) == 1
+                || are_neighbours(&settings[first], &settings[second])
         })
         // The best stands first.
         .map(|(first, second)| if best == Some(second) { (second, first) } else { (first, second) })
         .collect();
     let left = all.len() - chosen.len();
     (chosen, left)
+}
+
+/// Whether two settings differ in one key, or are the same place of the grid under two runs.
+fn are_neighbours(first: &Scored, second: &Scored) -> bool {
+    let ((run, of_grid), (other, of_other)) = (&first.place, &second.place);
+    n_differing(of_grid, of_other) + usize::from(run != other) == 1
+        || n_differing(&first.set, &second.set) == 1
 }
 
 /// How many keys have other values, or stand on one side alone.
@@ -502,7 +538,22 @@ mod tests {
     fn scored(name: &str, set: Value, mean: f64) -> Scored {
         let Value::Object(set) = set else { panic!("{set}") };
         let after = Some(Figure { n: 1, mean, std: None, interval_95: None });
-        Scored { name: name.into(), set, before: None, after, runs: Vec::new() }
+        let place = (String::new(), set.clone());
+        Scored { name: name.into(), place, set, before: None, after, runs: Vec::new() }
+    }
+
+    #[test]
+    fn a_run_is_the_neighbour_of_another_whatever_it_sets() {
+        let of = |run: &str, set: Value, k: i64| Scored {
+            place: (run.into(), Map::from_iter([("k".to_owned(), k.into())])),
+            ..scored(run, set, 0.5)
+        };
+        let head = |k| of("head", json!({"model": "m", "k": k}), k);
+        let asked =
+            |k| of("asked", json!({"model": "m", "prompt.name": "p", "max_len": 9, "k": k}), k);
+        assert!(are_neighbours(&head(1), &asked(1)));
+        assert!(are_neighbours(&head(1), &head(2)));
+        assert!(!are_neighbours(&head(1), &asked(2)));
     }
 
     #[test]

@@ -92,4 +92,3 @@ pub(crate) fn batchings() -> [Batching; 4] {
         Batching { batch_size: 64, max_tokens: None, pad_id: 39 },
     ]
 }
-

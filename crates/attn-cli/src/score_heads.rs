@@ -1,0 +1,195 @@
+//! `attn score-heads`: what each head does for a task.
+
+use std::{collections::HashMap, io::Write, path::Path, sync::Arc, sync::atomic::AtomicBool};
+
+use anyhow::{Context, Result};
+use arrow::{
+    array::{ArrayRef, Float64Array, Int32Array, RecordBatch},
+    datatypes::{DataType, Field, Schema},
+};
+use attn_data::{
+    dataset::DatasetSpec,
+    hub::{Hub, progress_bar},
+};
+use attn_eval::{Batching, HeadScores, Method, Normalize, RowLoss, score_heads, stats::Interval};
+use parquet::arrow::ArrowWriter;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use toml::Table;
+
+use crate::{
+    args::ScoreHeadsArgs,
+    config::Written,
+    monitor::{count_rows, grouped},
+    run_dir::{self, check_writable, write_json},
+    subject::Subject,
+    task::Task,
+};
+
+/// Most positions of a batch: a gradient pass keeps all that it computed for the way back.
+const MAX_TOKENS: usize = 2048;
+
+/// Heads that are shown at either end of the ranking.
+const N_SHOWN: usize = 5;
+
+/// Up to so many heads are all shown.
+const NEARLY_ALL: usize = 2 * N_SHOWN;
+
+/// OUT.json.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    subject: Subject<'a>,
+    task: &'a str,
+    data: &'a DatasetSpec,
+    split: &'a str,
+    limit: Option<usize>,
+    max_len: usize,
+    method: Method,
+    normalize: Normalize,
+    /// Whose gradient it was.
+    loss: &'static str,
+    /// Seed of the tokens that were hidden.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask_seed: Option<u64>,
+    #[serde(flatten)]
+    scores: HeadScores,
+}
+
+/// What `--set` can reach.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    data: DatasetSpec,
+}
+
+/// Nothing stops it but Ctrl-C, which ends the process.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
+    let _made = check_writable(&args.out)?;
+    let _made_too = args.table.as_deref().map(check_writable).transpose()?;
+    let source =
+        Table::from_iter([("source".to_owned(), toml::Value::String(args.rows.task.clone()))]);
+    let table = Table::from_iter([("data".to_owned(), toml::Value::Table(source))]);
+    let Settings { data } = Written::of(table, &args.rows.set)?.parse()?;
+    attn_torch::device(&args.compute.device)?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let task = Task::open(&args.model, &args.rows, data.resolved(), None, &args.compute, &hub)?;
+    let model = task.load(&args.compute, args.seed, &hub)?;
+
+    let masking = task.masking()?;
+    let (loss, rows) = match (&masking, task.data.label.is_some()) {
+        (_, true) => (RowLoss::Label, task.labelled(&model)?),
+        (Some(masking), false) => {
+            (RowLoss::MaskedTokens { masking, seed: args.seed }, task.unlabelled()?)
+        }
+        (None, false) => (RowLoss::NextToken, task.unlabelled()?),
+    };
+    let batching = Batching { max_tokens: Some(MAX_TOKENS), ..task.batching() };
+    let mut progress = count_rows(rows.len(), &NEVER);
+    let scores = score_heads(&model, &rows, args.method.into(), &loss, &batching, &mut progress)
+        .with_context(|| format!("cannot score the heads of `{}`", args.model))?;
+    drop(progress);
+    let scores = scores.normalized(args.normalize.into());
+    print(&scores, &loss, out)?;
+    let report = Report {
+        subject: Subject::new(&args.model, &args.compute, &model)?,
+        task: &args.rows.task,
+        data: &task.data,
+        split: &task.split,
+        limit: args.rows.limit,
+        max_len: task.max_len,
+        method: args.method.into(),
+        normalize: args.normalize.into(),
+        loss: loss.name(),
+        mask_seed: matches!(loss, RowLoss::MaskedTokens { .. }).then_some(args.seed),
+        scores,
+    };
+    if let Some(path) = &args.table {
+        write_table(path, &report)?;
+        tracing::info!("wrote `{}`", path.display());
+    }
+    write_json(&args.out, &report)?;
+    tracing::info!("wrote `{}`", args.out.display());
+    Ok(())
+}
+
+/// The ends of the ranking, and what cannot be ranked.
+fn print(scores: &HeadScores, loss: &RowLoss<'_>, out: &mut dyn Write) -> Result<()> {
+    let ranked = scores.ranked();
+    let n_heads = ranked.len();
+    writeln!(
+        out,
+        "{} heads by {} rows, loss {}\n",
+        grouped(n_heads),
+        grouped(scores.n_rows),
+        loss.name()
+    )?;
+    writeln!(out, "{:>12} {:>11}   95 % interval", "layer-head", "score")?;
+    let (first, last) = match n_heads {
+        0..=NEARLY_ALL => (&ranked[..], &ranked[n_heads..]),
+        _ => (&ranked[..N_SHOWN], &ranked[n_heads - N_SHOWN..]),
+    };
+    let show = |heads: &[(usize, usize)], out: &mut dyn Write| -> Result<()> {
+        for &(layer, place) in heads {
+            let name = format!("{layer}-{}", scores.heads[layer][place]);
+            let (score, interval) = (scores.scores[layer][place], scores.interval_95[layer][place]);
+            let Interval { low, high } = interval;
+            writeln!(out, "{name:>12} {score:>11.3e}   {low:.2e} to {high:.2e}")?;
+        }
+        Ok(())
+    };
+    show(first, out)?;
+    if !last.is_empty() {
+        writeln!(out, "{:>12}", "...")?;
+        show(last, out)?;
+    }
+    let n_tied = scores.n_tied();
+    if n_tied > 0 {
+        writeln!(out, "\n{n_tied} heads have the very score of another: their order says nothing")?;
+    }
+    Ok(())
+}
+
+/// A row a head, as results/SCHEMA.md describes it.
+fn write_table(path: &Path, report: &Report<'_>) -> Result<()> {
+    let HeadScores { heads, scores, interval_95, n_rows } = &report.scores;
+    let int = |name| Field::new(name, DataType::Int32, false);
+    let float = |name| Field::new(name, DataType::Float64, false);
+    let fields = vec![int("layer"), int("head"), float("score"), float("low"), float("high")];
+    let text = |value: Result<Value, serde_json::Error>| -> Result<String> {
+        let value = value?;
+        Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    let metadata = HashMap::from([
+        ("schema".to_owned(), run_dir::SCHEMA.to_string()),
+        ("attn".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("model".to_owned(), report.subject.model().to_owned()),
+        ("task".to_owned(), report.task.to_owned()),
+        ("split".to_owned(), report.split.to_owned()),
+        ("method".to_owned(), text(serde_json::to_value(report.method))?),
+        ("normalize".to_owned(), text(serde_json::to_value(report.normalize))?),
+        ("loss".to_owned(), report.loss.to_owned()),
+        ("n_rows".to_owned(), n_rows.to_string()),
+    ]);
+    let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+    let layers = heads.iter().enumerate().flat_map(|(layer, of)| vec![layer as i32; of.len()]);
+    let heads = heads.iter().flatten().map(|&head| head as i32);
+    let bound = |bound: fn(&Interval) -> f64| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(interval_95.iter().flatten().map(bound)))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int32Array::from_iter_values(layers)),
+        Arc::new(Int32Array::from_iter_values(heads)),
+        Arc::new(Float64Array::from_iter_values(scores.iter().flatten().copied())),
+        bound(|interval| interval.low),
+        bound(|interval| interval.high),
+    ];
+    let table = || -> Result<Vec<u8>> {
+        let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), None)?;
+        writer.write(&RecordBatch::try_new(schema, columns)?)?;
+        Ok(writer.into_inner()?)
+    };
+    run_dir::write(path, &table().context("cannot make a table of the scores")?)
+}

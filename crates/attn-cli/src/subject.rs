@@ -1,0 +1,50 @@
+//! What was measured, and in what: the fields that all measurements of a model have in common.
+
+use anyhow::Result;
+use attn_core::{Model, Variant};
+use serde::Serialize;
+
+use crate::{
+    args::{ComputeArgs, Init, dtype_name},
+    run_dir::{SCHEMA, device_name},
+    surgery::variants,
+};
+
+/// A model, and what it was run with.
+#[derive(Serialize)]
+pub(crate) struct Subject<'a> {
+    /// The version of results/SCHEMA.md.
+    schema: u32,
+    model: &'a str,
+    /// Whether the weights were made at random from the config, for comparison.
+    random_weights: bool,
+    model_type: &'static str,
+    /// Attention kind of each layer, with its settings.
+    attention: Vec<Variant>,
+    device: String,
+    dtype: &'static str,
+    libtorch: String,
+    attn: &'static str,
+}
+
+impl<'a> Subject<'a> {
+    /// `name` is what the user called it.
+    pub(crate) fn new(name: &'a str, compute: &ComputeArgs, model: &Model) -> Result<Self> {
+        Ok(Self {
+            schema: SCHEMA,
+            model: name,
+            random_weights: compute.init == Some(Init::Random),
+            model_type: model.config().base_model_type(),
+            attention: variants(model),
+            device: device_name(model.device()),
+            dtype: dtype_name(model.kind()),
+            libtorch: attn_torch::libtorch_version()?,
+            attn: env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    /// What the user called the model.
+    pub(crate) fn model(&self) -> &'a str {
+        self.model
+    }
+}

@@ -1,0 +1,201 @@
+//! The rows of a task, as a model is scored on them.
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::{LoadOptions, Model, config::Head};
+use attn_data::{
+    batch::{Encoded, Masking},
+    dataset::{DatasetSpec, Example},
+    hub::Hub,
+    prompt::PromptSpec,
+};
+use attn_eval::Batching;
+
+use crate::{
+    args::{ComputeArgs, RowArgs},
+    scoring::{check_model, max_prompt_len},
+    texts::{
+        Folder, Split, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
+        read_split,
+    },
+};
+
+/// The share of tokens that is hidden from a masked language model.
+const MASK_RATE: f64 = 0.15;
+
+/// Rows that were read, beside the model that they are for, which is not loaded yet.
+pub(crate) struct Task<'a> {
+    args: &'a RowArgs,
+    pub(crate) folder: Folder,
+    pub(crate) data: DatasetSpec,
+    pub(crate) split: String,
+    pub(crate) texts: Vec<Example>,
+    /// The names of the classes by number, where they are known.
+    pub(crate) classes: Option<Vec<String>>,
+    /// Most tokens of a row.
+    pub(crate) max_len: usize,
+}
+
+impl<'a> Task<'a> {
+    /// Reads the rows that `args` names of `data`, for the model `model`, which answers a `prompt` or has classes or
+    /// predicts tokens.
+    pub(crate) fn open(
+        model: &str,
+        args: &'a RowArgs,
+        data: DatasetSpec,
+        prompt: Option<&PromptSpec>,
+        compute: &ComputeArgs,
+        hub: &Hub,
+    ) -> Result<Self> {
+        ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
+        let folder = Folder::open(model, compute.init.is_none(), None, hub)?;
+        let split = args.split.as_deref().unwrap_or(&data.validation_split).to_owned();
+        if prompt.is_some() {
+            check_model(&folder.config)
+                .with_context(|| format!("cannot use the model `{model}`"))?;
+        }
+        let found = match prompt {
+            Some(_) => read_split(&data, &split, args.limit, hub),
+            None => read(&data, &split, args.limit, &folder, hub),
+        };
+        let Split { rows: texts, classes } = found.map_err(|error| {
+            use attn_data::Error::SplitNotFound;
+            match error.downcast_ref() {
+                Some(SplitNotFound { available, .. })
+                    if args.split.is_none() && !available.is_empty() =>
+                {
+                    let hint = format!("hint: name the split to score: --split {}", available[0]);
+                    error.context(format!(
+                        "`--split` is not given, and `{split}` is not there\n{hint}"
+                    ))
+                }
+                _ => error,
+            }
+        })?;
+        let is_classifier = matches!(folder.config.head, Head::Classifier { .. });
+        ensure!(
+            data.label.is_some() || !is_classifier,
+            "`{model}` is a classifier, and `data.label` is not set\nhint: name the column of the classes: --set \
+             data.label=COLUMN"
+        );
+        let max_len = match (prompt, args.max_len) {
+            (Some(_), None) => max_prompt_len(&folder),
+            (_, asked) => max_len(asked, &folder.config, &folder.tokenizer, "`--max-len`")?,
+        };
+        Ok(Self { args, folder, data, split, texts, classes, max_len })
+    }
+
+    /// Loads the model, or makes its weights anew.
+    pub(crate) fn load(&self, compute: &ComputeArgs, seed: u64, hub: &Hub) -> Result<Model> {
+        let device = attn_torch::device(&compute.device)?;
+        let options =
+            LoadOptions { kind: compute.dtype.into(), device, seed, ..LoadOptions::default() };
+        load_model(&self.folder.path, compute.init, &options, hub)
+            .with_context(|| format!("cannot load the model `{}`", self.folder.name))
+    }
+
+    /// How rows share a pass.
+    pub(crate) fn batching(&self) -> Batching {
+        let pad_id = self.folder.tokenizer.fill_id();
+        Batching { batch_size: self.args.batch_size, pad_id, ..Batching::default() }
+    }
+
+    /// Each row for a classifier.
+    pub(crate) fn labelled(&self, model: &Model) -> Result<Vec<Encoded>> {
+        check_classes(self.classes.as_deref(), model)?;
+        let numbered: Vec<(usize, &Example)> = self.texts.iter().enumerate().collect();
+        encode(&self.folder.tokenizer, &numbered, self.max_len, &self.split)
+    }
+
+    /// Whether texts are joined and cut into blocks for a language model.
+    pub(crate) fn packs(&self) -> bool {
+        !self.args.by_text && (self.folder.config.is_causal() || is_running(&self.texts))
+    }
+
+    /// The texts for a language model.
+    pub(crate) fn unlabelled(&self) -> Result<Vec<Encoded>> {
+        let tokenizer = &self.folder.tokenizer;
+        match (self.packs(), self.folder.config.is_causal()) {
+            (false, _) => {
+                let texts = self.texts.iter().enumerate();
+                let numbered: Vec<(usize, &Example)> =
+                    texts.filter(|(_, row)| !row.text.trim().is_empty()).collect();
+                encode(tokenizer, &numbered, self.max_len, &self.split)
+            }
+            (true, true) => blocks(tokenizer, &self.texts, self.max_len),
+            (true, false) => framed_blocks(tokenizer, &self.texts, self.max_len),
+        }
+    }
+
+    /// What is hidden from the model where it is a masked language model. A classifier hears why it is none elsewhere.
+    pub(crate) fn masking(&self) -> Result<Option<Masking>> {
+        let config = &self.folder.config;
+        let is_masked = !config.is_causal() && config.head == Head::LanguageModel;
+        let make = || masking(&self.folder.tokenizer, config.sizes.vocab_size, MASK_RATE);
+        is_masked.then(make).transpose()
+    }
+}
+
+/// Reads the split. Where the data does not say what its classes are, they are the model's: no label tells, or labels
+/// are numbers, of which some may not occur.
+fn read(
+    data: &DatasetSpec,
+    split: &str,
+    limit: Option<usize>,
+    folder: &Folder,
+    hub: &Hub,
+) -> Result<Split> {
+    use attn_data::Error::{ClassesNeeded, NoLabels};
+    let found = read_split(data, split, limit, hub);
+    let of_model = folder.config.classes();
+    let is_the_models = match &found {
+        Err(error) => matches!(
+            error.downcast_ref::<attn_data::Error>(),
+            Some(NoLabels { .. } | ClassesNeeded { .. })
+        ),
+        Ok(Split { classes: None, .. }) => data.label.is_some(),
+        Ok(Split { classes: Some(classes), .. }) => {
+            data.classes.is_none()
+                && *classes != of_model
+                && classes.iter().all(|class| class.parse::<u64>().is_ok())
+        }
+    };
+    if is_the_models && !of_model.is_empty() {
+        let data = DatasetSpec { classes: Some(of_model), ..data.clone() };
+        return read_split(&data, split, limit, hub).context(
+            "cannot read the labels as classes of the model, which the data does not name",
+        );
+    }
+    found
+}
+
+/// Refuses a model whose classes stand in another order than the data's: every number would be wrong.
+fn check_classes(of_data: Option<&[String]>, model: &Model) -> Result<()> {
+    let (Some(of_data), Head::Classifier { .. }) = (of_data, model.config().head) else {
+        return Ok(());
+    };
+    // Classes that have numbers alone say nothing about their order.
+    if of_data.iter().all(|class| class.parse::<u32>().is_ok()) {
+        return Ok(());
+    }
+    let of_model = model.config().classes();
+    let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect::<Vec<_>>();
+    let (a, b) = (lower(of_data), lower(&of_model));
+    if a == b {
+        return Ok(());
+    }
+    let sorted = |names: &[String]| {
+        let mut names = names.to_vec();
+        names.sort();
+        names
+    };
+    if sorted(&a) == sorted(&b) {
+        bail!(
+            "the model's classes are {of_model:?}, and the data's {of_data:?}: the same in another order\nhint: name \
+             the data's classes in the order of their numbers: --set 'data.classes=[...]'"
+        );
+    }
+    tracing::warn!(
+        "the model's classes are {of_model:?}, the data's {of_data:?}; they are compared by number"
+    );
+    Ok(())
+}
