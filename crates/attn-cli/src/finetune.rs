@@ -113,7 +113,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let config = &start.config;
-    let folder = Folder::open(
+    let mut folder = Folder::open(
         &config.model,
         config.weights == WeightsChoice::Saved,
         config.revision.as_deref(),
@@ -124,6 +124,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
             .with_context(|| format!("cannot use the model `{}`", folder.name))?;
     }
     let mut data = Data::read(config, &folder, &start.hub)?;
+    folder.tokenizer = folder.tokenizer.reaching(data.max_len);
     tracing::info!(
         "`{}`: {} rows to train on, {} to choose the model by, {} to report on",
         config.data.source,

@@ -132,6 +132,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     let max_len =
         max_len(config.examples.max_len, &model_config, &tokenizer, "`examples.max_len`")?;
+    let tokenizer = tokenizer.reaching(max_len);
     let is_cut = config.objective == ObjectiveChoice::Causal || is_running(&train_rows);
     let make = |rows: &[Example], split: &str| match config.objective {
         ObjectiveChoice::Causal => blocks(&tokenizer, rows, max_len),

@@ -28,10 +28,13 @@ mod train;
 
 pub use train::{Style, train_bpe};
 
+/// What a folder says about its tokenizer.
+const CONFIG: &str = "tokenizer_config.json";
+
 /// Files a tokenizer may consist of; [`TextTokenizer::save`] copies those that exist.
 pub const FILES: [&str; 9] = [
     "tokenizer.json",
-    "tokenizer_config.json",
+    CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -151,7 +154,7 @@ impl TextTokenizer {
     /// where a file is damaged.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let config = read_json(&folder.join("tokenizer_config.json"))?;
+        let config = read_json(&folder.join(CONFIG))?;
         let mut inner = load(folder, &config)?;
         // Padding and cutting are decided and counted here, not by what the file happens to have stored.
         inner.with_padding(None);
@@ -171,6 +174,16 @@ impl TextTokenizer {
             truncate_left,
             origin,
         })
+    }
+
+    /// The same for a model that was trained on texts of `n_tokens`: where its `model_max_length` is less it is raised, so
+    /// that other programs do not cut texts that the model has learnt to read.
+    #[must_use]
+    pub fn reaching(mut self, n_tokens: usize) -> Self {
+        if self.max_length.is_some_and(|max| max < n_tokens) {
+            self.max_length = Some(n_tokens);
+        }
+        self
     }
 
     /// Tokenizes every text, on all cores. The result does not depend on how many there are.
@@ -360,6 +373,9 @@ impl TextTokenizer {
                         let bytes = fs::read(&from).map_err(Error::io("read", &from))?;
                         write_atomically(&folder.join(name), &bytes)?;
                     }
+                    if name == CONFIG {
+                        self.write_max_length(read_json(&from)?, folder)?;
+                    }
                 }
                 if !origin.join("tokenizer.json").is_file() {
                     self.write_json(folder)?;
@@ -368,10 +384,21 @@ impl TextTokenizer {
             }
             Origin::Trained { config } => {
                 self.write_json(folder)?;
-                let text =
-                    serde_json::to_string_pretty(config).expect("a JSON value can be written");
-                write_atomically(&folder.join("tokenizer_config.json"), text.as_bytes())
+                write_config(config, folder)?;
+                self.write_max_length(config.clone(), folder)
             }
+        }
+    }
+
+    /// Writes `config` with the most tokens of a text as they are now, where it says otherwise.
+    fn write_max_length(&self, mut config: Value, folder: &Path) -> Result<()> {
+        let stated = config["model_max_length"].as_f64().map(|max| max as usize);
+        match self.max_length {
+            Some(max_length) if stated != Some(max_length) => {
+                config["model_max_length"] = json!(max_length);
+                write_config(&config, folder)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -575,6 +602,11 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         file.persist(path).map_err(|error| error.error)
     };
     write().map(|_| ()).map_err(Error::io("write", path))
+}
+
+fn write_config(config: &Value, folder: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(config).expect("a JSON value can be written");
+    write_atomically(&folder.join(CONFIG), text.as_bytes())
 }
 
 fn refused(doing: impl Into<String>) -> impl FnOnce(tokenizers::Error) -> Error {

@@ -56,7 +56,7 @@ fn sst2_has_its_rows_and_labels() {
     );
     assert_eq!(count(&read("sst2", "test", &hub)), BTreeMap::from([(None, 1_821)]));
     let labels: Vec<i64> = train.iter().map(|row| row.label.unwrap()).collect();
-    assert_eq!(few_shot(&labels, 32, 0).unwrap().len(), 64);
+    assert_eq!(few_shot(&labels, 2, 32, 0).unwrap().len(), 64);
 }
 
 #[test]

@@ -298,8 +298,22 @@ fn the_length_limit_is_read_and_its_absence_too() {
     {
         let config = format!("{{\"model_max_length\": {limit}}}");
         let folder = folder(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", &config)]);
-        assert_eq!(TextTokenizer::from_folder(folder.path()).unwrap().max_length(), expected);
+        let tokenizer = TextTokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(tokenizer.max_length(), expected);
+
+        // Raised for a model that learnt to read more, and nothing else of the file changed.
+        let saved = tempfile::tempdir().unwrap();
+        tokenizer.clone().reaching(100).save(saved.path()).unwrap();
+        let text = fs::read_to_string(saved.path().join("tokenizer_config.json")).unwrap();
+        assert_eq!(text, config);
+        tokenizer.reaching(600).save(saved.path()).unwrap();
+        let again = TextTokenizer::from_folder(saved.path()).unwrap();
+        assert_eq!(again.max_length(), expected.map(|_| 600));
     }
+    let trained = train_bpe(&["a b c"], 300, Style::ByteLevel, Some(32)).unwrap();
+    let saved = tempfile::tempdir().unwrap();
+    trained.reaching(64).save(saved.path()).unwrap();
+    assert_eq!(TextTokenizer::from_folder(saved.path()).unwrap().max_length(), Some(64));
 }
 
 #[test]
