@@ -2,8 +2,9 @@
 # Checks and times this project on a machine with a GPU that has LibTorch 2.11.0 and no Rust.
 #
 # Usage: scripts/gpu_check.sh pack DIR      here: builds, and fills the new folder DIR with what travels (80 MB)
-#        DIR/gpu_check.sh run [OUT]         there: runs the CUDA checks, then the benchmarks, and prints a short table;
-#                                           OUT (gpu-check) gets the logs and figures
+#        DIR/gpu_check.sh run [OUT]         there: runs the CUDA checks, then the benchmarks that need no data (`train` and
+#                                           `generate` of bench_finetune.sh), and prints a short table; OUT (gpu-check)
+#                                           gets the logs and figures
 #
 # There, LibTorch is that of $LIBTORCH, else of $PYTHON (python3) with torch 2.11.0 and CUDA. Where that Python has
 # transformers too, the benchmarks compare with it; else they time our side alone. GPT-2's shape is in the pack: no network.
