@@ -6,7 +6,8 @@
     cargo run -p attn-cli -- forward --model DIR --input-ids IDS.json --hidden-states --attentions --out OUT.safetensors
     /path/to/venv/bin/python scripts/compare_forward.py --model DIR --input-ids IDS.json --ours OUT.safetensors
 
-IDS.json is `{"input_ids": [[..]], "attention_mask": [[..]], "position_ids": [[..]]}`, the last two optional.
+IDS.json is `{"input_ids": [[..]], "attention_mask": [[..]], "position_ids": [[..]], "token_type_ids": [[..]]}`, all but the
+first optional.
 Transformers runs in f32 with eager attention. Prints one line per tensor of OUT.safetensors (`logits`,
 `hidden_states.{i}`, `attentions.{layer}`) with its relative rms, `rms(ours - theirs) / rms(theirs)`, over real
 tokens: what stands at padding is unspecified. Exit code 0 if all are within the tolerance, 1 otherwise, 2 where there
@@ -58,8 +59,8 @@ def read_config(folder: Path) -> dict:
 
 def read_ids(path: Path, vocab_size: int | None) -> dict:
     given = read_json(path)
-    if unknown := set(given) - {"input_ids", "attention_mask", "position_ids"}:
-        fail(f"`{path}` holds {sorted(unknown)}, expected `input_ids`, `attention_mask`, `position_ids`")
+    if unknown := set(given) - {"input_ids", "attention_mask", "position_ids", "token_type_ids"}:
+        fail(f"`{path}` holds {sorted(unknown)}, expected `input_ids`, `attention_mask`, `position_ids`, `token_type_ids`")
     rows = given.get("input_ids")
     is_matrix = isinstance(rows, list) and rows and all(isinstance(row, list) and row for row in rows)
     if not is_matrix or not all(isinstance(id_, int) for row in rows for id_ in row):

@@ -99,8 +99,9 @@ const FORWARD_FORMATS: &str = "\
 Formats:
   IDS.json   {\"input_ids\": [[5, 6, 7], [8, 9, 0]],
               \"attention_mask\": [[1, 1, 1], [1, 1, 0]],
-              \"position_ids\": [[0, 1, 2], [0, 1, 1]]}
-             The last two are optional. All rows have one length: pad shorter ones, and
+              \"position_ids\": [[0, 1, 2], [0, 1, 1]],
+              \"token_type_ids\": [[0, 0, 1], [0, 1, 0]]}
+             All but the first are optional, the last is for BERT alone. All rows have one length: pad shorter ones, and
              set their attention_mask to 0 there.
   MASK.json  {\"mask\": [[1, 0, 1, 1], [1, 1, 1, 1]]}
              Layers x heads; 1 keeps a head, 0 removes it.

@@ -102,7 +102,7 @@ fn named(output: Output) -> Vec<(String, Tensor)> {
 }
 
 fn read_ids(path: &Path) -> Result<ModelInput> {
-    const FIELDS: [&str; 3] = ["input_ids", "attention_mask", "position_ids"];
+    const FIELDS: [&str; 4] = ["input_ids", "attention_mask", "position_ids", "token_type_ids"];
     let object = read_object(path, &FIELDS)?;
     let shown = path.display();
     let get = |field: &str, range: Range| -> Result<Option<Matrix>> {
@@ -132,7 +132,7 @@ fn read_ids(path: &Path) -> Result<ModelInput> {
     Ok(ModelInput {
         attention_mask: other("attention_mask", Range::ZeroOrOne)?,
         position_ids: other("position_ids", Range::FromZero)?,
-        token_type_ids: None,
+        token_type_ids: other("token_type_ids", Range::FromZero)?,
         input_ids: tensor(&ids),
     })
 }

@@ -181,7 +181,7 @@ fn documents(
                             log_likelihood: 0.0,
                         },
                     });
-                    rows.push(Encoded { ids: document.ids, label: None, index });
+                    rows.push(Encoded { ids: document.ids, label: None, index, second_from: None });
                 }
             }
         }

@@ -440,7 +440,12 @@ impl Documents {
                 let document =
                     haystack.document(&recipe, tokenizer, HELD_OUT + *kind as u64, index as u64)?;
                 all.kinds.push(*kind);
-                all.rows.push(Encoded { ids: document.ids, label: None, index: all.rows.len() });
+                all.rows.push(Encoded {
+                    ids: document.ids,
+                    label: None,
+                    index: all.rows.len(),
+                    second_from: None,
+                });
                 let tokens = document.answers.into_iter().map(|answer| answer.tokens);
                 all.answers.push(tokens.collect());
             }

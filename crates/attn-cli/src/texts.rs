@@ -301,15 +301,15 @@ pub(crate) fn encode(
         .encode(&inputs, &options)
         .with_context(|| format!("cannot tokenize split `{split}`"))?;
     say_cut(encodings.n_truncated, rows.len(), max_len, encodings.longest, split);
-    let encoded = rows.iter().zip(encodings.ids);
+    let encoded = rows.iter().zip(encodings.ids.into_iter().zip(encodings.second_from));
     encoded
-        .map(|((index, row), ids)| {
+        .map(|((index, row), (ids, second_from))| {
             ensure!(
                 !ids.is_empty(),
                 "row {index} of split `{split}` (counted from 0) has no tokens\nhint: remove the row: there is nothing \
                  to go by"
             );
-            Ok(Encoded { ids, label: row.label, index: *index })
+            Ok(Encoded { ids, label: row.label, index: *index, second_from })
         })
         .collect()
 }
@@ -357,7 +357,7 @@ pub(crate) fn blocks(
         .chunks(block)
         .filter(|ids| ids.len() > 1)
         .enumerate()
-        .map(|(index, ids)| Encoded { ids: ids.to_vec(), label: None, index })
+        .map(|(index, ids)| Encoded { ids: ids.to_vec(), label: None, index, second_from: None })
         .collect();
     ensure!(!blocks.is_empty(), "the text has no two tokens");
     Ok(blocks)
@@ -392,6 +392,7 @@ pub(crate) fn framed_blocks(
         ids: [before, ids, behind].concat(),
         label: None,
         index,
+        second_from: None,
     };
     Ok(stream.chunks(block - frame.len()).enumerate().map(framed).collect())
 }

@@ -40,8 +40,10 @@ pub(crate) fn run(args: &TokenizeArgs, out: &mut dyn Write) -> Result<()> {
             false => tracing::debug!("{}", tokens.join(" ")),
         }
     }
-    let rows: Vec<Encoded> =
-        ids.into_iter().map(|ids| Encoded { ids, label: None, index: 0 }).collect();
+    let rows: Vec<Encoded> = ids
+        .into_iter()
+        .map(|ids| Encoded { ids, label: None, index: 0, second_from: None })
+        .collect();
     let batch = collate(&rows.iter().collect::<Vec<_>>(), tokenizer.fill_id(), Side::Right);
     let json = Ids {
         input_ids: batch.ids.chunks(batch.cols).collect(),

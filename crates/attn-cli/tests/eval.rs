@@ -44,6 +44,7 @@ fn a_classifier_gets_accuracy_counts_and_every_prediction() {
                 ids: tokenizer.ids(text, true).unwrap(),
                 label: Some(*label as i64),
                 index,
+                second_from: None,
             })
             .collect();
         let expected = classify(&model, &encoded, &Batching::default(), &mut go_on).unwrap();
@@ -122,8 +123,10 @@ fn a_decoder_is_scored_on_joined_text_or_text_by_text() {
     let eos = tokenizer.eos_id().unwrap();
     let ids: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.ids(text, true).unwrap()).collect();
     let score = |rows: Vec<Vec<u32>>| {
-        let rows: Vec<Encoded> =
-            rows.into_iter().map(|ids| Encoded { ids, label: None, index: 0 }).collect();
+        let rows: Vec<Encoded> = rows
+            .into_iter()
+            .map(|ids| Encoded { ids, label: None, index: 0, second_from: None })
+            .collect();
         next_token(&model, &rows, &Batching::default(), &mut go_on).unwrap()
     };
     let check = |arguments: &str, expected: attn_eval::LanguageScore| {

@@ -49,6 +49,32 @@ fn logits(place: &Place, arguments: &str) -> Tensor {
 }
 
 #[test]
+fn segments_are_for_bert_alone() {
+    let with = IDS.replace("]]}", "]], \"token_type_ids\": [[0,0,1,1,1], [0,0,0,1,1]]}");
+    let place = place("bert", Head::LanguageModel);
+    let plain = logits(&place, "");
+    place.write("ids.json", &with);
+    let types = Tensor::from_slice2(&[[0_i64, 0, 1, 1, 1], [0, 0, 0, 1, 1]]);
+    let (model, _) = Model::load(&place.path("m"), &LoadOptions::default()).unwrap();
+    let input = ModelInput { token_type_ids: Some(types), ..input() };
+    let expected =
+        tch::no_grad(|| model.forward(&input, &ForwardOptions::default())).unwrap().logits;
+    let found = logits(&place, "");
+    assert_close("logits", &found, &expected, 1e-6);
+    assert!(relative_rms(&plain, &found) > 1e-4, "segments matter");
+
+    let place = self::place("gpt2", Head::LanguageModel);
+    place.write("ids.json", &with);
+    let ran = place.attn("forward --model m --input-ids ids.json --out o.safetensors");
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr.contains("token_type_ids") && ran.stderr.contains("a gpt2 has none"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
 fn every_tensor_is_the_librarys_in_f32() {
     for (base, head) in [
         ("gpt2", Head::LanguageModel),

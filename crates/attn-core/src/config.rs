@@ -174,6 +174,19 @@ impl Config {
         self.arch.is_causal()
     }
 
+    /// Whether the model tells a second text from the first by segments (`token_type_ids`), as BERT does.
+    pub fn has_segments(&self) -> bool {
+        self.n_segments() > 1
+    }
+
+    /// The segments that the model has a table of; 0 without one.
+    pub(crate) fn n_segments(&self) -> i64 {
+        match self.base_model_type() {
+            "bert" => self.raw("type_vocab_size").and_then(Value::as_i64).unwrap_or(2),
+            _ => 0,
+        }
+    }
+
     /// Whether plain transformers computes the same logits.
     pub fn is_plain(&self) -> bool {
         let plain = LayerSpec::plain(self.sizes.n_heads, self.sizes.n_kv_heads);

@@ -542,9 +542,8 @@ impl Model {
             );
         }
         if let Some(types) = &input.token_type_ids {
-            let n_types =
-                self.config.raw("type_vocab_size").and_then(serde_json::Value::as_i64).unwrap_or(2);
-            if self.config.base_model_type() != "bert" {
+            let n_types = self.config.n_segments();
+            if n_types == 0 {
                 return refuse(
                     "token_type_ids",
                     format!("a {} has none", self.config.base_model_type()),

@@ -22,6 +22,8 @@ pub struct Encoded {
     pub label: Option<i64>,
     /// Row number in the split, from 0, so that a prediction can be traced back to its text.
     pub index: usize,
+    /// The token that the second text's segment begins at, where there are two: BERT's tables tell them apart.
+    pub second_from: Option<usize>,
 }
 
 /// Where padding stands.
@@ -41,6 +43,8 @@ pub struct Batch {
     pub ids: Vec<i64>,
     /// 1 for a token, 0 for padding, `[rows, cols]`.
     pub mask: Vec<i64>,
+    /// The segment of each token, 0 or 1, and 0 at padding, `[rows, cols]`; absent where no row has a second text.
+    pub segments: Option<Vec<i64>>,
     /// The class of each row, [`IGNORED`] where it has none, `[rows]`.
     pub labels: Vec<i64>,
     /// [`Encoded::index`] of each row, `[rows]`.
@@ -63,15 +67,20 @@ pub fn collate(rows: &[&Encoded], pad_id: u32, side: Side) -> Batch {
     let cols = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0).max(1);
     let mut ids = vec![i64::from(pad_id); rows.len() * cols];
     let mut mask = vec![0; rows.len() * cols];
+    let has_segments = rows.iter().any(|row| row.second_from.is_some());
+    let mut segments = has_segments.then(|| vec![0; rows.len() * cols]);
     for (i, row) in rows.iter().enumerate() {
         let start = i * cols + if side == Side::Left { cols - row.ids.len() } else { 0 };
         let end = start + row.ids.len();
         ids[start..end].iter_mut().zip(&row.ids).for_each(|(to, &from)| *to = from.into());
         mask[start..end].fill(1);
+        if let (Some(segments), Some(second)) = (&mut segments, row.second_from) {
+            segments[(start + second).min(end)..end].fill(1);
+        }
     }
     let labels = rows.iter().map(|row| row.label.unwrap_or(IGNORED)).collect();
     let indices = rows.iter().map(|row| row.index).collect();
-    Batch { ids, mask, labels, indices, rows: rows.len(), cols }
+    Batch { ids, mask, segments, labels, indices, rows: rows.len(), cols }
 }
 
 /// How many rows go into a batch, and which.
@@ -327,7 +336,7 @@ mod tests {
     use super::*;
 
     fn encoded(ids: &[u32], label: Option<i64>, index: usize) -> Encoded {
-        Encoded { ids: ids.to_vec(), label, index }
+        Encoded { ids: ids.to_vec(), label, index, second_from: None }
     }
 
     fn lengths(n: usize, seed: u64) -> Vec<usize> {

@@ -27,7 +27,7 @@
 //!
 //! let examples: Vec<Encoded> = (0..)
 //!     .zip(ids.into_iter().zip(&rows))
-//!     .map(|(index, (ids, row))| Encoded { ids, label: row.label, index })
+//!     .map(|(index, (ids, row))| Encoded { ids, label: row.label, index, second_from: None })
 //!     .collect();
 //! let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
 //! for rows in BatchPlan::new(2)?.bucketed(&lengths, 0, 0) {

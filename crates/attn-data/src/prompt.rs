@@ -413,7 +413,11 @@ impl Prompt {
             let (Completion { ids, answer }, n_tokens) =
                 self.completion(tokenizer, row, index, class, Purpose::Train, max_len)?;
             let is_cut = ids.len() < n_tokens;
-            Ok(((Encoded { ids, label: row.label, index }, answer), is_cut, n_tokens))
+            Ok((
+                (Encoded { ids, label: row.label, index, second_from: None }, answer),
+                is_cut,
+                n_tokens,
+            ))
         };
         collect(rows, completion)
     }

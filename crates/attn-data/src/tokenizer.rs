@@ -84,6 +84,8 @@ impl Default for EncodeOptions {
 pub struct Encodings {
     /// Token ids of each text, in the order of the texts.
     pub ids: Vec<Vec<u32>>,
+    /// The token that the second text's segment begins at, of each pair.
+    pub second_from: Vec<Option<usize>>,
     /// Texts that were cut to `max_len`. Worth a line to the user where it is not 0.
     pub n_truncated: usize,
     /// Tokens of the longest text before cutting.
@@ -204,30 +206,31 @@ impl TextTokenizer {
             )?;
         }
         let encode_one = |(index, input): (usize, &Input<'_>)| {
-            let ids = ids_of(&self.inner, input, add_special_tokens)?;
-            let n_tokens = ids.len();
+            let row = encoded(&self.inner, input, add_special_tokens)?;
+            let n_tokens = row.0.len();
             match max_len {
                 Some(max_len) if n_tokens > max_len && truncate => {
                     let cutter = cutter.get_or_init(|| self.cutting_at(max_len));
-                    Ok((ids_of(cutter, input, add_special_tokens)?, n_tokens))
+                    Ok((encoded(cutter, input, add_special_tokens)?, n_tokens))
                 }
                 Some(max_len) if n_tokens > max_len => {
                     Err(Error::TooLong { index, n_tokens, max_len })
                 }
-                _ => Ok((ids, n_tokens)),
+                _ => Ok((row, n_tokens)),
             }
         };
         // Collected before the first error is looked for, so that it is the same one on every run.
-        let rows: Vec<Result<(Vec<u32>, usize)>> =
+        let rows: Vec<Result<_>> =
             inputs.par_iter().enumerate().with_min_len(16).map(encode_one).collect();
 
         let mut encodings =
             Encodings { ids: Vec::with_capacity(rows.len()), ..Encodings::default() };
         for row in rows {
-            let (ids, n_tokens) = row?;
+            let ((ids, second_from), n_tokens) = row?;
             encodings.n_truncated += usize::from(ids.len() < n_tokens);
             encodings.longest = encodings.longest.max(n_tokens);
             encodings.ids.push(ids);
+            encodings.second_from.push(second_from);
         }
         Ok(encodings)
     }
@@ -238,7 +241,7 @@ impl TextTokenizer {
     ///
     /// [`Error::Tokenizer`] where the library refuses, for instance a token outside a vocabulary without `unk`.
     pub fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        ids_of(&self.inner, &text.into(), add_special_tokens)
+        Ok(encoded(&self.inner, &text.into(), add_special_tokens)?.0)
     }
 
     /// Tokenizes one text, and finds the tokens of what stands from byte `start` on: from the first token that reaches
@@ -463,12 +466,19 @@ impl SpecialIds {
     }
 }
 
-fn ids_of(tokenizer: &Tokenizer, input: &Input<'_>, add_special_tokens: bool) -> Result<Vec<u32>> {
+/// The ids of a text or a pair, and where the second segment begins.
+fn encoded(
+    tokenizer: &Tokenizer,
+    input: &Input<'_>,
+    add_special_tokens: bool,
+) -> Result<(Vec<u32>, Option<usize>)> {
     let encoding = match input.pair {
         Some(pair) => tokenizer.encode_fast((input.text, pair), add_special_tokens),
         None => tokenizer.encode_fast(input.text, add_special_tokens),
     };
-    Ok(encoding.map_err(refused("encode a text"))?.get_ids().to_vec())
+    let encoding = encoding.map_err(refused("encode a text"))?;
+    let second_from = encoding.get_type_ids().iter().position(|&segment| segment == 1);
+    Ok((encoding.get_ids().to_vec(), second_from))
 }
 
 fn load(folder: &Path, config: &Value) -> Result<Tokenizer> {

@@ -158,7 +158,7 @@ fn all_of_sst2_becomes_batches() {
 
         let examples: Vec<Encoded> = (0..)
             .zip(encodings.ids.into_iter().zip(&rows))
-            .map(|(index, (ids, row))| Encoded { ids, label: row.label, index })
+            .map(|(index, (ids, row))| Encoded { ids, label: row.label, index, second_from: None })
             .collect();
         let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
         let begun = Instant::now();

@@ -111,6 +111,7 @@ fn word_pieces_stand_between_cls_and_sep() {
     assert_eq!(tokens, ["[CLS]", "the", "actor", "hated", "[UNK]", "[SEP]"]);
     let a = tokenizer.token_id("a").unwrap();
     assert_eq!(pair.ids[0], [2, a, 3, a, 3]);
+    assert_eq!(pair.second_from, [Some(3)]);
     assert_eq!(tokenizer.special_ids(), [0, 1, 2, 3, 4]);
     assert_eq!(
         (tokenizer.pad_id(), tokenizer.mask_id(), tokenizer.eos_id()),
@@ -218,6 +219,7 @@ fn of_a_pair_the_longer_text_is_cut() {
 
     let tokens: Vec<String> = cut.ids[0].iter().map(|&id| tokenizer.token(id).unwrap()).collect();
     assert_eq!(tokens, ["[CLS]", "the", "plot", "the", "[SEP]", "a", "critic", "[SEP]"]);
+    assert_eq!(cut.second_from, [Some(5)], "of what was left");
 }
 
 #[test]

@@ -83,7 +83,7 @@ pub fn choices(
         let [at_places, targets] =
             [&places, &targets].map(|values| Tensor::from_slice(values).to_device(model.device()));
         let options = ForwardOptions { logits_at: Some(&at_places), ..ForwardOptions::default() };
-        let logits = model.forward(&to_input(&batch, model.device()), &options)?.logits;
+        let logits = model.forward(&to_input(&batch, model), &options)?.logits;
         let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let log_p = logits.log_softmax(-1, wide).gather(1, &targets.unsqueeze(1), false);
         let log_p: Vec<f64> =
@@ -120,7 +120,12 @@ fn passes(questions: &[Question]) -> Vec<Pass> {
             match passes[first..].iter_mut().find(|pass| pass.row.ids == *ids) {
                 Some(pass) => pass.answers.push(answer),
                 None => {
-                    let row = Encoded { ids: ids.to_vec(), label: None, index: *index };
+                    let row = Encoded {
+                        ids: ids.to_vec(),
+                        label: None,
+                        index: *index,
+                        second_from: None,
+                    };
                     passes.push(Pass { row, question, answers: vec![answer] });
                 }
             }

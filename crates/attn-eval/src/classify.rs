@@ -88,7 +88,7 @@ pub fn classify(
     let mut predictions: Vec<Option<Prediction>> = vec![None; rows.len()];
     let mut losses = vec![0.0; rows.len()];
     for_each_batch(model, rows, batching, progress, |positions, batch| {
-        let input = to_input(&batch, model.device());
+        let input = to_input(&batch, model);
         let logits = model.forward(&input, &ForwardOptions::default())?.logits;
         let logits = logits.to_device(Device::Cpu).to_kind(Kind::Double); // [batch, n_classes]
         let log_p: Vec<Vec<f64>> =

@@ -65,7 +65,7 @@ pub fn next_token(
     check_decoder(model.config(), "perplexity")?;
     let mut sum = Sum::default();
     for_each_batch(model, rows, batching, progress, |positions, batch| {
-        let input = to_input(&batch, model.device());
+        let input = to_input(&batch, model);
         let logits = model.forward(&input, &ForwardOptions::default())?.logits;
         for (row, &at) in (0..).zip(positions) {
             let Encoded { index, ref ids, .. } = rows[at];
@@ -116,7 +116,7 @@ pub fn masked_token(
         let [at, targets] =
             [&places, &targets].map(|values| Tensor::from_slice(values).to_device(model.device()));
         let options = ForwardOptions { logits_at: Some(&at), ..ForwardOptions::default() };
-        let logits = model.forward(&to_input(&batch, model.device()), &options)?.logits;
+        let logits = model.forward(&to_input(&batch, model), &options)?.logits;
         let row = |target: usize| places[target] as usize / batch.cols;
         sum.add(&logits, &targets, |target| rows[positions[row(target)]].index)
     })?;

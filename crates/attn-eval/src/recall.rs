@@ -91,7 +91,7 @@ pub fn recall(
         let [places, targets] =
             [&places, &targets].map(|values| Tensor::from_slice(values).to_device(model.device()));
         let options = ForwardOptions { logits_at: Some(&places), ..ForwardOptions::default() };
-        let logits = model.forward(&to_input(&batch, model.device()), &options)?.logits;
+        let logits = model.forward(&to_input(&batch, model), &options)?.logits;
         let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let log_p = logits.log_softmax(-1, wide);
         let right: Vec<bool> = Vec::try_from(log_p.argmax(-1, false).eq_tensor(&targets))

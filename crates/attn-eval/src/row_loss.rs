@@ -83,7 +83,7 @@ impl RowLoss<'_> {
             return Ok(None);
         }
         let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
-        let (input, at) = (to_input(&batch, model.device()), on_device(&places));
+        let (input, at) = (to_input(&batch, model), on_device(&places));
         let options = ForwardOptions { gates, ..ForwardOptions::default() };
         let (logits, per_row) = match self {
             Self::Label => (model.forward(&input, &options)?.logits.index_select(0, &at), 1),

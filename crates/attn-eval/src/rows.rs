@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use attn_core::{Model, ModelInput};
 use attn_data::batch::{Batch, BatchPlan, Encoded, Side, collate};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::error::{Error, Result};
 
@@ -28,11 +28,15 @@ impl Default for Batching {
 /// Is told how many rows are done, after each batch, and says whether to go on.
 pub type Progress<'a> = dyn FnMut(usize) -> ControlFlow<()> + 'a;
 
-/// A batch as the model takes it.
-pub fn to_input(batch: &Batch, device: Device) -> ModelInput {
+/// A batch as `model` takes it.
+pub fn to_input(batch: &Batch, model: &Model) -> ModelInput {
     let size = [batch.rows as i64, batch.cols as i64];
-    let tensor = |values: &[i64]| Tensor::from_slice(values).view(size).to_device(device);
-    ModelInput::masked(tensor(&batch.ids), tensor(&batch.mask))
+    let tensor = |values: &[i64]| Tensor::from_slice(values).view(size).to_device(model.device());
+    let segments = batch.segments.as_deref().filter(|_| model.config().has_segments());
+    ModelInput {
+        token_type_ids: segments.map(tensor),
+        ..ModelInput::masked(tensor(&batch.ids), tensor(&batch.mask))
+    }
 }
 
 /// Calls `score` with the positions in `rows` and the padded batch of each batch, longest rows first.

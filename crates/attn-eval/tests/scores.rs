@@ -5,7 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 
 use attn_core::{
-    Model,
+    ForwardOptions, Model, ModelInput,
     generate::{Limits, Sampling, generate},
 };
 use attn_data::{
@@ -17,7 +17,7 @@ use attn_eval::{
     recall, stats::Interval,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 #[test]
 fn a_classification_matches_its_definition_whatever_the_batch() {
@@ -76,6 +76,32 @@ fn rows_without_labels_get_predictions_and_no_accuracy() {
 
     assert_eq!((result.accuracy, result.predictions.len()), (None, 6));
     assert_eq!(result.accuracy_of_always(0), None);
+}
+
+/// BERT alone has a table for it; what others were given is the same row.
+#[test]
+fn a_second_text_is_read_as_the_second_segment() {
+    let row = rows(5, 3).swap_remove(2); // 15 tokens
+    let pair = Encoded { second_from: Some(6), ..row.clone() };
+    for base in ["bert", "distilbert"] {
+        let model = classifier(base, 3);
+        let both = [row.clone(), pair.clone(), rows(2, 3).swap_remove(1)];
+        let scored = classify(&model, &both, &Batching::default(), &mut go_on).unwrap();
+        let [single, of_pair] = [0, 1].map(|at| scored.predictions[at].probabilities.clone());
+
+        let segments: Vec<i64> = (0..row.ids.len()).map(|at| i64::from(at >= 6)).collect();
+        let input = ModelInput {
+            token_type_ids: (base == "bert").then(|| Tensor::from_slice(&segments).view([1, -1])),
+            ..ModelInput::new(Tensor::from_slice(&ids(&row)).view([1, -1]))
+        };
+        let logits = model.forward(&input, &ForwardOptions::default()).unwrap().logits;
+        let expected = Vec::<f64>::try_from(logits.softmax(-1, Kind::Double).view([-1])).unwrap();
+        for (found, expected) in of_pair.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-12, "{base}: {of_pair:?} against {expected:?}");
+        }
+        let gap = (single[0] - of_pair[0]).abs();
+        assert!(if base == "bert" { gap > 1e-3 } else { gap < 1e-12 }, "{base}: {gap}");
+    }
 }
 
 #[test]

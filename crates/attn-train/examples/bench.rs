@@ -136,7 +136,7 @@ impl Batches for RandomIds {
         let mut rng = ChaCha8Rng::seed_from_u64(rows[0] as u64);
         let mut row = |index| {
             let ids = (0..64).map(|_| rng.random_range(0..self.vocab_size as u32)).collect();
-            Encoded { ids, label: None, index }
+            Encoded { ids, label: None, index, second_from: None }
         };
         let rows: Vec<Encoded> = (0..16).map(&mut row).collect();
         Ok(collate(&rows.iter().collect::<Vec<_>>(), 0, Side::Right).into())
@@ -185,7 +185,7 @@ fn sst2(hub: &Hub, tokenizer: &TextTokenizer) -> Result<(Examples, Value)> {
     let tokenize_s = started.elapsed().as_secs_f64();
     let examples: Vec<Encoded> = (0..)
         .zip(ids.into_iter().zip(&rows))
-        .map(|(index, (ids, row))| Encoded { ids, label: row.label, index })
+        .map(|(index, (ids, row))| Encoded { ids, label: row.label, index, second_from: None })
         .collect();
     let n_examples = examples.len();
     let plan = TrainConfig::default().plan()?;

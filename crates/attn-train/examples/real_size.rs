@@ -56,7 +56,7 @@ fn main() -> Result<(), BoxError> {
     }
     let row = |index: usize| {
         let ids = (0..len).map(|i| ((i * 7919 + index * 104_729) as u32) % vocab_size).collect();
-        Encoded { ids, label: None, index }
+        Encoded { ids, label: None, index, second_from: None }
     };
     let causal = model.config().is_causal();
     let mut data = Examples::new((0..rows * steps).map(row).collect(), training.plan()?, 0, 0);

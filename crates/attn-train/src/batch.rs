@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use attn_core::ModelInput;
+use attn_core::{Model, ModelInput};
 use attn_data::{
     batch::{BatchPlan, Encoded, IGNORED, Masked, Masking, Side, collate, mask_tokens},
     needle::{Haystack, Recipe},
@@ -56,14 +56,18 @@ impl Batch {
         Self { token_labels: Some(labels), ..rows.into() }
     }
 
-    /// Ids and mask for the model, on the CPU; no mask where nothing is padded.
-    pub fn input(&self) -> ModelInput {
-        let shape = [self.rows.rows as i64, self.rows.cols as i64];
-        let ids = Tensor::from_slice(&self.rows.ids).view(shape);
-        if self.rows.mask.iter().all(|&keep| keep == 1) {
-            return ModelInput::new(ids);
+    /// Ids, mask and segments for `model`, on the CPU; no mask where nothing is padded.
+    pub fn input(&self, model: &Model) -> ModelInput {
+        let tensor = |values: &[i64]| {
+            Tensor::from_slice(values).view([self.rows.rows as i64, self.rows.cols as i64])
+        };
+        let is_padded = self.rows.mask.contains(&0);
+        let segments = self.rows.segments.as_deref().filter(|_| model.config().has_segments());
+        ModelInput {
+            attention_mask: is_padded.then(|| tensor(&self.rows.mask)),
+            token_type_ids: segments.map(tensor),
+            ..ModelInput::new(tensor(&self.rows.ids))
         }
-        ModelInput::masked(ids, Tensor::from_slice(&self.rows.mask).view(shape))
     }
 
     /// For each position the id of the next one, [`IGNORED`] where either is padding, `[rows, cols]`: the last column
@@ -181,7 +185,7 @@ impl Examples {
             };
             let index = epoch * *n as u64 + document as u64;
             let document = haystack.document(recipe, tokenizer, self.seed, index)?;
-            chosen.push(Encoded { ids: document.ids, label: None, index: row });
+            chosen.push(Encoded { ids: document.ids, label: None, index: row, second_from: None });
             answers.push(document.answers);
         }
         let collated = collate(&chosen.iter().collect::<Vec<_>>(), self.pad_id, Side::Right);
@@ -241,10 +245,13 @@ pub(crate) fn fingerprint(plan: &[Vec<usize>], first: &Batch) -> String {
 
 #[cfg(test)]
 mod tests {
+    use attn_core::{Config, LoadOptions};
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn encoded(ids: &[u32], index: usize) -> Encoded {
-        Encoded { ids: ids.to_vec(), label: None, index }
+        Encoded { ids: ids.to_vec(), label: None, index, second_from: None }
     }
 
     #[test]
@@ -274,17 +281,35 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_is_sent_only_where_something_is_padded() {
-        let even = Batch::from(collate(&[&encoded(&[1, 2], 0)], 0, Side::Right)).input();
+    fn masks_and_segments_are_sent_only_where_there_are_any() {
+        let gpt2 = json!({
+            "model_type": "gpt2", "vocab_size": 9, "n_embd": 4, "n_layer": 1, "n_head": 1, "n_positions": 8,
+        });
+        let bert = json!({
+            "model_type": "bert", "vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 8,
+        });
+        let [gpt2, bert] = [gpt2, bert].map(|config| {
+            let Value::Object(config) = config else { unreachable!("an object") };
+            Model::init(Config::from_json(config).unwrap(), &LoadOptions::default()).unwrap()
+        });
+        let even = Batch::from(collate(&[&encoded(&[1, 2], 0)], 0, Side::Right)).input(&gpt2);
         assert!(even.attention_mask.is_none());
 
         let rows = [encoded(&[1, 2], 0), encoded(&[3], 1)];
-        let uneven = Batch::from(collate(&[&rows[0], &rows[1]], 0, Side::Right)).input();
+        let uneven = Batch::from(collate(&[&rows[0], &rows[1]], 0, Side::Right)).input(&bert);
         assert_eq!(
             Vec::<i64>::try_from(uneven.attention_mask.unwrap().view([-1])).unwrap(),
             [1, 1, 1, 0]
         );
         assert_eq!(uneven.input_ids.size(), [2, 2]);
+        assert!(uneven.token_type_ids.is_none(), "no row is a pair");
+
+        let pair = Encoded { second_from: Some(1), ..encoded(&[1, 2], 0) };
+        let batch = Batch::from(collate(&[&pair, &rows[1]], 0, Side::Right));
+        let types = batch.input(&bert).token_type_ids.unwrap();
+        assert_eq!(Vec::<i64>::try_from(types.view([-1])).unwrap(), [0, 1, 0, 0]);
+        assert!(batch.input(&gpt2).token_type_ids.is_none(), "a GPT-2 has no segments");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! let config = Config::from_json(serde_json::from_str(json)?)?;
 //! let mut model = Model::init(config, &LoadOptions::default())?;
 //!
-//! let text = |ids: &[u32], label, index| Encoded { ids: ids.to_vec(), label: Some(label), index };
+//! let text = |ids: &[u32], label, index| Encoded { ids: ids.to_vec(), label: Some(label), index, second_from: None };
 //! let texts = vec![text(&[1, 5, 2], 0, 0), text(&[1, 6, 7, 2], 1, 1), text(&[1, 8, 2], 1, 2)];
 //! let settings = TrainConfig { epochs: 4, batch_size: 2, lr: 1e-3, ..TrainConfig::default() };
 //! let data = Examples::new(texts, settings.plan()?, 0, settings.seed);

@@ -88,7 +88,7 @@ fn broken_in_batch(
             stream,
             ..ForwardOptions::default()
         };
-        let output = model.forward(&batch.input(), &options)?;
+        let output = model.forward(&batch.input(model), &options)?;
         let last = output.hidden_states.len() - 1;
         for (layer, hidden) in output.hidden_states.iter().enumerate() {
             if let Some(found) = not_finite(hidden) {

@@ -53,7 +53,7 @@ impl Objective for Classification {
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
         let options = ForwardOptions { train: true, stream, ..ForwardOptions::default() };
-        let logits = model.forward(&batch.input(), &options)?.logits; // [b, classes]
+        let logits = model.forward(&batch.input(model), &options)?.logits; // [b, classes]
         let n_classes = logits.size()[1];
         let labelled = batch.rows.labels.iter().zip(&batch.rows.indices);
         for (&label, &example) in labelled.filter(|(label, _)| **label != IGNORED) {
@@ -168,7 +168,7 @@ fn token_loss(
     let at = Tensor::from_slice(&places);
     let options =
         ForwardOptions { train: true, stream, logits_at: Some(&at), ..ForwardOptions::default() };
-    let logits = model.forward(&batch.input(), &options)?.logits; // [places, vocab]
+    let logits = model.forward(&batch.input(model), &options)?.logits; // [places, vocab]
     let Some(weights) = weights else { return Ok(cross_entropy(&logits, &labels)) };
     let weights: Vec<f32> = places.iter().map(|&place| weights[place as usize] as f32).collect();
     let weights = Tensor::from_slice(&weights).to_device(logits.device());

@@ -52,8 +52,10 @@ mod tests {
     use super::*;
 
     fn ids(texts: &[&[u32]], position_table: Option<i64>) -> (Vec<i64>, Vec<i64>) {
-        let rows: Vec<Encoded> =
-            texts.iter().map(|ids| Encoded { ids: ids.to_vec(), label: None, index: 0 }).collect();
+        let rows: Vec<Encoded> = texts
+            .iter()
+            .map(|ids| Encoded { ids: ids.to_vec(), label: None, index: 0, second_from: None })
+            .collect();
         let batch = collate(&rows.iter().collect::<Vec<_>>(), 0, Side::Left).into();
         let probe = probe(&batch, position_table);
         (probe.size(), Vec::try_from(probe.view([-1])).unwrap())

@@ -25,7 +25,7 @@ fn batch(side: Side) -> Batch {
 }
 
 fn logits(model: &Model, batch: &Batch) -> Vec<f64> {
-    values(&model.forward(&batch.input(), &ForwardOptions::default()).unwrap().logits)
+    values(&model.forward(&batch.input(model), &ForwardOptions::default()).unwrap().logits)
 }
 
 fn loss(objective: &dyn Objective, model: &Model, batch: &Batch) -> f64 {
@@ -556,7 +556,7 @@ fn a_parameter_that_the_loss_does_not_reach_stays() {
         }
         fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> attn_train::Result<Tensor> {
             let options = ForwardOptions { hidden_states: true, stream, ..Default::default() };
-            let hidden = model.forward(&batch.input(), &options)?.hidden_states;
+            let hidden = model.forward(&batch.input(model), &options)?.hidden_states;
             Ok(hidden[1].square().mean(Kind::Float))
         }
     }

@@ -141,6 +141,10 @@ pub(crate) fn config(base: &str) -> Map<String, Value> {
             "model_type": "distilbert", "vocab_size": 40, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4,
             "max_position_embeddings": 32,
         }),
+        "bert" => json!({
+            "model_type": "bert", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 32,
+        }),
         other => unreachable!("{other}"),
     };
     let Value::Object(map) = value else { unreachable!("written as an object above") };

@@ -20,6 +20,10 @@ pub(crate) fn config(base: &str, head: &str) -> Config {
             "model_type": "gpt2", "architectures": [format!("GPT2{head}")], "vocab_size": VOCAB, "n_positions": 32,
             "n_embd": 24, "n_layer": 2, "n_head": 4,
         }),
+        "bert" => json!({
+            "model_type": "bert", "architectures": [format!("Bert{head}")], "vocab_size": VOCAB, "hidden_size": 24,
+            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32,
+        }),
         _ => json!({
             "model_type": "distilbert", "architectures": [format!("DistilBert{head}")], "vocab_size": VOCAB,
             "dim": 24, "hidden_dim": 40, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 32,
@@ -59,7 +63,12 @@ pub(crate) fn rows(n: usize, n_classes: usize) -> Vec<Encoded> {
             let ids = random_ids(i as u64, [1, n_tokens as i64], VOCAB).view([-1]);
             let ids: Vec<i64> = Vec::try_from(ids).unwrap();
             let label = (i % 5 != 4).then_some((i % n_classes) as i64);
-            Encoded { ids: ids.iter().map(|&id| id as u32).collect(), label, index: 100 + i }
+            Encoded {
+                ids: ids.iter().map(|&id| id as u32).collect(),
+                label,
+                index: 100 + i,
+                second_from: None,
+            }
         })
         .collect()
 }

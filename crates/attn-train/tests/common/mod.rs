@@ -62,7 +62,7 @@ pub(crate) fn texts(n: usize, seed: u64) -> Vec<Encoded> {
                 (0..rng.random_range(3..=12)).map(|_| rng.random_range(4..VOCAB)).collect();
             let class = rng.random_range(0..2);
             ids[0] = 2 + class;
-            Encoded { ids, label: Some(class.into()), index }
+            Encoded { ids, label: Some(class.into()), index, second_from: None }
         })
         .collect()
 }
@@ -138,7 +138,12 @@ pub(crate) fn surprise(logits: &[f64], target: usize) -> f64 {
 
 /// A row as the data crate pads it; `label` of −100 is none.
 pub(crate) fn encoded(ids: &[u32], label: i64, index: usize) -> Encoded {
-    Encoded { ids: ids.to_vec(), label: (label != IGNORED).then_some(label), index }
+    Encoded {
+        ids: ids.to_vec(),
+        label: (label != IGNORED).then_some(label),
+        index,
+        second_from: None,
+    }
 }
 
 /// Says that something was not tested, and why. Written past the test runner, which keeps what passing tests print.
