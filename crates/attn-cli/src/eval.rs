@@ -21,7 +21,7 @@ use crate::{
     run_dir::{check_writable, write_json},
     scoring::{Asking, Rows, Scores},
     subject::Subject,
-    task::Task,
+    task::{Task, Which},
     texts::is_running,
 };
 
@@ -30,11 +30,8 @@ use crate::{
 struct Report<'a> {
     #[serde(flatten)]
     subject: Subject<'a>,
-    task: &'a str,
-    data: &'a DatasetSpec,
-    split: &'a str,
-    limit: Option<usize>,
-    max_len: usize,
+    #[serde(flatten)]
+    which: Which<'a>,
     n_rows: usize,
     #[serde(flatten)]
     score: Score,
@@ -136,11 +133,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     };
     let report = Report {
         subject: Subject::new(&args.model, &args.compute, &model)?,
-        task: &args.rows.task,
-        data: &task.data,
-        split: &task.split,
-        limit: args.rows.limit,
-        max_len: task.max_len,
+        which: task.which(),
         n_rows,
         score,
     };

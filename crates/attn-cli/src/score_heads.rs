@@ -23,7 +23,7 @@ use crate::{
     monitor::{count_rows, grouped},
     run_dir::{self, check_writable, write_json},
     subject::Subject,
-    task::Task,
+    task::{Task, Which},
 };
 
 /// Most positions of a batch: a gradient pass keeps all that it computed for the way back.
@@ -40,11 +40,8 @@ const NEARLY_ALL: usize = 2 * N_SHOWN;
 struct Report<'a> {
     #[serde(flatten)]
     subject: Subject<'a>,
-    task: &'a str,
-    data: &'a DatasetSpec,
-    split: &'a str,
-    limit: Option<usize>,
-    max_len: usize,
+    #[serde(flatten)]
+    which: Which<'a>,
     method: Method,
     normalize: Normalize,
     /// Whose gradient it was.
@@ -95,11 +92,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
     print(&scores, &loss, out)?;
     let report = Report {
         subject: Subject::new(&args.model, &args.compute, &model)?,
-        task: &args.rows.task,
-        data: &task.data,
-        split: &task.split,
-        limit: args.rows.limit,
-        max_len: task.max_len,
+        which: task.which(),
         method: args.method.into(),
         normalize: args.normalize.into(),
         loss: loss.name(),
@@ -166,8 +159,8 @@ fn write_table(path: &Path, report: &Report<'_>) -> Result<()> {
         ("schema".to_owned(), run_dir::SCHEMA.to_string()),
         ("attn".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("model".to_owned(), report.subject.model().to_owned()),
-        ("task".to_owned(), report.task.to_owned()),
-        ("split".to_owned(), report.split.to_owned()),
+        ("task".to_owned(), report.which.task.to_owned()),
+        ("split".to_owned(), report.which.split.to_owned()),
         ("method".to_owned(), text(serde_json::to_value(report.method))?),
         ("normalize".to_owned(), text(serde_json::to_value(report.normalize))?),
         ("loss".to_owned(), report.loss.to_owned()),

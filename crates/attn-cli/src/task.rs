@@ -9,6 +9,7 @@ use attn_data::{
     prompt::PromptSpec,
 };
 use attn_eval::Batching;
+use serde::Serialize;
 
 use crate::{
     args::{ComputeArgs, RowArgs},
@@ -35,7 +36,27 @@ pub(crate) struct Task<'a> {
     pub(crate) max_len: usize,
 }
 
+/// Which rows they are, for the files of results.
+#[derive(Serialize)]
+pub(crate) struct Which<'a> {
+    pub(crate) task: &'a str,
+    data: &'a DatasetSpec,
+    pub(crate) split: &'a str,
+    limit: Option<usize>,
+    max_len: usize,
+}
+
 impl<'a> Task<'a> {
+    pub(crate) fn which(&self) -> Which<'_> {
+        Which {
+            task: &self.args.task,
+            data: &self.data,
+            split: &self.split,
+            limit: self.args.limit,
+            max_len: self.max_len,
+        }
+    }
+
     /// Reads the rows that `args` names of `data`, for the model `model`, which answers a `prompt` or has classes or
     /// predicts tokens.
     pub(crate) fn open(
