@@ -432,7 +432,7 @@ fn prompts_that_cannot_be_asked_are_refused_before_the_model_is_read() {
     ask("--prompt sst2 --set prompt.malformed=true", &["`prompt.malformed` is set", "no chat"]);
     ask("--set prompt.template={{review}}{{x}}", &["names `x`", "`text`, `review`"]);
     let long = format!("--prompt sst2 --set prompt.template={}", "word".repeat(300));
-    ask(&long, &["row 0", "201 are allowed"]);
+    ask(&long, &["row 0", "200 are allowed"]);
     ask("--prompt sst2 --max-len 201", &["`--max-len` is 201", "200 positions"]);
     ask("--prompt sst2", &["model.safetensors"]);
 

@@ -475,8 +475,11 @@ impl Prompt {
         ids.truncate(answer.end);
         let n_tokens = ids.len();
         // Where it is scored the last token is not read.
-        let most = max_len + usize::from(purpose == Purpose::Score);
-        let over = n_tokens.saturating_sub(most);
+        let (n_read, with) = match purpose {
+            Purpose::Train => (n_tokens, "with"),
+            Purpose::Score => (n_tokens - 1, "before the last one of"),
+        };
+        let over = n_read.saturating_sub(max_len);
         // At least one token of the prompt stays, or the answer would follow nothing.
         if over > 0 && !(self.cut && over < answer.start) {
             let hint = match self.cut {
@@ -490,7 +493,7 @@ impl Prompt {
             };
             return Err(refused(
                 format!(
-                    "row {index} (counted from 0) has {n_tokens} tokens with the answer `{word}`, and {most} are allowed"
+                    "row {index} (counted from 0) has {n_read} tokens {with} the answer `{word}`, and {max_len} are allowed"
                 ),
                 hint.into(),
             ));

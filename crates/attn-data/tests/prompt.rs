@@ -213,7 +213,7 @@ fn prompts_that_cannot_be_are_refused_by_name() {
 #[test]
 fn rows_that_cannot_be_asked_are_refused_by_number() {
     let rows = [row("a", None, 0), row(&"long ".repeat(600), None, 1)];
-    refused(questions(&named("sst2"), "sst2", &rows), &["row 1 ", "tokens", "501 are allowed"]);
+    refused(questions(&named("sst2"), "sst2", &rows), &["row 1 ", "tokens", "500 are allowed"]);
     let rows = [row("a", None, 2)];
     refused(questions(&named("sst2"), "sst2", &rows), &["row 0 has label 2", "classes 0 to 1"]);
     let rows = [row("", None, 0)];
