@@ -1,10 +1,10 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU16, path::PathBuf};
 
 use attn_data::needle::NeedleKind;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use tch::Kind;
+use tch::{Device, Kind};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -405,6 +405,10 @@ pub(crate) struct EvalArgs {
 /// Where a model runs, and with which weights.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ComputeArgs {
+    /// Threads of one operation; all cores where not given. Small models are faster with 1, above all on a busy machine
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroU16>,
+
     /// What to compute in, whatever the weights are stored in
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Dtype,
@@ -416,6 +420,16 @@ pub(crate) struct ComputeArgs {
     /// Make the weights anew from the config alone: what a result is to be compared with
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) init: Option<Init>,
+}
+
+impl ComputeArgs {
+    /// The device, once the threads are set.
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.get().into());
+        }
+        Ok(attn_torch::device(&self.device)?)
+    }
 }
 
 /// Rows that a model is scored on.
@@ -454,7 +468,7 @@ const SCORE_HEADS_HELP: &str = "\
 michel is the mean over rows of |dL/dg|, L the row's loss, g the gate of the head's output before
 the output projection: how much the loss moves with the head (Michel et al. 2019, section 4.1,
 https://arxiv.org/abs/1905.10650). The loss is that of eval: of the right class, the next token or
-hidden tokens. OUT.json has scores and 95 % intervals, layers x heads.
+hidden tokens, without prompts. OUT.json has scores and 95 % intervals, layers x heads.
 
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json

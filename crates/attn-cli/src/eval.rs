@@ -103,7 +103,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
     let Settings { data, prompt } = settings(args)?;
     // A device that is not there is said before anything is read.
-    attn_torch::device(&args.compute.device)?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data, prompt.as_ref(), &args.compute, &hub)?;
     let asked = prompt.as_ref().map(|prompt| ask(prompt, &task)).transpose()?;

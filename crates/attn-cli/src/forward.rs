@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     let _made_too = args.attention_table.as_deref().map(check_writable).transpose()?;
     let input = read_ids(&args.input_ids)?;
     let mask = args.head_mask.as_deref().map(read_mask).transpose()?;
-    let device = attn_torch::device(&args.compute.device)?;
+    let device = args.compute.device()?;
     let model = load(args, device)?;
     let gates = match mask {
         Some((path, mask)) => gates(&model, path, &mask)?,

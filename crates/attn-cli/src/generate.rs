@@ -38,7 +38,7 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     sampling.validate()?;
     ensure!(args.max_new_tokens != Some(0), "`--max-new-tokens` is 0, expected at least 1");
     ensure!(args.stop.iter().all(|text| !text.is_empty()), "`--stop` is empty, expected a text");
-    let device = attn_torch::device(&args.compute.device)?;
+    let device = args.compute.device()?;
     let text = prompt(args)?;
 
     let hub = Hub::from_env().with_progress(progress_bar());

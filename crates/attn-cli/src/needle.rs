@@ -88,7 +88,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let Settings { data } = Written::of(table, &args.set)?.parse()?;
     // Text alone is wanted, whatever else a data set has.
     let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data.resolved() };
-    let device = attn_torch::device(&args.compute.device)?;
+    let device = args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "answers")

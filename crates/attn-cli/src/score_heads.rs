@@ -70,7 +70,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
         Table::from_iter([("source".to_owned(), toml::Value::String(args.rows.task.clone()))]);
     let table = Table::from_iter([("data".to_owned(), toml::Value::Table(source))]);
     let Settings { data } = Written::of(table, &args.rows.set)?.parse()?;
-    attn_torch::device(&args.compute.device)?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data.resolved(), None, &args.compute, &hub)?;
     let model = task.load(&args.compute, args.seed, &hub)?;

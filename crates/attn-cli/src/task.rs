@@ -78,7 +78,7 @@ impl<'a> Task<'a> {
             Some(_) => read_split(&data, &split, args.limit, hub),
             None => read(&data, &split, args.limit, &folder, hub),
         };
-        let Split { rows: texts, classes } = found.map_err(|error| {
+        let mut found = found.map_err(|error| {
             use attn_data::Error::SplitNotFound;
             match error.downcast_ref() {
                 Some(SplitNotFound { available, .. })
@@ -93,6 +93,13 @@ impl<'a> Task<'a> {
             }
         })?;
         let is_classifier = matches!(folder.config.head, Head::Classifier { .. });
+        // Who names the classes says what their numbers mean.
+        let are_named = args.set.iter().any(|pair| pair.trim_start().starts_with("data.classes"));
+        if prompt.is_none() && is_classifier && !are_named {
+            by_name(&mut found, &folder.config.classes())
+                .with_context(|| format!("cannot score `{model}` on split `{split}`"))?;
+        }
+        let Split { rows: texts, classes } = found;
         ensure!(
             data.label.is_some() || !is_classifier,
             "`{model}` is a classifier, and `data.label` is not set\nhint: name the column of the classes: --set \
@@ -107,7 +114,7 @@ impl<'a> Task<'a> {
 
     /// Loads the model, or makes its weights anew.
     pub(crate) fn load(&self, compute: &ComputeArgs, seed: u64, hub: &Hub) -> Result<Model> {
-        let device = attn_torch::device(&compute.device)?;
+        let device = compute.device()?;
         let options =
             LoadOptions { kind: compute.dtype.into(), device, seed, ..LoadOptions::default() };
         load_model(&self.folder.path, compute.init, &options, hub)
@@ -187,6 +194,37 @@ fn read(
         );
     }
     found
+}
+
+/// Numbers the labels as the model does, by the names of the classes, which may stand in another order or be fewer.
+///
+/// Left alone where a side has no names: numbers, or transformers' `LABEL_0`.
+fn by_name(found: &mut Split, of_model: &[String]) -> Result<()> {
+    let is_no_name =
+        |class: &String| class.strip_prefix("LABEL_").unwrap_or(class).parse::<u64>().is_ok();
+    let Some(of_data) = &found.classes else { return Ok(()) };
+    if of_data.iter().all(is_no_name) || of_model.iter().all(is_no_name) {
+        return Ok(());
+    }
+    let place = |class: &String| {
+        of_model.iter().position(|other| other.to_lowercase() == class.to_lowercase())
+    };
+    let places: Vec<Option<usize>> = of_data.iter().map(place).collect();
+    if let Some(unknown) = places.iter().position(Option::is_none) {
+        let row = found.rows.iter().position(|row| row.label == Some(unknown as i64));
+        let row = row.map_or(String::new(), |row| format!(" (row {row}, counted from 0)"));
+        bail!(
+            "the data has the class `{}`{row}, and the model's are {of_model:?}\nhint: correct the label, or, where the \
+             classes only have other names, name them in the order of the model's: --set 'data.classes=[...]'",
+            of_data[unknown]
+        );
+    }
+    for row in &mut found.rows {
+        let label = row.label.and_then(|label| places.get(usize::try_from(label).ok()?).copied());
+        row.label = label.flatten().map(|place| place as i64);
+    }
+    found.classes = Some(of_model.to_vec());
+    Ok(())
 }
 
 /// Refuses a model whose classes stand in another order than the data's: every number would be wrong.

@@ -156,12 +156,13 @@ pub(crate) fn find_folder(
         "the folder holds an adapter and no `config.json`\nhint: copy the base model's config.json and tokenizer.json \
          beside it, with the classes that it was trained for"
     );
-    let inner = path.join("model");
-    ensure!(
-        !inner.join("config.json").exists(),
-        "the folder is that of a run\nhint: the model is in `{}`",
-        inner.display()
-    );
+    for (what, inner) in [("model", path.join("model")), ("adapter", path.join("adapter"))] {
+        ensure!(
+            !inner.join("config.json").exists(),
+            "the folder is that of a run\nhint: the {what} is in `{}`",
+            inner.display()
+        );
+    }
     bail!(
         "the folder has no `config.json`, so it is not a model's\nhint: a model folder holds config.json, \
          model.safetensors and tokenizer.json"

@@ -270,6 +270,18 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
     refused(&order, &["the same in another order"]);
     let names = format!(r#"--model model {DATA} --set data.classes=["bad","good"]"#);
     assert!(place.done(&eval(&names)).stderr.contains("compared by number"));
+    place.write(
+        "typo.csv",
+        "text,label\nthe film was good,positive\nthe plot,negative\nthe actor,positve\n",
+    );
+    refused(
+        "--model model --task typo.csv --split train --set data.label=label",
+        &[
+            "the class `positve` (row 2, counted from 0)",
+            "[\"negative\", \"positive\"]",
+            "data.classes",
+        ],
+    );
     std::fs::remove_dir_all(place.path("deep")).unwrap();
 
     tokenizer(Style::ByteLevel).save(place.path("model")).unwrap();
@@ -282,6 +294,36 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
         config.insert("n_head".into(), json!("four"));
     });
     refused(&format!("--model lm {DATA}"), &["cannot use the model `lm`", "`n_head`"]);
+}
+
+/// By the place in their own list, the single class of a file would be the model's first.
+#[test]
+fn classes_are_matched_by_name() {
+    let place = Place::new();
+    model_folder(&place, "model", "distilbert", CLASSES);
+    let texts = ["the film was good", "the plot was bad", "the actor hated it"];
+    let scored = |name: &str, rows: &[(&str, &str)]| {
+        let lines: Vec<String> =
+            rows.iter().map(|(text, label)| format!("{text},{label}")).collect();
+        place.write(&format!("{name}.csv"), &format!("text,label\n{}\n", lines.join("\n")));
+        place.done(&format!(
+            "eval --model model --task {name}.csv --split train --set data.label=label --out {name}.json"
+        ));
+        place.json(&format!("{name}.json"))
+    };
+    let both =
+        scored("both", &[(texts[0], "Negative"), (texts[1], "Positive"), (texts[2], "Positive")]);
+    let one = scored("one", &[(texts[1], "Positive"), (texts[2], "Positive")]);
+
+    assert_eq!(one["classes"][1]["n_rows"], 2, "{one}");
+    for (of_one, of_both) in [(0, 1), (1, 2)] {
+        for field in ["label", "predicted"] {
+            assert_eq!(
+                one["predictions"][of_one][field], both["predictions"][of_both][field],
+                "{field}"
+            );
+        }
+    }
 }
 
 #[test]
