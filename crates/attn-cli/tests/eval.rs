@@ -268,8 +268,6 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
     );
     let order = format!(r#"--model model {DATA} --set data.classes=["positive","negative"]"#);
     refused(&order, &["the same in another order"]);
-    let names = format!(r#"--model model {DATA} --set data.classes=["bad","good"]"#);
-    assert!(place.done(&eval(&names)).stderr.contains("compared by number"));
     place.write(
         "typo.csv",
         "text,label\nthe film was good,positive\nthe plot,negative\nthe actor,positve\n",
@@ -282,6 +280,8 @@ fn what_cannot_be_scored_is_refused_before_the_long_work() {
             "data.classes",
         ],
     );
+    let names = format!(r#"--model model {DATA} --set data.classes=["bad","good"]"#);
+    assert!(place.done(&eval(&names)).stderr.contains("compared by number"));
     std::fs::remove_dir_all(place.path("deep")).unwrap();
 
     tokenizer(Style::ByteLevel).save(place.path("model")).unwrap();
