@@ -72,8 +72,10 @@ pub fn score_heads(
     progress: &mut Progress<'_>,
 ) -> Result<HeadScores> {
     loss.check(model, rows, "a score of heads by its loss")?;
-    let heads: Vec<Vec<i64>> =
-        model.layers().iter().map(|layer| layer.spec().kept_heads.clone()).collect();
+    let heads: Vec<Vec<i64>> = model.layers().iter().map(|layer| layer.spec().kept_heads).collect();
+    if heads.iter().all(Vec::is_empty) {
+        return Err(Error::Nothing("no layer of the model has a head"));
+    }
     // Of each row that counts, in the order of the rows: a value a head, layer after layer.
     let mut values: Vec<Option<Vec<f64>>> = vec![None; rows.len()];
     for_each_batch(model, rows, batching, progress, |positions, batch| {

@@ -143,6 +143,12 @@ fn a_head_that_adds_nothing_scores_zero_and_removed_heads_keep_the_others_number
     model.select_heads(1, &[]).unwrap();
     let none = scored(&model, &rows, &RowLoss::Label, &Batching::default());
     assert_eq!((none.scores[0].len(), none.scores[1].len()), (4, 0));
+
+    model.select_heads(0, &[]).unwrap();
+    let batching = Batching::default();
+    let refused =
+        score_heads(&model, &rows, Method::Michel, &RowLoss::Label, &batching, &mut go_on);
+    assert!(matches!(refused.unwrap_err(), Error::Nothing(_)));
 }
 
 #[test]
