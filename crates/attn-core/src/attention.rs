@@ -33,6 +33,8 @@ pub struct Dims {
     pub scale: f64,
     /// Whether the layer may not see the future.
     pub causal: bool,
+    /// Whether queries and keys are turned by their positions (rotary embeddings).
+    pub rotary: bool,
 }
 
 impl Dims {
@@ -44,6 +46,14 @@ impl Dims {
                 .iter()
                 .zip(0..)
                 .all(|(&kv, head)| kv == head * self.n_kv_heads / self.n_heads)
+    }
+
+    /// The key/value heads that the query heads `heads` read, ascending.
+    pub fn kv_heads_of(&self, heads: &[i64]) -> Vec<i64> {
+        let mut read: Vec<i64> = heads.iter().map(|&head| self.kv_of_head[head as usize]).collect();
+        read.sort_unstable();
+        read.dedup();
+        read
     }
 
     /// Repeats each key/value head for the query heads that read it:
@@ -150,8 +160,9 @@ pub struct AttnInput<'a> {
     pub k: &'a Tensor,
     /// Values: `[batch, n_kv_heads, k_len, head_dim]`.
     pub v: &'a Tensor,
-    /// `(q, k)` before rotary, for kinds that ask for it ([`Attention::wants_unrotated`]) where there is one.
-    pub unrotated: Option<(&'a Tensor, &'a Tensor)>,
+    /// `(cos, sin)` of the new tokens' positions, each `[batch, 1, q_len, head_dim]`, where the architecture rotates: q
+    /// and k have been turned by them, and keys that a kind makes of its own must be.
+    pub rotary: Option<&'a (Tensor, Tensor)>,
     /// The queries' positions: `[batch, q_len]`.
     pub positions: &'a Tensor,
     /// What is hidden.
@@ -163,6 +174,19 @@ pub struct AttnInput<'a> {
     pub dropout: f64,
     /// Random numbers for kinds that draw.
     pub stream: Stream,
+    /// What to attend to, in place of what the kind would choose: [`Selection::chosen`] of an earlier call. Absent
+    /// outside of tests and measurements.
+    pub selection: Option<&'a Tensor>,
+}
+
+/// What a discontinuous kind chose to attend to.
+#[derive(Debug)]
+pub struct Selection {
+    /// `[batch, groups, q_len, choices]` bool, true where chosen; groups and choices (keys, blocks) are the kind's own.
+    pub chosen: Tensor,
+    /// How far the worst choice made is above the best one left out, in units of the scores that are compared:
+    /// `[batch, groups, q_len]`, infinite where nothing was left out.
+    pub margin: Tensor,
 }
 
 /// Which masks a kind can serve.
@@ -199,8 +223,14 @@ pub trait Attention: std::fmt::Debug + Send {
         Masks::Any
     }
 
-    /// Whether [`AttnInput::unrotated`] is needed.
-    fn wants_unrotated(&self) -> bool {
+    /// What [`Self::forward`] chooses to attend to, for kinds that choose: a small change of the input may change it at
+    /// once. Gradients do not flow through it.
+    fn selection(&self, _: &AttnInput) -> Option<Selection> {
+        None
+    }
+
+    /// Whether z also depends on values that the kind makes of the hidden states itself, beside v.
+    fn has_own_values(&self) -> bool {
         false
     }
 
@@ -338,13 +368,13 @@ pub fn rolled(input: &AttnInput, kind: &dyn Attention) -> Tensor {
 
     let hidden = roll(input.hidden, &forth, 1);
     let [q, k, v] = [input.q, input.k, input.v].map(|x| roll(x, &forth, 2));
-    let unrotated = input.unrotated.map(|(q, k)| (roll(q, &forth, 2), roll(k, &forth, 2)));
+    let rotary = input.rotary.map(|(cos, sin)| (roll(cos, &forth, 2), roll(sin, &forth, 2)));
     let z = kind.forward(&AttnInput {
         hidden: &hidden,
         q: &q,
         k: &k,
         v: &v,
-        unrotated: unrotated.as_ref().map(|(q, k)| (q, k)),
+        rotary: rotary.as_ref(),
         positions: &roll(input.positions, &forth, 1),
         mask: &Mask::with_keep(input.mask.causal(), &keep.gather(1, &forth, false)),
         ..*input
@@ -381,14 +411,14 @@ pub(crate) fn rolled_weights(input: &AttnInput, kind: &dyn Attention, rows: &[i6
             continue;
         }
         let cut = |x: &Tensor, dim: i64| x.narrow(0, example, 1).narrow(dim, first, length);
-        let unrotated = input.unrotated.map(|(q, k)| (cut(q, 2), cut(k, 2)));
+        let rotary = input.rotary.map(|(cos, sin)| (cut(cos, 2), cut(sin, 2)));
         let weights = kind.weights(
             &AttnInput {
                 hidden: &cut(input.hidden, 1),
                 q: &cut(input.q, 2),
                 k: &cut(input.k, 2),
                 v: &cut(input.v, 2),
-                unrotated: unrotated.as_ref().map(|(q, k)| (q, k)),
+                rotary: rotary.as_ref(),
                 positions: &cut(input.positions, 1),
                 mask: &Mask::new(input.mask.causal()),
                 ..*input

@@ -10,6 +10,7 @@ use crate::{
     Error, ForwardOptions, Gate, Model, ModelInput,
     attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, Stream},
     mask::Mask,
+    rotary::{Rotary, Scaling},
     variants::Variant,
     weights::Weights,
 };
@@ -83,6 +84,8 @@ pub struct LayerProbe {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// Where the layer rotates, by the positions.
+    tables: Option<(Tensor, Tensor)>,
     projections: Projections,
 }
 
@@ -108,8 +111,8 @@ impl Default for ProbeSize {
 }
 
 impl LayerProbe {
-    /// Random hidden states, q, k, v and projections of `size`.
-    pub fn new(size: ProbeSize, causal: bool, seed: u64) -> Self {
+    /// Random hidden states, q, k, v and projections of `size`; `rotary` says whether q and k pass for rotated ones.
+    pub fn new(size: ProbeSize, causal: bool, rotary: bool, seed: u64) -> Self {
         let ProbeSize { batch, seq_len, n_heads, n_kv_heads, head_dim } = size;
         let hidden_size = n_heads * head_dim;
         let mut draw = normals(seed);
@@ -119,7 +122,13 @@ impl LayerProbe {
         };
         let projections =
             Projections { q: project(n_heads), k: project(n_kv_heads), v: project(n_kv_heads) };
+        let positions = Tensor::arange(seq_len, (Kind::Int64, tch::Device::Cpu)).unsqueeze(0);
+        let tables = rotary.then(|| {
+            Rotary::new(head_dim, 10_000.0, &Scaling::None).tables(&positions, Kind::Double)
+        });
+        let expanded = |x: &Tensor| x.expand([batch, 1, seq_len, head_dim], false);
         Self {
+            tables: tables.map(|(cos, sin)| (expanded(&cos), expanded(&sin))),
             hidden: draw(&[batch, seq_len, hidden_size]),
             q: draw(&[batch, n_heads, seq_len, head_dim]),
             k: draw(&[batch, n_kv_heads, seq_len, head_dim]),
@@ -133,6 +142,7 @@ impl LayerProbe {
                 kv_of_head: (0..n_heads).map(|head| head * n_kv_heads / n_heads).collect(),
                 scale: (head_dim as f64).powf(-0.5),
                 causal,
+                rotary,
             },
         }
     }
@@ -164,6 +174,8 @@ impl LayerProbe {
             q: pick(&self.q, 2),
             k: pick(&self.k, 2),
             v: pick(&self.v, 2),
+            // A token takes its place along.
+            tables: self.tables.as_ref().map(|(cos, sin)| (pick(cos, 2), pick(sin, 2))),
             projections: Projections {
                 q: copy(&self.projections.q),
                 k: copy(&self.projections.k),
@@ -183,12 +195,13 @@ impl LayerProbe {
             q: &self.q,
             k: &self.k,
             v: &self.v,
-            unrotated: Some((&self.q, &self.k)),
+            rotary: self.tables.as_ref(),
             positions: &positions,
             mask,
             source: None,
             dropout: 0.0,
             stream: Stream::default(),
+            selection: None,
         })
     }
 
@@ -231,19 +244,20 @@ pub const LAYER_LAWS: &[(&str, bool, LayerLaw)] = &[
     ("gradients_are_those_of_finite_differences", false, gradients_are_right),
 ];
 
-/// Every law of an attention kind, on a probe of `size`, bidirectional and causal.
+/// Every law of an attention kind, on probes of `size`: causal, causal with rotary embeddings, bidirectional.
 ///
 /// # Errors
 /// Where the settings do not fit the probe.
 pub fn for_layer(variant: &Variant, size: ProbeSize) -> Result<Vec<Verdict>, Error> {
     let mut verdicts = Vec::new();
-    for causal in [true, false] {
-        let probe = LayerProbe::new(size, causal, 1);
+    for (causal, rotary) in [(true, false), (true, true), (false, false)] {
+        let probe = LayerProbe::new(size, causal, rotary, 1);
         let kind = probe.build(variant)?;
         let laws = LAYER_LAWS.iter().filter(|(_, needs_causal, _)| causal || !needs_causal);
         verdicts.extend(laws.map(|(.., law)| {
             let verdict = law(kind.as_ref(), &probe);
-            Verdict { place: format!("{}, causal {causal}", verdict.place), ..verdict }
+            let place = format!("{}, causal {causal}, rotary {rotary}", verdict.place);
+            Verdict { place, ..verdict }
         }));
     }
     Ok(verdicts)
@@ -370,8 +384,18 @@ pub fn steps_equal_a_full_pass(kind: &dyn Attention, probe: &LayerProbe) -> Verd
     worst.verdict("steps_equal_a_full_pass", 1e-12)
 }
 
-/// z must be linear in v with the weights as its coefficients.
+/// z must be linear in v with the weights as its coefficients. Of kinds with values of their own
+/// ([`Attention::has_own_values`]) z is not a function of v alone: they compare their weights with their definition.
 pub fn weights_are_coefficients(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
+    if kind.has_own_values() {
+        let place = "the kind has values of its own".into();
+        return Verdict {
+            law: "weights_are_the_coefficients_of_v",
+            error: 0.0,
+            tolerance: 1e-12,
+            place,
+        };
+    }
     let n = probe.n_tokens();
     let mask = Mask::new(probe.dims.causal);
     let rows = [0, n / 2, n - 1];
@@ -386,13 +410,31 @@ pub fn weights_are_coefficients(kind: &dyn Attention, probe: &LayerProbe) -> Ver
     worst.verdict("weights_are_the_coefficients_of_v", 1e-12)
 }
 
+/// How far choices must be apart for a step of finite differences not to change them.
+const CLEAR: f64 = 1e-3;
+
+/// The queries whose choices are clear, `[batch, 1, q_len, 1]` of ones and zeros; `None` where nothing is chosen.
+fn clear_queries(kind: &dyn Attention, input: &AttnInput) -> Option<Tensor> {
+    let margin = kind.selection(input)?.margin; // [b, groups, q]
+    Some(margin.gt(CLEAR).all_dim(1, true).unsqueeze(-1).to_kind(Kind::Double))
+}
+
 /// Moves q, k, v, hidden states and the kind's own parameters along random directions and compares the change of a
-/// random functional of z with what the gradient promises.
+/// random functional of z with what the gradient promises. Of kinds that choose, queries count whose choices are clear,
+/// and the gradient must be that of the kind with its choices imposed: none flows through them.
 pub fn gradients_are_right(kind: &dyn Attention, probe: &LayerProbe) -> Verdict {
     const STEP: f64 = 1e-5;
     let mask = Mask::new(probe.dims.causal);
     let mut draw = normals(9);
-    let pull = draw(&probe.q.size());
+    let mut pull = draw(&probe.q.size());
+    let mut worst = Worst::new();
+    let clear = probe.with_input(&mask, |input| clear_queries(kind, input));
+    if let Some(clear) = &clear {
+        pull *= clear;
+        if clear.mean(Kind::Double).double_value(&[]) < 0.05 {
+            worst.see(f64::NAN, || "too few choices are clear to say anything".into());
+        }
+    }
     let value = |probe: &LayerProbe| (probe.z(kind, &mask) * &pull).sum(Kind::Double);
 
     let leaf = probe.select(|x, _| x.copy().set_requires_grad(true));
@@ -403,7 +445,6 @@ pub fn gradients_are_right(kind: &dyn Attention, probe: &LayerProbe) -> Verdict 
     });
     value(&leaf).backward();
 
-    let mut worst = Worst::new();
     let mut compare = |name: &str, tensor: &Tensor, at: &dyn Fn() -> f64| {
         let direction = draw(&tensor.size());
         let promised = if tensor.grad().defined() {
@@ -431,8 +472,41 @@ pub fn gradients_are_right(kind: &dyn Attention, probe: &LayerProbe) -> Verdict 
         let mut tensor = tensor.set_requires_grad(false);
         tensor.zero_grad();
     }
+    if clear.is_some() {
+        through_choices(kind, probe, &pull, &leaf, &mut worst);
+    }
     // Central differences: a truncation of order STEP² and a rounding of order 1e-16 / STEP.
     worst.verdict("gradients_are_those_of_finite_differences", 1e-7)
+}
+
+/// Compares the gradients in `leaf` with those of the kind when its choices are imposed.
+fn through_choices(
+    kind: &dyn Attention,
+    probe: &LayerProbe,
+    pull: &Tensor,
+    leaf: &LayerProbe,
+    worst: &mut Worst,
+) {
+    let mask = Mask::new(probe.dims.causal);
+    let imposed = probe.select(|x, _| x.copy().set_requires_grad(true));
+    imposed.with_input(&mask, |input| {
+        let chosen = kind.selection(input).expect("the kind chooses").chosen;
+        let z = kind.forward(&AttnInput { selection: Some(&chosen), ..*input });
+        (z * pull).sum(Kind::Double).backward();
+    });
+    let pairs = [
+        ("hidden", &leaf.hidden, &imposed.hidden),
+        ("q", &leaf.q, &imposed.q),
+        ("k", &leaf.k, &imposed.k),
+        ("v", &leaf.v, &imposed.v),
+    ];
+    for (name, free, imposed) in pairs {
+        let error = match (free.grad().defined(), imposed.grad().defined()) {
+            (true, true) => relative_rms(&free.grad(), &imposed.grad()),
+            (free, imposed) => f64::from(u8::from(free != imposed)),
+        };
+        worst.see(error, || format!("{name}, through the choices"));
+    }
 }
 
 /// How exact a law of a whole model can be in `kind`.

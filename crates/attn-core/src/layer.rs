@@ -233,10 +233,7 @@ impl AttnLayer {
                 problem: format!("{heads:?} is not strictly ascending"),
             });
         }
-        let mut kv_heads: Vec<i64> =
-            heads.iter().map(|&head| self.dims.kv_of_head[head as usize]).collect();
-        kv_heads.sort_unstable();
-        kv_heads.dedup();
+        let kv_heads = self.dims.kv_heads_of(heads);
         let new_kv = |head: &i64| {
             let old = self.dims.kv_of_head[*head as usize];
             kv_heads.iter().position(|&kv| kv == old).expect("it is among those read") as i64
@@ -309,19 +306,19 @@ impl AttnLayer {
         let source_hidden = pass.source.as_ref().map(|source| source.hidden);
         let [q, k, v] = self.heads(hidden, source_hidden, pass.train);
         let turned = pass.rotary.map(|tables| (rotate(&q, tables), rotate(&k, tables)));
-        let unrotated = (turned.is_some() && self.kind.wants_unrotated()).then_some((&q, &k));
         let (q_in, k_in) = turned.as_ref().map_or((&q, &k), |(q, k)| (q, k));
         let input = AttnInput {
             hidden,
             q: q_in,
             k: k_in,
             v: &v,
-            unrotated,
+            rotary: pass.rotary,
             positions: pass.positions,
             mask,
             source: pass.source.as_ref().map(|source| source.hidden),
             dropout: if pass.train { self.dropout } else { 0.0 },
             stream: pass.stream,
+            selection: None,
         };
 
         match &pass.tap.rows {

@@ -83,6 +83,7 @@ impl Probe {
             kv_of_head: (0..n_heads).map(|head| head * n_kv_heads / n_heads).collect(),
             scale: (head_dim as f64).powf(-0.5),
             causal,
+            rotary: false,
         };
         let draw = |i: u64, size: &[i64]| randn(seed * 100 + i, size);
         Self {
@@ -131,12 +132,13 @@ impl Probe {
             q: &self.q,
             k: &self.k,
             v: &self.v,
-            unrotated: Some((&self.q, &self.k)),
+            rotary: None,
             positions: &self.positions,
             mask,
             source: None,
             dropout: 0.0,
             stream: Stream::default(),
+            selection: None,
         }
     }
 

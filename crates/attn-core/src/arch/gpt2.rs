@@ -143,6 +143,7 @@ impl Config {
                 kv_of_head: spec.kv_of_head.clone(),
                 scale,
                 causal: CAUSAL,
+                rotary: false,
             };
             let naming = Naming {
                 qkv: &[name("attn.c_attn")],

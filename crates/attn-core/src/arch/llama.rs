@@ -164,6 +164,7 @@ impl Config {
                 kv_of_head: spec.kv_of_head.clone(),
                 scale: (head_dim as f64).powf(-0.5),
                 causal: CAUSAL,
+                rotary: true,
             };
             let naming = Naming {
                 qkv: &["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}"))),

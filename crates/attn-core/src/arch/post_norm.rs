@@ -56,6 +56,7 @@ impl Block {
             kv_of_head: spec.kv_of_head.clone(),
             scale: (sizes.head_dim as f64).powf(-0.5),
             causal: false,
+            rotary: false,
         };
         let naming = Naming {
             qkv: &parts.qkv,
