@@ -34,10 +34,14 @@ pub struct Tap {
     pub rows: Rows,
     /// Whether to keep z, the heads' outputs before gates and output projection.
     pub keep_z: bool,
+    /// Whether to keep what goes into the layers.
+    pub keep_inputs: bool,
     /// `[batch, n_heads, rows, k_len]` a layer.
     pub weights: Vec<Tensor>,
     /// `[batch, n_heads, q_len, head_dim]` a layer.
     pub z: Vec<Tensor>,
+    /// `[batch, q_len, hidden_size]` a layer.
+    pub inputs: Vec<Tensor>,
 }
 
 /// A sequence that keys and values are taken from instead of the layer's own input.
@@ -280,6 +284,29 @@ impl AttnLayer {
         let [b, q_len, _] = hidden.size()[..] else {
             unreachable!("hidden states have three axes")
         };
+        let z = self.mix(hidden, pass)?;
+        let z = match pass.gate {
+            Some(gate) => gate.apply(&z)?,
+            None => z,
+        };
+        let width = self.dims.n_heads * self.dims.head_dim;
+        // Heads mix positions, and what follows does not: from here on the places wanted are enough.
+        let z = pass.wanted(&z.transpose(1, 2).reshape([b, q_len, width]));
+        Ok(self.out.forward(&z, pass.train))
+    }
+
+    /// z, the heads' outputs before gate and output projection: `[batch, q_len, hidden_size] ->
+    /// [batch, n_heads, q_len, head_dim]`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub(crate) fn mix(&self, hidden: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
+        let [b, q_len, _] = hidden.size()[..] else {
+            unreachable!("hidden states have three axes")
+        };
+        if pass.tap.keep_inputs {
+            pass.tap.inputs.push(hidden.shallow_clone());
+        }
         if self.dims.n_heads == 0 {
             // An entry a layer, also of one without heads.
             let k_len = pass.source.as_ref().map_or(q_len, |source| source.hidden.size()[1]);
@@ -291,11 +318,11 @@ impl AttnLayer {
                 Rows::All => pass.tap.weights.push(none(q_len, k_len)),
                 Rows::Some(rows) => pass.tap.weights.push(none(rows.len() as i64, k_len)),
             }
+            let z = none(q_len, self.dims.head_dim);
             if pass.tap.keep_z {
-                pass.tap.z.push(none(q_len, self.dims.head_dim));
+                pass.tap.z.push(z.shallow_clone());
             }
-            let zeros = Tensor::zeros([b, q_len, 0], (hidden.kind(), hidden.device()));
-            return Ok(self.out.forward(&pass.wanted(&zeros), pass.train));
+            return Ok(z);
         }
         if let Some(source) = &pass.source {
             self.check_source(source, pass.rotary.is_some(), pass.state.is_some(), b)?;
@@ -338,14 +365,7 @@ impl AttnLayer {
         if pass.tap.keep_z {
             pass.tap.z.push(z.shallow_clone());
         }
-        let z = match pass.gate {
-            Some(gate) => gate.apply(&z)?,
-            None => z,
-        };
-        let width = self.dims.n_heads * self.dims.head_dim;
-        // Heads mix positions, and what follows does not: from here on the places wanted are enough.
-        let z = pass.wanted(&z.transpose(1, 2).reshape([b, q_len, width]));
-        Ok(self.out.forward(&z, pass.train))
+        Ok(z)
     }
 
     /// The projections, to put adapters beside them.

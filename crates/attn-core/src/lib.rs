@@ -24,6 +24,7 @@ pub mod testing;
 pub mod variants;
 pub mod weights;
 
+pub use arch::Vocabulary;
 pub use config::Config;
 pub use error::{Error, TensorMismatch};
 pub use gate::Gate;
@@ -31,7 +32,8 @@ pub use layer::Rows;
 pub use lora::Lora;
 pub use mask::Mask;
 pub use model::{
-    DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions, WantedHead,
+    Attended, DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions,
+    WantedHead,
 };
 pub use variants::Variant;
 pub use weights::LoadReport;

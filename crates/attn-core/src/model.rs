@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
-    arch::{Architecture, Tokens},
+    arch::{Architecture, Tokens, Vocabulary},
     attention::{State, Stream},
     checkpoint::{self, Checkpoint, WriteOptions},
     config::{Config, Head},
@@ -109,13 +109,18 @@ pub struct ForwardOptions<'a> {
     /// the logits are then `[n, vocab_size]`. Absent: everywhere. A masked language model is trained at 15 % of its
     /// positions, and the vocabulary is the widest matrix there is.
     pub logits_at: Option<&'a Tensor>,
+    /// Whether to return, in place of logits over the vocabulary, what [`Model::vocabulary`] makes them of:
+    /// `[.., hidden_size]`.
+    pub before_vocabulary: bool,
+    /// Whether to return what goes into the attention layers.
+    pub attention_inputs: bool,
 }
 
 /// What a model returns.
 #[derive(Debug)]
 pub struct Output {
     /// `[batch, seq_len, vocab_size]`, or `[n, vocab_size]` where asked for at n places, or `[batch, n_classes]`; without a
-    /// head the last hidden state.
+    /// head the last hidden state, and where [`ForwardOptions::before_vocabulary`] is set what the logits are made of.
     pub logits: Tensor,
     /// `[batch, seq_len, hidden_size]`: what enters the first block, then what leaves each; the last one after the
     /// final norm, as transformers' `output_hidden_states` gives them. Empty unless asked for.
@@ -124,6 +129,28 @@ pub struct Output {
     pub attentions: Vec<Tensor>,
     /// `[batch, n_heads, q_len, head_dim]` a layer, before gates. Empty unless asked for.
     pub z: Vec<Tensor>,
+    /// `[batch, seq_len, hidden_size]` a layer: what queries, keys and values are projected from. Empty unless asked for.
+    pub attention_inputs: Vec<Tensor>,
+}
+
+/// What [`Model::attend`] returns: an entry for each layer that was named.
+#[derive(Debug)]
+pub struct Attended {
+    /// `[batch, n_heads, seq_len, head_dim]`.
+    pub z: Vec<Tensor>,
+    /// `[batch, n_heads, rows, k_len]`. Empty unless asked for.
+    pub attentions: Vec<Tensor>,
+}
+
+/// The tokens of a pass, on the model's device.
+struct Batch {
+    /// `[batch, seq_len]`.
+    ids: Tensor,
+    mask: Mask,
+    /// `[batch, seq_len]`.
+    positions: Tensor,
+    /// `[batch, seq_len]`.
+    types: Option<Tensor>,
 }
 
 /// What a model keeps between decoding steps.
@@ -293,6 +320,11 @@ impl Model {
         self.parameters().into_iter().map(|(name, _)| name).filter(is_head).collect()
     }
 
+    /// The last step of the language-model head, `logits = x Wᵀ + b`; `None` of a model with another head.
+    pub fn vocabulary(&self) -> Option<Vocabulary> {
+        self.arch.vocabulary()
+    }
+
     /// The attention layers.
     pub fn layers(&self) -> Vec<&AttnLayer> {
         self.arch.layers()
@@ -365,6 +397,72 @@ impl Model {
         self.run(input, options, None)
     }
 
+    /// Runs the attention of the layers `layers` alone, each on an input of its own, `[batch, seq_len, hidden_size]` as
+    /// [`Output::attention_inputs`] of a pass over `input` holds them: what a layer would make of another model's
+    /// hidden states. Of `options` the attention rows, dropout and random numbers count.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; [`Error::Index`] for a layer out of range.
+    ///
+    /// # Panics
+    /// Unless there is an input for each of the layers.
+    pub fn attend(
+        &self,
+        input: &ModelInput,
+        layers: &[usize],
+        inputs: &[Tensor],
+        options: &ForwardOptions<'_>,
+    ) -> Result<Attended, Error> {
+        assert_eq!(layers.len(), inputs.len(), "an input a layer");
+        self.check_input(input, options)?;
+        self.check_layers(layers)?;
+        let Batch { mask, positions, .. } = self.batch(input, options, None)?;
+        let kind = inputs.first().map_or(self.kind, Tensor::kind);
+        let rotary = self.arch.rotary().map(|rotary| rotary.tables(&positions, kind));
+        let mut tap = Tap { rows: options.attentions.clone(), ..Tap::default() };
+        let mut z = Vec::with_capacity(layers.len());
+        for (&layer, hidden) in layers.iter().zip(inputs) {
+            let mut pass = LayerPass {
+                mask: &mask,
+                positions: &positions,
+                rotary: rotary.as_ref(),
+                gate: None,
+                train: options.train,
+                stream: Stream { layer: layer as u64, ..options.stream },
+                source: None,
+                state: None,
+                at: None,
+                tap: &mut tap,
+            };
+            z.push(self.arch.layers()[layer].mix(hidden, &mut pass)?);
+        }
+        Ok(Attended { z, attentions: tap.weights })
+    }
+
+    /// A second model on the same memory. Either can be swapped and run without the other's taking notice; a parameter
+    /// that is to be changed must be given memory of its own first ([`Self::own`]).
+    ///
+    /// # Errors
+    /// [`Error::Lora`] while there are adapters.
+    pub fn alias(&self) -> Result<Self, Error> {
+        self.refuse_lora("share its parameters")?;
+        let parameters =
+            self.parameters().into_iter().map(|(name, tensor)| (name, tensor.detach()));
+        let mut weights = Weights::shared(parameters.collect(), self.kind, self.device);
+        let arch = self.config.arch.clone().build(&self.config, &mut weights)?;
+        Ok(Self::of(self.config.clone(), arch, self.kind, self.device))
+    }
+
+    /// Gives the parameters whose names `is_named` memory of their own, shared with no [`Self::alias`]; their values stay.
+    pub fn own(&mut self, is_named: &dyn Fn(&str) -> bool) {
+        self.arch.visit(&mut |name, tensor| {
+            if is_named(name) {
+                let mut shared = tensor.shallow_clone();
+                tch::no_grad(|| shared.set_data(&tensor.detach().copy()));
+            }
+        });
+    }
+
     /// An empty decoding state.
     pub fn start(&self) -> DecodeState {
         let layers = self.arch.layers().iter().map(|layer| layer.kind().start()).collect();
@@ -406,38 +504,23 @@ impl Model {
         mut state: Option<&mut DecodeState>,
     ) -> Result<Output, Error> {
         self.check_input(input, options)?;
-        let to_device = |x: &Tensor| x.to_device(self.device).to_kind(Kind::Int64);
-        let ids = to_device(&input.input_ids);
+        let Batch { ids, mask, positions, types } =
+            self.batch(input, options, state.as_deref_mut())?;
         let seq_len = ids.size()[1];
-        let new_keep = input.attention_mask.as_ref().map(&to_device);
-        let past = state.as_ref().map_or(0, |state| state.n_tokens);
-        let keep = match &mut state {
-            Some(state) => state.extend(new_keep, &ids),
-            None => new_keep,
-        };
-        let mask = match &keep {
-            Some(keep) => Mask::with_keep(self.config.is_causal(), keep),
-            None => Mask::new(self.config.is_causal()),
-        };
-        let positions = match &input.position_ids {
-            Some(positions) => to_device(positions),
-            None => positions(
-                &ids,
-                keep.as_ref().filter(|_| options.positions == Positions::Count),
-                past,
-            ),
-        };
-        self.check_positions(&positions)?;
-        let types = input.token_type_ids.as_ref().map(&to_device);
 
         let mut x = self.arch.embed(
             &Tokens { ids: &ids, positions: &positions, types: types.as_ref() },
             options.train,
         );
         let rotary = self.arch.rotary().map(|rotary| rotary.tables(&positions, x.kind()));
-        let mut tap = Tap { rows: options.attentions.clone(), keep_z: options.z, ..Tap::default() };
+        let mut tap = Tap {
+            rows: options.attentions.clone(),
+            keep_z: options.z,
+            keep_inputs: options.attention_inputs,
+            ..Tap::default()
+        };
         // While decoding the mask covers the past; the head reads of the new tokens alone.
-        let at = options.logits_at.map(&to_device).or_else(|| {
+        let at = options.logits_at.map(|at| self.on_device(at)).or_else(|| {
             self.arch.reads().places(&mask.tail(seq_len), [ids.size()[0], seq_len], self.device)
         });
         let n_layers = self.config.layers.len();
@@ -475,8 +558,47 @@ impl Model {
             Some(at) if x.dim() == 3 => at_places(&x, at),
             _ => x,
         };
-        let logits = self.arch.head(&read, options.train);
-        Ok(Output { logits, hidden_states, attentions: tap.weights, z: tap.z })
+        let logits = match options.before_vocabulary {
+            true => self.arch.before_vocabulary(&read, options.train),
+            false => self.arch.head(&read, options.train),
+        };
+        let Tap { weights: attentions, z, inputs: attention_inputs, .. } = tap;
+        Ok(Output { logits, hidden_states, attentions, z, attention_inputs })
+    }
+
+    fn on_device(&self, x: &Tensor) -> Tensor {
+        x.to_device(self.device).to_kind(Kind::Int64)
+    }
+
+    /// The tokens of a pass with their mask and positions; adds them to those of `state`.
+    fn batch(
+        &self,
+        input: &ModelInput,
+        options: &ForwardOptions<'_>,
+        state: Option<&mut DecodeState>,
+    ) -> Result<Batch, Error> {
+        let ids = self.on_device(&input.input_ids);
+        let new_keep = input.attention_mask.as_ref().map(|mask| self.on_device(mask));
+        let past = state.as_ref().map_or(0, |state| state.n_tokens);
+        let keep = match state {
+            Some(state) => state.extend(new_keep, &ids),
+            None => new_keep,
+        };
+        let mask = match &keep {
+            Some(keep) => Mask::with_keep(self.config.is_causal(), keep),
+            None => Mask::new(self.config.is_causal()),
+        };
+        let positions = match &input.position_ids {
+            Some(positions) => self.on_device(positions),
+            None => positions(
+                &ids,
+                keep.as_ref().filter(|_| options.positions == Positions::Count),
+                past,
+            ),
+        };
+        self.check_positions(&positions)?;
+        let types = input.token_type_ids.as_ref().map(|types| self.on_device(types));
+        Ok(Batch { ids, mask, positions, types })
     }
 
     /// Brings what follows from the layers up to date.
@@ -565,6 +687,9 @@ impl Model {
                     options.gates.len()
                 ),
             );
+        }
+        if options.before_vocabulary && self.config.head != Head::LanguageModel {
+            return refuse("before_vocabulary", format!("the model ends in {}", self.config.head));
         }
         if let Some(at) = options.logits_at {
             if self.config.head != Head::LanguageModel {
@@ -674,8 +799,9 @@ fn recomputed(
         let problem = "a decoding step is no training pass\nhint: set `train` to false";
         return Err(Error::Input { name: "state", problem: problem.into() });
     }
-    if pass.gate.is_some() || pass.tap.rows != Rows::None || pass.tap.keep_z {
-        let problem = "gates, attention weights and heads' outputs are not to be had while activations are recomputed\n\
+    if pass.gate.is_some() || pass.tap.rows != Rows::None || pass.tap.keep_z || pass.tap.keep_inputs
+    {
+        let problem = "gates, attention weights, and layers' inputs and outputs are not to be had while activations are recomputed\n\
                        hint: turn gradient checkpointing off";
         return Err(Error::Input { name: "gradient checkpointing", problem: problem.into() });
     }

@@ -618,3 +618,73 @@ fn converting_to_f64_reaches_every_parameter() {
         assert_close(base, &single, &logits(&model, &input), 1e-5);
     }
 }
+
+#[test]
+fn a_layer_attends_to_what_it_is_given_as_in_a_pass() {
+    for base in BASES {
+        let mut model = model(base);
+        model.swap(&[1], &window(3), 1).unwrap();
+        let ids = random_ids(5, [2, 9], 50);
+        let mask = Tensor::from_slice(&[1i64, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1]);
+        let input = ModelInput::masked(ids, mask.view([2, 9]));
+        let options = ForwardOptions {
+            z: true,
+            attentions: Rows::All,
+            attention_inputs: true,
+            ..ForwardOptions::default()
+        };
+        let pass = model.forward(&input, &options).unwrap();
+
+        let alone = model.attend(&input, &[0, 1], &pass.attention_inputs, &options).unwrap();
+
+        for layer in 0..2 {
+            assert_close(base, &alone.z[layer], &pass.z[layer], 1e-12);
+            assert_close(base, &alone.attentions[layer], &pass.attentions[layer], 1e-12);
+        }
+        let one = model.attend(&input, &[1], &pass.attention_inputs[..1], &options).unwrap();
+        assert!(
+            relative_rms(&one.z[0], &pass.z[1]) > 1e-3,
+            "{base}: another input, another output"
+        );
+    }
+}
+
+#[test]
+fn the_vocabulary_makes_the_logits_of_what_stands_before_it() {
+    for base in BASES {
+        let model = model(base);
+        let input = ModelInput::new(random_ids(6, [2, 7], 50));
+        let options = ForwardOptions { before_vocabulary: true, ..ForwardOptions::default() };
+        let features = model.forward(&input, &options).unwrap().logits;
+        let vocabulary = model.vocabulary().unwrap();
+        let made = features.linear(&vocabulary.weight, vocabulary.bias.as_ref());
+        assert_close(base, &made, &logits(&model, &input), 1e-12);
+    }
+    let classifier = ending_in(WantedHead::NewClassifier(vec!["a".into(), "b".into()]), "bert");
+    assert!(classifier.vocabulary().is_none());
+    let options = ForwardOptions { before_vocabulary: true, ..ForwardOptions::default() };
+    let error =
+        classifier.forward(&ModelInput::new(random_ids(6, [1, 4], 50)), &options).unwrap_err();
+    assert!(error.to_string().contains("a classifier of 2 classes"), "{error}");
+}
+
+#[test]
+fn a_second_model_on_the_same_memory_is_changed_without_the_first() {
+    for base in BASES {
+        let teacher = model(base);
+        let input = ModelInput::new(random_ids(7, [2, 9], 50));
+        let before = logits(&teacher, &input);
+        let mut student = teacher.alias().unwrap();
+        assert!(logits(&student, &input).equal(&before), "{base}");
+        let place = |model: &Model| model.parameters()[0].1.data_ptr();
+        assert_eq!(place(&student), place(&teacher), "{base}: held once");
+
+        student.swap(&[0], &Variant::Gated(Default::default()), 1).unwrap();
+        student.own(&|_| true);
+        assert_ne!(place(&student), place(&teacher), "{base}");
+        shake(&mut student);
+
+        assert!(relative_rms(&logits(&student, &input), &before) > 1e-3, "{base}");
+        assert!(logits(&teacher, &input).equal(&before), "{base}");
+    }
+}

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Reads, Tokens, base_prefix, head_dim,
+    Architecture, Reads, Tokens, Vocabulary, base_prefix, head_dim,
     heads::{VocabHead, VocabParts},
     parse_fields, positive,
     post_norm::{Block, Parts},
@@ -260,6 +260,20 @@ impl Architecture for Bert {
                 out.forward(&pooled.dropout(*dropout, train), train)
             }
             BertHead::Vocabulary(head) => head.forward(hidden, train),
+        }
+    }
+
+    fn vocabulary(&self) -> Option<Vocabulary> {
+        match &self.head {
+            BertHead::Vocabulary(head) => Some(head.vocabulary()),
+            _ => None,
+        }
+    }
+
+    fn before_vocabulary(&self, hidden: &Tensor, train: bool) -> Tensor {
+        match &self.head {
+            BertHead::Vocabulary(head) => head.before_vocabulary(hidden, train),
+            _ => hidden.shallow_clone(),
         }
     }
 

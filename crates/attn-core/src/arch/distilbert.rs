@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Reads, Tokens, base_prefix, head_dim,
+    Architecture, Reads, Tokens, Vocabulary, base_prefix, head_dim,
     heads::{VocabHead, VocabParts},
     parse_fields, positive,
     post_norm::{Block, Parts},
@@ -208,6 +208,20 @@ impl Architecture for DistilBert {
                 out.forward(&pooled.dropout(*dropout, train), train)
             }
             EncoderHead::Vocabulary(head) => head.forward(hidden, train),
+        }
+    }
+
+    fn vocabulary(&self) -> Option<Vocabulary> {
+        match &self.head {
+            EncoderHead::Vocabulary(head) => Some(head.vocabulary()),
+            _ => None,
+        }
+    }
+
+    fn before_vocabulary(&self, hidden: &Tensor, train: bool) -> Tensor {
+        match &self.head {
+            EncoderHead::Vocabulary(head) => head.before_vocabulary(hidden, train),
+            _ => hidden.shallow_clone(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::Reads;
+use super::{Reads, Vocabulary};
 use crate::{
     Error,
     config::Head,
@@ -62,6 +62,17 @@ impl DecoderHead {
         }
     }
 
+    pub(super) fn vocabulary(&self) -> Option<Vocabulary> {
+        match self {
+            Self::Bare | Self::Classifier(_) => None,
+            Self::Tied(weight) => Some(Vocabulary { weight: weight.shallow_clone(), bias: None }),
+            Self::Untied(linear) => Some(Vocabulary {
+                weight: linear.out_in(),
+                bias: linear.bias.as_ref().map(Tensor::shallow_clone),
+            }),
+        }
+    }
+
     pub(super) fn forward(&self, hidden: &Tensor, train: bool) -> Tensor {
         match self {
             Self::Bare => hidden.shallow_clone(),
@@ -118,8 +129,16 @@ impl VocabHead {
     }
 
     pub(super) fn forward(&self, hidden: &Tensor, train: bool) -> Tensor {
-        let transformed = self.act.forward(&self.transform.forward(hidden, train));
-        self.projector.forward(&self.norm.forward(&transformed))
+        self.projector.forward(&self.before_vocabulary(hidden, train))
+    }
+
+    pub(super) fn before_vocabulary(&self, hidden: &Tensor, train: bool) -> Tensor {
+        self.norm.forward(&self.act.forward(&self.transform.forward(hidden, train)))
+    }
+
+    pub(super) fn vocabulary(&self) -> Vocabulary {
+        let VocabProjector { weight, bias, .. } = &self.projector;
+        Vocabulary { weight: weight.shallow_clone(), bias: Some(bias.shallow_clone()) }
     }
 
     pub(super) fn is_tied(&self) -> bool {

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
-    Architecture, Reads, Tokens, base_prefix, head_dim, heads::DecoderHead, parse_fields, positive,
+    Architecture, Reads, Tokens, Vocabulary, base_prefix, head_dim, heads::DecoderHead,
+    parse_fields, positive,
 };
 use crate::{
     Error,
@@ -259,6 +260,10 @@ impl Architecture for Llama {
 
     fn head(&self, hidden: &Tensor, train: bool) -> Tensor {
         self.head.forward(hidden, train)
+    }
+
+    fn vocabulary(&self) -> Option<Vocabulary> {
+        self.head.vocabulary()
     }
 
     fn rotary(&self) -> Option<&Rotary> {

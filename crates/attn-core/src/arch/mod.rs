@@ -62,6 +62,15 @@ impl Reads {
     }
 }
 
+/// The last step of a language-model head: `logits = x Wᵀ + b`. Views of the model's own.
+#[derive(Debug)]
+pub struct Vocabulary {
+    /// `[vocab_size, hidden_size]`.
+    pub weight: Tensor,
+    /// `[vocab_size]`.
+    pub bias: Option<Tensor>,
+}
+
 /// A pretrained architecture: what surrounds its attention layers.
 pub trait Architecture: std::fmt::Debug + Send {
     /// `[batch, seq_len] -> [batch, seq_len, hidden_size]`.
@@ -85,6 +94,16 @@ pub trait Architecture: std::fmt::Debug + Send {
     /// The logits of hidden states that it reads: `[.., hidden_size] -> [.., vocab_size or n_classes]`; `hidden` itself
     /// where there is no head.
     fn head(&self, hidden: &Tensor, train: bool) -> Tensor;
+
+    /// The last matrix of a language-model head; `None` of other heads.
+    fn vocabulary(&self) -> Option<Vocabulary> {
+        None
+    }
+
+    /// What that matrix multiplies: a language-model head but for its last step, `[.., hidden_size] -> [.., hidden_size]`.
+    fn before_vocabulary(&self, hidden: &Tensor, _train: bool) -> Tensor {
+        hidden.shallow_clone()
+    }
 
     /// The parameter of the embedding that the head shares, where it does.
     fn tied(&self) -> Option<&str>;
