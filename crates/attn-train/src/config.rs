@@ -52,6 +52,9 @@ pub struct TrainConfig {
     /// Parameters that stay as they are: names as in the checkpoint, `*` standing for any characters. A pattern that
     /// begins with `!` takes back what earlier ones froze: `["*", "!classifier*"]` trains the classifier alone.
     pub freeze: Vec<String>,
+    /// Parameters with a rate of their own. Of several groups that name one the last counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
     /// Steps between evaluations; 0: after each epoch. The first and last step are evaluated in any case.
     pub eval_every: u64,
     /// Steps between checkpoints; 0: after each epoch. The last step is saved in any case.
@@ -67,6 +70,19 @@ pub struct TrainConfig {
     pub select: Option<String>,
     /// Seed of dropout and of attention kinds that draw.
     pub seed: u64,
+}
+
+/// Parameters that learn at another rate than the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Their names as in the checkpoint, `*` standing for any characters.
+    pub parameters: String,
+    /// The highest learning rate, in place of [`TrainConfig::lr`]; the schedule is the same.
+    pub lr: f64,
+    /// In place of [`TrainConfig::weight_decay`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
 }
 
 /// What matrix products are computed in.
@@ -110,6 +126,7 @@ impl Default for TrainConfig {
             gradient_checkpointing: false,
             precision: Precision::F32,
             freeze: Vec::new(),
+            groups: Vec::new(),
             eval_every: 0,
             checkpoint_every: 0,
             log_every: 10,
@@ -135,6 +152,14 @@ impl TrainConfig {
         let at_least_1 = "at least 1";
         if !(self.lr.is_finite() && self.lr > 0.0) {
             return refuse("lr", self.lr.to_string(), "a number above 0");
+        }
+        for Group { lr, weight_decay, .. } in &self.groups {
+            if !finite_from_0(*lr) {
+                return refuse("groups.lr", lr.to_string(), not_negative);
+            }
+            if let Some(decay) = weight_decay.filter(|decay| !finite_from_0(*decay)) {
+                return refuse("groups.weight_decay", decay.to_string(), not_negative);
+            }
         }
         if !(0.0..=1.0).contains(&self.warmup_ratio) {
             return refuse(
@@ -220,6 +245,10 @@ impl TrainConfig {
 mod tests {
     use super::*;
 
+    fn group() -> Group {
+        Group { parameters: "*.kind.*".into(), lr: 1e-2, weight_decay: None }
+    }
+
     #[test]
     fn each_field_out_of_range_is_named() {
         let d = TrainConfig::default;
@@ -234,6 +263,14 @@ mod tests {
             ("max_tokens", TrainConfig { max_tokens: Some(0), ..d() }),
             ("accumulation", TrainConfig { accumulation: 0, ..d() }),
             ("weight_decay", TrainConfig { weight_decay: -0.1, ..d() }),
+            ("groups.lr", TrainConfig { groups: vec![Group { lr: -1.0, ..group() }], ..d() }),
+            (
+                "groups.weight_decay",
+                TrainConfig {
+                    groups: vec![Group { weight_decay: Some(f64::NAN), ..group() }],
+                    ..d()
+                },
+            ),
             ("betas", TrainConfig { betas: [0.9, 1.0], ..d() }),
             ("eps", TrainConfig { eps: f64::INFINITY, ..d() }),
             ("clip_norm", TrainConfig { clip_norm: -1.0, ..d() }),
@@ -256,6 +293,7 @@ mod tests {
             max_steps: Some(7),
             select: Some("accuracy".into()),
             freeze: vec!["*".into(), "!classifier*".into()],
+            groups: vec![group()],
             ..TrainConfig::default()
         };
 

@@ -26,9 +26,11 @@ pub enum Error {
         expected: &'static str,
     },
 
-    /// A pattern of `freeze` matches no parameter.
-    #[error("`freeze`: `{pattern}` matches no parameter\nhint: the nearest are {}", list(near))]
+    /// A pattern of `freeze` or `groups` matches no parameter.
+    #[error("`{field}`: `{pattern}` matches no parameter\nhint: the nearest are {}", list(near))]
     NoMatch {
+        /// The setting.
+        field: &'static str,
         /// The pattern.
         pattern: String,
         /// The parameters whose names are most like it.
@@ -62,6 +64,13 @@ pub enum Error {
         expected: &'static str,
         /// What the model has.
         found: String,
+    },
+
+    /// A teacher and a student that cannot be compared.
+    #[error("the teacher does not fit the student: {problem}")]
+    Teacher {
+        /// What does not fit.
+        problem: String,
     },
 
     /// A class that the model does not have.

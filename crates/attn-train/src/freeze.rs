@@ -26,7 +26,7 @@ pub fn trainable<S: AsRef<str>>(names: &[S], patterns: &[String]) -> Result<Vec<
             }
         }
         if !matched {
-            return Err(Error::NoMatch { pattern: pattern.clone(), near: nearest(glob, names) });
+            return Err(no_match("freeze", pattern, glob, names));
         }
     }
     if !trained.contains(&true) {
@@ -35,8 +35,18 @@ pub fn trainable<S: AsRef<str>>(names: &[S], patterns: &[String]) -> Result<Vec<
     Ok(trained)
 }
 
+/// The error for a pattern that has no effect.
+pub(crate) fn no_match<S: AsRef<str>>(
+    field: &'static str,
+    pattern: &str,
+    glob: &str,
+    names: &[S],
+) -> Error {
+    Error::NoMatch { field, pattern: pattern.to_owned(), near: nearest(glob, names) }
+}
+
 /// Whether `name` is `glob` with each `*` replaced by something, or nothing.
-fn matches(glob: &str, name: &str) -> bool {
+pub(crate) fn matches(glob: &str, name: &str) -> bool {
     let Some((start, rest)) = glob.split_once('*') else { return glob == name };
     let Some(mut name) = name.strip_prefix(start) else { return false };
     let mut parts: Vec<&str> = rest.split('*').collect();

@@ -32,6 +32,8 @@
 mod batch;
 pub mod checkpoint;
 mod config;
+mod distill;
+mod divergence;
 mod environment;
 mod error;
 mod freeze;
@@ -48,7 +50,9 @@ mod tensorboard;
 mod train;
 
 pub use batch::{Batch, Batches, Examples, Needles};
-pub use config::{Precision, TrainConfig};
+pub use config::{Group, Precision, TrainConfig};
+pub use distill::Distillation;
+pub use divergence::Losses;
 pub use environment::Environment;
 pub use error::{BoxError, Error, Place, Result};
 pub use freeze::trainable;

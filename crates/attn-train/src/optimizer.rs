@@ -7,9 +7,9 @@ use attn_torch::{AdamState, AdamW};
 use tch::Tensor;
 
 use crate::{
-    config::TrainConfig,
+    config::{Group, TrainConfig},
     error::{Error, Result},
-    freeze::trainable,
+    freeze::{matches, no_match, trainable},
 };
 
 /// AdamW over the trained parameters of a model. While it lives, these alone require gradients.
@@ -18,10 +18,20 @@ pub(crate) struct Optimizer {
     names: Vec<String>,
     params: Vec<Tensor>,
     state: AdamState,
-    /// The parameters that decay, and those that do not, as positions in `params`.
-    groups: [Vec<usize>; 2],
+    /// Parameters that move alike.
+    groups: Vec<Rows>,
     adam: AdamW,
     warned: bool,
+}
+
+/// Parameters with one rate and one decay.
+#[derive(Debug)]
+struct Rows {
+    /// Positions in `params`.
+    rows: Vec<usize>,
+    /// What the step's rate is multiplied by.
+    rate: f64,
+    weight_decay: f64,
 }
 
 impl Optimizer {
@@ -39,11 +49,21 @@ impl Optimizer {
         }
         let state = AdamState::zeros(&params)?;
         // Norms' weights and biases have one axis: pulling them to zero would shift what they scale.
-        let decays = |&row: &usize| params[row].dim() > 1;
-        let (decayed, kept) = (0..params.len()).partition(decays);
+        let decays = |row: usize| params[row].dim() > 1;
+        let mut groups: Vec<Rows> = Vec::new();
+        for (row, (rate, decay)) in rates(&names, config)?.into_iter().enumerate() {
+            let weight_decay = if decays(row) { decay } else { 0.0 };
+            match groups
+                .iter_mut()
+                .find(|group| (group.rate, group.weight_decay) == (rate, weight_decay))
+            {
+                Some(group) => group.rows.push(row),
+                None => groups.push(Rows { rows: vec![row], rate, weight_decay }),
+            }
+        }
         let TrainConfig { lr, betas: [beta1, beta2], eps, weight_decay, .. } = *config;
         let adam = AdamW { lr, betas: (beta1, beta2), eps, weight_decay };
-        Ok(Self { names, params, state, groups: [decayed, kept], adam, warned: false })
+        Ok(Self { names, params, state, groups, adam, warned: false })
     }
 
     pub(crate) fn names(&self) -> &[String] {
@@ -62,9 +82,9 @@ impl Optimizer {
     /// One step at rate `lr`. As in PyTorch, a parameter without a gradient neither moves nor decays.
     pub(crate) fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
         self.warn_of_unused(grads);
-        for (group, weight_decay) in self.groups.iter().zip([self.adam.weight_decay, 0.0]) {
+        for Rows { rows, rate, weight_decay } in &self.groups {
             let rows: Vec<usize> =
-                group.iter().copied().filter(|&row| grads[row].is_some()).collect();
+                rows.iter().copied().filter(|&row| grads[row].is_some()).collect();
             let pick = |from: &[Tensor]| -> Vec<Tensor> {
                 rows.iter().map(|&row| from[row].shallow_clone()).collect()
             };
@@ -72,7 +92,7 @@ impl Optimizer {
             let AdamState { m, v, steps } = &self.state;
             let mut state = AdamState { m: pick(m), v: pick(v), steps: pick(steps) };
             let grads: Vec<&Tensor> = rows.iter().filter_map(|&row| grads[row].as_ref()).collect();
-            let adam = AdamW { lr, weight_decay, ..self.adam };
+            let adam = AdamW { lr: lr * rate, weight_decay: *weight_decay, ..self.adam };
             adam.step(&pick(&self.params), &grads, &mut state)?;
         }
         Ok(())
@@ -139,6 +159,24 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// Of each parameter what the step's rate is multiplied by, and its decay.
+fn rates(names: &[String], config: &TrainConfig) -> Result<Vec<(f64, f64)>> {
+    let mut rates = vec![(1.0, config.weight_decay); names.len()];
+    for Group { parameters, lr, weight_decay } in &config.groups {
+        let mut matched = false;
+        for (name, rate) in names.iter().zip(&mut rates) {
+            if matches(parameters, name) {
+                matched = true;
+                *rate = (lr / config.lr, weight_decay.unwrap_or(config.weight_decay));
+            }
+        }
+        if !matched {
+            return Err(no_match("groups", parameters, parameters, names));
+        }
+    }
+    Ok(rates)
 }
 
 impl Drop for Optimizer {
