@@ -30,6 +30,17 @@ pub enum Error {
         hint: &'static str,
     },
 
+    /// A baseline that predicts other tokens.
+    #[error(
+        "the model's vocabulary has {own} tokens, the baseline's {other}\nhint: name the model that it was made of"
+    )]
+    Baseline {
+        /// The model's tokens.
+        own: i64,
+        /// The baseline's.
+        other: i64,
+    },
+
     /// An encoder asked for the next token, or a decoder for a masked one.
     #[error("a {model_type} does not predict {what}\nhint: {hint}")]
     Direction {

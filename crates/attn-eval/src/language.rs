@@ -164,11 +164,11 @@ fn check_head(config: &Config, measure: &'static str) -> Result<()> {
 }
 
 /// Draws of the interval of a loss.
-const N_RESAMPLES: usize = 1000;
+pub(crate) const N_RESAMPLES: usize = 1000;
 
 /// Sums in `f64`, whatever the model runs in.
 #[derive(Debug, Default)]
-struct Sum {
+pub(crate) struct Sum {
     /// Of each row that predicts anything: loss and number of tokens.
     rows: BTreeMap<usize, (f64, usize)>,
     n_correct: usize,
@@ -196,14 +196,29 @@ impl Sum {
         let n_correct = log_p.argmax(-1, false).eq_tensor(targets).sum(Kind::Int64);
         self.n_correct += n_correct.int64_value(&[]) as usize;
         for (target, loss) in losses.into_iter().enumerate() {
-            let (sum, count) = self.rows.entry(row(target)).or_default();
-            *sum += loss;
-            *count += 1;
+            self.add_loss(row(target), loss);
         }
         Ok(())
     }
 
-    fn score(self, convention: Convention, nothing: &'static str) -> Result<LanguageScore> {
+    /// Adds a token's loss to those of its row.
+    fn add_loss(&mut self, row: usize, loss: f64) {
+        let (sum, count) = self.rows.entry(row).or_default();
+        *sum += loss;
+        *count += 1;
+    }
+
+    /// Adds a token of which the loss is known, and whether it got the largest logit.
+    pub(crate) fn add_token(&mut self, row: usize, loss: f64, is_top: bool) {
+        self.add_loss(row, loss);
+        self.n_correct += usize::from(is_top);
+    }
+
+    pub(crate) fn score(
+        self,
+        convention: Convention,
+        nothing: &'static str,
+    ) -> Result<LanguageScore> {
         let Self { rows, n_correct } = self;
         if rows.is_empty() {
             return Err(Error::Nothing(nothing));

@@ -2,7 +2,7 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word. [`score_heads()`] says which heads matter to any of these losses.
+//! choose, [`recall()`] by those they give word for word. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
@@ -10,6 +10,7 @@
 
 mod choices;
 mod classify;
+mod divergence;
 mod error;
 mod heads;
 mod language;
@@ -20,6 +21,7 @@ pub mod stats;
 
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
+pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
 pub use heads::{HeadScores, Method, Normalize, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};

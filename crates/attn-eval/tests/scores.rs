@@ -13,8 +13,8 @@ use attn_data::{
     prompt::{Completion, Question},
 };
 use attn_eval::{
-    Batching, Choices, Convention, Error, Recall, choices, classify, masked_token, next_token,
-    recall, stats::Interval,
+    Batching, Choices, Convention, Error, Recall, choices, classify, divergence, masked_token,
+    next_token, recall, stats::Interval,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
 use tch::{Kind, Tensor};
@@ -417,4 +417,103 @@ fn models_that_answer_nothing_are_refused() {
     let mut bare = questions(3);
     bare[0].answers[0].answer.start = 0;
     assert!(matches!(choose(&model, &bare, 2), Err(Error::EmptyRow { index: 100 })));
+}
+
+#[test]
+fn a_divergence_matches_its_definition_whatever_the_batch() {
+    let masking =
+        Masking { mask_id: 1, vocab_size: VOCAB as usize, special: vec![0, 1], rate: 0.3 };
+    for base in ["gpt2", "distilbert"] {
+        let baseline = language_model(base, Kind::Double);
+        let model = common::shaken(
+            baseline
+                .alias()
+                .map(|mut model| {
+                    model.own(&|_| true);
+                    model
+                })
+                .unwrap(),
+        );
+        let rows = rows(30, 2);
+        let masking = (base == "distilbert").then_some((&masking, 7));
+        // Every prediction by itself: the row, how many tokens stand before, both log-probabilities, the target.
+        let mut tokens: Vec<(usize, Tensor, Tensor, i64)> = Vec::new();
+        for row in &rows {
+            let mut text = ids(row);
+            let targets: Vec<(i64, i64)> = match masking {
+                None => (0..text.len() as i64 - 1).map(|at| (at, text[at as usize + 1])).collect(),
+                Some((masking, seed)) => {
+                    let masked =
+                        mask_tokens(&collate(&[row], 0, Side::Right), masking, seed, 0).unwrap();
+                    text = masked.ids;
+                    let labels = (0..).zip(masked.labels);
+                    labels.filter(|(_, label)| *label != IGNORED).collect()
+                }
+            };
+            let [own, other] =
+                [&model, &baseline].map(|of| logits(of, &text).log_softmax(-1, Kind::Double));
+            for (at, target) in targets {
+                tokens.push((at as usize + 1, own.get(at), other.get(at), target));
+            }
+        }
+        let n = tokens.len() as f64;
+        let sum = |x: Tensor| x.sum(Kind::Double).double_value(&[]);
+        let mean = |of: &dyn Fn(&Tensor, &Tensor, i64) -> f64| {
+            tokens.iter().map(|(_, q, p, target)| of(q, p, *target)).sum::<f64>() / n
+        };
+        let top = |x: &Tensor| x.argmax(-1, false).int64_value(&[]);
+        for batching in batchings() {
+            let found =
+                divergence(&model, &baseline, &rows, masking, &batching, &mut go_on).unwrap();
+            let near = |name: &str, actual: f64, expected: f64| {
+                assert!(
+                    (actual - expected).abs() < 1e-9,
+                    "{base}, {name}: {actual}, not {expected}"
+                );
+            };
+            let kl = mean(&|q, p, _| sum(p.exp() * (p - q)));
+            assert!(kl > 0.01, "a test of nothing: {kl}");
+            near("kl", found.kl_nats_per_token, kl);
+            near(
+                "reverse",
+                found.reverse_kl_nats_per_token,
+                mean(&|q, p, _| sum(q.exp() * (q - p))),
+            );
+            near(
+                "agreement",
+                found.top1_agreement,
+                mean(&|q, p, _| f64::from(u8::from(top(q) == top(p)))),
+            );
+            near("entropy", found.entropy_nats, mean(&|q, _, _| -sum(q.exp() * q)));
+            near(
+                "baseline entropy",
+                found.baseline_entropy_nats,
+                mean(&|_, p, _| -sum(p.exp() * p)),
+            );
+            near("loss", found.model.loss_nats_per_token, mean(&|q, _, t| -q.double_value(&[t])));
+            near(
+                "baseline loss",
+                found.baseline.loss_nats_per_token,
+                mean(&|_, p, t| -p.double_value(&[t])),
+            );
+            let Interval { low, high } = found.kl_interval_95;
+            assert!(low < kl && kl < high);
+            assert_eq!(found.model.n_tokens, tokens.len());
+            for at in &found.by_position {
+                let within: Vec<f64> = tokens
+                    .iter()
+                    .filter(|(before, ..)| (at.first..=at.last).contains(before))
+                    .map(|(_, q, p, _)| sum(p.exp() * (p - q)))
+                    .collect();
+                assert_eq!(within.len(), at.n_tokens, "{at:?}");
+                near(
+                    "by position",
+                    at.kl_nats_per_token,
+                    within.iter().sum::<f64>() / within.len() as f64,
+                );
+            }
+            let counted: usize = found.by_position.iter().map(|at| at.n_tokens).sum();
+            assert_eq!(counted, if base == "gpt2" { tokens.len() } else { 0 });
+        }
+    }
 }
