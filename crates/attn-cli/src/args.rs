@@ -50,6 +50,10 @@ pub(crate) enum Command {
     #[command(after_long_help = PRETRAIN_HELP)]
     Pretrain(RunArgs),
 
+    /// Change a language model's attention, and teach it to predict what it did before
+    #[command(after_long_help = DISTILL_HELP)]
+    Distill(RunArgs),
+
     /// Fine-tune once per setting and seed of a grid, and compare the settings on the same rows
     #[command(after_long_help = SWEEP_HELP)]
     Sweep(SweepArgs),
@@ -77,6 +81,10 @@ pub(crate) enum Command {
     /// Write on from a prompt, token by token
     #[command(after_long_help = GENERATE_HELP)]
     Generate(GenerateArgs),
+
+    /// Change the attention of a model, its weights as they are, and write it as a folder of its own
+    #[command(after_long_help = SWAP_HELP)]
+    Swap(SwapArgs),
 
     /// Write a model as a folder of its own: in another precision, in smaller files, an adapter merged
     #[command(after_long_help = SAVE_HELP)]
@@ -286,6 +294,67 @@ Examples:
   attn pretrain configs/pretrain/tiny-mlm.toml --out runs/tiny-mlm
   attn pretrain configs/pretrain/tiny-mlm.toml --set data.source=notes.txt --set train.epochs=3";
 
+const DISTILL_HELP: &str = "\
+CONFIG is a TOML file, needed but for --resume; those in configs/distill/ say what they show and
+what they cost. The teacher is `model` as it is, the student `model` with its attention changed.
+  model            a language model: a folder or Hub id
+  [attention]      kind and its settings; [surgery] layers says where
+  [data]           source and columns of the text
+  [examples]       max_len, limit, hold_out
+  [transfer]       trains what the attention kind adds, each layer on what the teacher's gets
+  [tune]           then trains the whole, or adapters ([tune.lora])
+A stage has a `loss`, weights of losses (forward_kl, reverse_kl, cross_entropy, hidden_mse, ...), and
+a `train` table as for `attn finetune`. configs/README.md has every setting with its default.
+
+summary.json holds the distance to the teacher after the swap and after each stage: KL both ways,
+agreement, loss, by position.
+
+Examples:
+  attn distill configs/distill/sample.toml --out runs/taught
+  attn distill configs/distill/window.toml --set attention.size=4
+  attn distill --out runs/taught --resume";
+
+const SWAP_HELP: &str = "\
+KIND is one of `attn list`. The pretrained projections of queries, keys, values and output stay; what
+the kind adds starts from them. Layers that are not named keep what they have, so that a second
+`swap` mixes kinds. Everything else takes the folder as any other model.
+
+Examples:
+  attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window
+  attn swap --model DIR --attention gated --layers 0-1 --out DIR2
+  attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SwapArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// The attention to put in its place: a name of `attn list`
+    #[arg(long, value_name = "KIND")]
+    pub(crate) attention: String,
+
+    /// A setting of the kind: --set size=128. May be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// The layers to change, counted from 0: 0,3-5. All where not given
+    #[arg(long, value_name = "LAYERS")]
+    pub(crate) layers: Option<String>,
+
+    /// What the weights are stored in; rounded where they are wider
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// Seed of what the kind adds and draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// The folder, new or empty; folders that are missing above it are made
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
 const EVAL_HELP: &str = "\
 OUT.json holds the accuracy with its 95 % interval, counts per class and every prediction;
 of a language model the loss in nats per token and the perplexity, with what was counted; with
@@ -388,6 +457,10 @@ pub(crate) struct EvalArgs {
     /// Where to write the result; folders that are missing are made
     #[arg(long, value_name = "OUT.json")]
     pub(crate) out: PathBuf,
+
+    /// The model that this one was made of: say how far their predictions of the text are apart
+    #[arg(long, value_name = "DIR|ID", conflicts_with = "prompt")]
+    pub(crate) against: Option<String>,
 
     /// Put each row as a prompt, and take the answer that is likeliest: sst2, mnli, mnli_chat, or what
     /// --set prompt.template=TEXT says (configs/README.md)

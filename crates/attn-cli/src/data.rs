@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Keeps the rows that are reported on apart from those that choose the model, drawn by the same seed.
-const REPORT_STREAM: u64 = 0x7265_706f_7274;
+pub(crate) const REPORT_STREAM: u64 = 0x7265_706f_7274;
 
 /// Tokenized rows of a run, with their numbers in their split.
 pub(crate) struct Data {

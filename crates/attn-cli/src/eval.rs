@@ -3,13 +3,16 @@
 use std::{io::Write, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::Model;
+use attn_core::{LoadOptions, Model};
 use attn_data::{
     dataset::{DatasetSpec, Example},
     hub::{Hub, progress_bar},
     prompt::PromptSpec,
 };
-use attn_eval::{Accuracy, ClassScore, LanguageScore, masked_token, next_token, stats::Interval};
+use attn_eval::{
+    Accuracy, ClassScore, Divergence, LanguageScore, divergence, masked_token, next_token,
+    stats::Interval,
+};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -22,7 +25,7 @@ use crate::{
     scoring::{Asking, Rows, Scores},
     subject::Subject,
     task::{Task, Which},
-    texts::is_running,
+    texts::{Folder, is_running, load_model},
 };
 
 /// OUT.json.
@@ -61,6 +64,11 @@ enum Score {
         /// Seed of the tokens that were hidden.
         #[serde(skip_serializing_if = "Option::is_none")]
         mask_seed: Option<u64>,
+        /// The model that it was held against, and how far they are apart.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        against: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        divergence: Option<Divergence>,
     },
 }
 
@@ -107,6 +115,19 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data, prompt.as_ref(), &args.compute, &hub)?;
     let asked = prompt.as_ref().map(|prompt| ask(prompt, &task)).transpose()?;
+    let baseline = match &args.against {
+        None => None,
+        Some(name) => {
+            ensure!(
+                task.data.label.is_none(),
+                "`--against` compares predictions of tokens, and the task has labels\nhint: name a task of text, such as \
+                 wikitext-2"
+            );
+            let folder = Folder::open(name, true, None, &hub)?;
+            same_tokens(&task.folder, &folder)?;
+            Some(folder)
+        }
+    };
     let model = task.load(&args.compute, args.seed, &hub)?;
 
     let (score, n_rows) = if task.data.label.is_some() {
@@ -129,7 +150,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
         };
         (score, task.texts.len())
     } else {
-        score_language(args, &task, &model, out)?
+        score_language(args, &task, &model, baseline.as_ref(), &hub, out)?
     };
     let report = Report {
         subject: Subject::new(&args.model, &args.compute, &model)?,
@@ -181,6 +202,8 @@ fn score_language(
     args: &EvalArgs,
     task: &Task<'_>,
     model: &Model,
+    baseline: Option<&Folder>,
+    hub: &Hub,
     out: &mut dyn Write,
 ) -> Result<(Score, usize)> {
     let rows = task.unlabelled()?;
@@ -226,8 +249,69 @@ fn score_language(
     } else {
         "one text each, cut to max_len"
     };
+    let divergence = match baseline {
+        None => None,
+        Some(folder) => {
+            let options = LoadOptions {
+                kind: model.kind(),
+                device: model.device(),
+                ..LoadOptions::default()
+            };
+            let baseline = load_model(&folder.path, None, &options, hub)
+                .with_context(|| format!("cannot load the model `{}`", folder.name))?;
+            let mut progress = count_rows(rows.len(), &NEVER);
+            let masking = masking.as_ref().map(|masking| (masking, args.seed));
+            let found = divergence(model, &baseline, &rows, masking, &batching, &mut progress)
+                .with_context(|| {
+                    format!("cannot hold `{}` against `{}`", args.model, folder.name)
+                })?;
+            drop(progress);
+            print_divergence(&found, &folder.name, out)?;
+            Some(found)
+        }
+    };
     let mask_seed = masking.map(|_| args.seed);
-    Ok((Score::Language { language, rows: rows_are, per_text, mask_seed }, rows.len()))
+    let against = args.against.clone();
+    let score =
+        Score::Language { language, rows: rows_are, per_text, mask_seed, against, divergence };
+    Ok((score, rows.len()))
+}
+
+/// Refuses two models that read the same text as other tokens.
+fn same_tokens(folder: &Folder, baseline: &Folder) -> Result<()> {
+    let text = "The 3 quick brown foxes, née Øystein, jumped over 1,024 lazy dogs.\n";
+    let [own, other] = [folder, baseline].map(|of| of.tokenizer.ids(text, true));
+    ensure!(
+        own? == other?,
+        "`{}` and `{}` read the same text as other tokens\nhint: `--against` names the model that this one was made of",
+        folder.name,
+        baseline.name
+    );
+    Ok(())
+}
+
+fn print_divergence(found: &Divergence, against: &str, out: &mut dyn Write) -> Result<()> {
+    let Divergence { kl_nats_per_token, kl_interval_95: Interval { low, high }, .. } = found;
+    writeln!(out)?;
+    writeln!(out, "against     {against}")?;
+    writeln!(
+        out,
+        "KL          {kl_nats_per_token:.4} nats per token (95 % interval {low:.4} to {high:.4}), of its predictions \
+         against this model's"
+    )?;
+    writeln!(out, "reverse KL  {:.4} nats per token", found.reverse_kl_nats_per_token)?;
+    writeln!(out, "agreement   {:.1} % of the likeliest tokens", 100.0 * found.top1_agreement)?;
+    writeln!(
+        out,
+        "entropy     {:.4} nats, where it has {:.4}",
+        found.entropy_nats, found.baseline_entropy_nats
+    )?;
+    writeln!(
+        out,
+        "its loss    {:.4} nats per token, perplexity {:.3}",
+        found.baseline.loss_nats_per_token, found.baseline.perplexity
+    )?;
+    Ok(())
 }
 
 fn print_classes(scores: &Scores, out: &mut dyn Write) -> Result<()> {

@@ -8,6 +8,7 @@ mod attention_table;
 mod complain;
 mod config;
 mod data;
+mod distill;
 mod doctor;
 mod eval;
 mod finetune;
@@ -28,6 +29,7 @@ mod sources;
 mod start;
 mod subject;
 mod surgery;
+mod swap;
 mod sweep;
 mod task;
 mod texts;
@@ -73,6 +75,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
     match args.command {
         Command::Finetune(args) => outcome = finetune::run(&args, &mut out)?,
         Command::Pretrain(args) => outcome = pretrain::run(&args, &mut out)?,
+        Command::Distill(args) => outcome = distill::run(&args, &mut out)?,
         Command::Sweep(sweep) => {
             outcome = sweep::run(&sweep, &logging::flags(args.verbose, args.quiet), &mut out)?;
         }
@@ -81,6 +84,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,
+        Command::Swap(args) => swap::run(&args, &mut out)?,
         Command::Save(args) => save::run(&args, &mut out)?,
         Command::Tokenize(args) => tokenize::run(&args, &mut out)?,
         Command::Doctor => {

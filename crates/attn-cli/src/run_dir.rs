@@ -342,6 +342,14 @@ pub(crate) fn check_writable(path: &Path) -> Result<Made> {
     Ok(made)
 }
 
+/// The most memory that this process has held, in MiB, where the system says it.
+pub(crate) fn peak_memory_mib() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
 /// The name of a device as `--device` has it.
 pub(crate) fn device_name(device: Device) -> String {
     match device {

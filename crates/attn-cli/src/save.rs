@@ -3,8 +3,11 @@
 use std::{fs, io::Write, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use attn_core::{LoadOptions, checkpoint::WriteOptions};
-use attn_data::hub::{Hub, progress_bar};
+use attn_core::{LoadOptions, Model, checkpoint::WriteOptions};
+use attn_data::{
+    hub::{Hub, progress_bar},
+    tokenizer::TextTokenizer,
+};
 use tch::Device;
 
 use crate::{
@@ -15,13 +18,8 @@ use crate::{
 };
 
 pub(crate) fn run(args: &SaveArgs, out: &mut dyn Write) -> Result<()> {
-    let shown = args.out.display();
     ensure!(args.max_shard_mib != Some(0), "`--max-shard-mib` is 0, expected at least 1");
-    ensure!(
-        is_free(&args.out).with_context(|| format!("cannot look into `{shown}`"))?,
-        "`{shown}` is there already\nhint: name a folder that is new or empty"
-    );
-    let name = args.out.file_name().with_context(|| format!("`{shown}` names no folder"))?;
+    check_free(&args.out)?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, true, None, &hub)?;
     let options =
@@ -29,20 +27,47 @@ pub(crate) fn run(args: &SaveArgs, out: &mut dyn Write) -> Result<()> {
     let model = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
 
-    let parent = parent_of(&args.out);
-    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
-    // Through a folder of another name, so that a kill leaves none without a tokenizer.
-    let draft = parent.join(format!(".{}.part", name.to_string_lossy()));
     let max_shard_bytes = args.max_shard_mib.map(|mib| mib << 20);
-    let save = || -> Result<()> {
-        model.save(&draft, &WriteOptions { max_shard_bytes, ..WriteOptions::default() })?;
-        folder.tokenizer.save(&draft)?;
-        Ok(fs::rename(&draft, &args.out)?)
-    };
-    save().with_context(|| format!("cannot save the model to `{shown}`"))?;
+    write(
+        &model,
+        &folder.tokenizer,
+        &args.out,
+        &WriteOptions { max_shard_bytes, ..WriteOptions::default() },
+    )?;
+    let shown = args.out.display();
     let n_parameters = model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
     writeln!(out, "{shown}: {} parameters in {}", grouped(n_parameters), dtype_name(model.kind()))?;
     Ok(())
+}
+
+/// Refuses to write over what is there.
+pub(crate) fn check_free(out: &Path) -> Result<()> {
+    let shown = out.display();
+    ensure!(
+        is_free(out).with_context(|| format!("cannot look into `{shown}`"))?,
+        "`{shown}` is there already\nhint: name a folder that is new or empty"
+    );
+    out.file_name().with_context(|| format!("`{shown}` names no folder")).map(drop)
+}
+
+/// Writes a model with its tokenizer as the folder `out`, which appears whole.
+pub(crate) fn write(
+    model: &Model,
+    tokenizer: &TextTokenizer,
+    out: &Path,
+    options: &WriteOptions,
+) -> Result<()> {
+    let parent = parent_of(out);
+    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    // Through a folder of another name, so that a kill leaves none without a tokenizer.
+    let draft = parent.join(format!(".{name}.part"));
+    let save = || -> Result<()> {
+        model.save(&draft, options)?;
+        tokenizer.save(&draft)?;
+        Ok(fs::rename(&draft, out)?)
+    };
+    save().with_context(|| format!("cannot save the model to `{}`", out.display()))
 }
 
 /// Whether nothing stands there, or an empty folder.

@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use attn_core::{Lora, Variant};
 use attn_data::{
     dataset::DatasetSpec,
@@ -11,7 +11,7 @@ use attn_data::{
     select::Part,
     tokenizer::Style,
 };
-use attn_train::TrainConfig;
+use attn_train::{Losses, TrainConfig};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -476,6 +476,142 @@ impl Pretrain {
     }
 }
 
+/// A distillation run: what `attn distill` reads. The teacher is `model` as it is; the student is `model` with its
+/// attention changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Distill {
+    /// Names the run's folder, `runs/<date>-<name>`; the config's file name where absent.
+    pub(crate) name: String,
+    /// The teacher, a language model: a folder or a Hub id.
+    pub(crate) model: String,
+    /// Branch, tag or commit of a model from the Hub; `main` where absent.
+    pub(crate) revision: Option<String>,
+    /// The share of the tokens that is hidden from masked language models.
+    pub(crate) mask_rate: f64,
+    /// Where the text is; the fields of a data set.
+    pub(crate) data: DatasetSpec,
+    /// Which rows are used, and how much of them. `max_len` is the length of the blocks that text is cut into.
+    pub(crate) examples: Examples,
+    /// Where the attention is changed.
+    pub(crate) surgery: Surgery,
+    /// What it is changed to, as for fine-tuning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) attention: Option<Variant>,
+    /// Trains what the attention kind adds, each layer on what the teacher's gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) transfer: Option<Stage>,
+    /// Then trains the model, whole or by adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tune: Option<Stage>,
+    /// Processor threads that one operation may use; LibTorch's choice, usually one a core, where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) threads: Option<NonZeroU16>,
+    /// The run's one seed, in place of the stages' `train.seed`.
+    pub(crate) seed: u64,
+}
+
+/// A part of a distillation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Stage {
+    /// What is minimized: weights of losses.
+    pub(crate) loss: Losses,
+    /// Trains low-rank adapters beside the matrices, and what the attention kind adds; they are merged at the stage's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lora: Option<LoraChoice>,
+    /// How to train.
+    pub(crate) train: TrainConfig,
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            model: String::new(),
+            revision: None,
+            mask_rate: 0.15,
+            data: DatasetSpec::default(),
+            examples: Examples::default(),
+            surgery: Surgery::default(),
+            attention: None,
+            transfer: None,
+            tune: None,
+            threads: None,
+            seed: 0,
+        }
+    }
+}
+
+/// The parameters that an attention kind adds, as `freeze` names them.
+pub(crate) const KIND_PARAMETERS: &str = "*.kind.*";
+
+impl Distill {
+    /// What rows held out are scored by.
+    pub(crate) const METRICS: [&str; 5] = ["kl", "reverse_kl", "agreement", "loss", "perplexity"];
+
+    /// Checks what needs neither the model nor the data, and fills in what follows from the rest.
+    pub(crate) fn complete(mut self, name: &str) -> Result<Self> {
+        set_name(&mut self.name, name)?;
+        ensure!(
+            !self.model.is_empty(),
+            "`model` is not set\nhint: give the teacher's folder or Hub id: model = \"openai-community/gpt2\""
+        );
+        ensure!(
+            self.transfer.is_some() || self.tune.is_some(),
+            "there is neither `[transfer]` nor `[tune]`, so nothing is trained\nhint: `attn swap` changes the \
+             attention alone; `[tune]` with nothing in it trains the whole model"
+        );
+        let transfer = Losses { attention_output: 1.0, teacher_forced: true, ..Losses::default() };
+        let tune = Losses { forward_kl: 1.0, ..Losses::default() };
+        let holds_out = self.examples.hold_out.is_some_and(|part| !is_nothing(part));
+        let stages =
+            [("transfer", self.transfer.as_mut(), transfer), ("tune", self.tune.as_mut(), tune)];
+        for (name, stage, usual) in stages {
+            let Some(stage) = stage else { continue };
+            if stage.loss == Losses::default() {
+                stage.loss = usual;
+            }
+            if name == "transfer" && stage.train.freeze.is_empty() && stage.lora.is_none() {
+                stage.train.freeze = vec!["*".into(), format!("!{KIND_PARAMETERS}")];
+            }
+            stage.train.seed = self.seed;
+            stage.loss.validate().with_context(|| format!("`{name}.loss`"))?;
+            stage.train.validate().with_context(|| format!("`{name}.train`"))?;
+            check_select(stage.train.select.as_deref(), &Self::METRICS)?;
+            ensure!(
+                holds_out || stage.train.select.is_none(),
+                "`{name}.train.select` is `{}`, and no rows are held out to choose by\nhint: set `examples.hold_out`",
+                stage.train.select.as_deref().unwrap_or_default()
+            );
+            if let Some(lora) = &stage.lora {
+                lora.lora().validate()?;
+                ensure!(
+                    lora.save == SaveAs::Merged,
+                    "`{name}.lora.save` is `adapter`, and the attention is changed beside it\nhint: leave it away: \
+                     adapters are merged"
+                );
+            }
+        }
+        let mask_rate = self.mask_rate;
+        ensure!(
+            mask_rate > 0.0 && mask_rate < 1.0,
+            "`mask_rate` is {mask_rate}, expected a share between 0 and 1"
+        );
+        self.data = self.data.resolved();
+        self.data.label = None; // Labels of a data set that is used as text may be of any kind.
+        self.data.text_pair = None;
+        self.surgery.check(self.attention.as_ref())?;
+        let Examples { few_shot, hold_out_by, .. } = &self.examples;
+        ensure!(few_shot.is_none(), "`examples.few_shot` is for fine-tuning: text has no classes");
+        ensure!(
+            *hold_out_by == HoldOutBy::Row,
+            "`examples.hold_out_by` is `containment`, which is for fine-tuning"
+        );
+        Ok(self)
+    }
+}
+
 impl TokenizerChoice {
     /// Style and size of the vocabulary to train.
     pub(crate) fn trained(&self, objective: ObjectiveChoice) -> (Style, usize) {
@@ -550,7 +686,7 @@ mod tests {
     #[test]
     fn every_config_says_what_it_shows_and_costs_and_is_complete() {
         let mut n_files = 0;
-        for command in ["finetune", "pretrain"] {
+        for command in ["finetune", "pretrain", "distill"] {
             for path in configs(command) {
                 let shown = path.display();
                 let text = fs::read_to_string(&path).unwrap();
@@ -569,6 +705,7 @@ mod tests {
                 let written = Written::read(&path, &[]).unwrap();
                 match command {
                     "finetune" => drop(written.parse::<Finetune>().unwrap().complete("x").unwrap()),
+                    "distill" => drop(written.parse::<Distill>().unwrap().complete("x").unwrap()),
                     _ => drop(written.parse::<Pretrain>().unwrap().complete("x").unwrap()),
                 }
                 n_files += 1;
@@ -623,6 +760,17 @@ mod tests {
                 .unwrap();
             let text = toml::to_string(&first).unwrap();
             let again = toml::from_str::<Finetune>(&text).unwrap().complete("y").unwrap();
+            assert_eq!(first, again);
+        }
+        for path in configs("distill") {
+            let first: Distill = Written::read(&path, &[])
+                .unwrap()
+                .parse::<Distill>()
+                .unwrap()
+                .complete("x")
+                .unwrap();
+            let text = toml::to_string(&first).unwrap();
+            let again = toml::from_str::<Distill>(&text).unwrap().complete("y").unwrap();
             assert_eq!(first, again);
         }
         for path in configs("pretrain") {
@@ -689,8 +837,16 @@ mod tests {
                 ..Pretrain::default()
             })
             .unwrap(),
+            Table::try_from(Distill::default()).unwrap(),
+            Table::from_iter([(
+                "loss".to_owned(),
+                Table::try_from(Losses::default()).unwrap().into(),
+            )]),
         ];
-        for key in keys_of::<Finetune>().into_iter().chain(keys_of::<Pretrain>()) {
+        let losses = keys_of::<Losses>().into_iter().map(|key| format!("loss.{key}"));
+        let keys =
+            [keys_of::<Finetune>(), keys_of::<Pretrain>(), keys_of::<Distill>(), losses.collect()];
+        for key in keys.concat() {
             let default = defaults.iter().find_map(|table| {
                 key.split('.')
                     .try_fold(&toml::Value::Table(table.clone()), |at, key| at.get(key))
@@ -725,7 +881,7 @@ mod tests {
     #[test]
     fn the_reference_names_every_metric_that_selects() {
         let row = reference().into_iter().find(|[key, ..]| key == "`train.select`").unwrap();
-        for metric in Finetune::METRICS.iter().chain(&Pretrain::METRICS) {
+        for metric in Finetune::METRICS.iter().chain(&Pretrain::METRICS).chain(&Distill::METRICS) {
             assert!(row[2].contains(&format!("`{metric}`")), "{metric}");
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     config::{self, Written},
     doctor, monitor,
     run_dir::{self, CONFIG_FILE, RunDir},
-    settings::{Finetune, Pretrain},
+    settings::{Distill, Finetune, Pretrain},
     surgery::run_name,
 };
 
@@ -49,7 +49,11 @@ pub(crate) trait RunConfig: Serialize + DeserializeOwned + PartialEq {
     /// Processor threads of one operation.
     fn threads(&self) -> Option<NonZeroU16>;
 
-    fn training(&self) -> &TrainConfig;
+    /// The stages of training.
+    fn training(&self) -> Vec<&TrainConfig>;
+
+    /// The setting that `--seed` is short for.
+    const SEED: &'static str = "train.seed";
 }
 
 impl RunConfig for Finetune {
@@ -77,8 +81,39 @@ impl RunConfig for Finetune {
         self.threads
     }
 
-    fn training(&self) -> &TrainConfig {
-        &self.train
+    fn training(&self) -> Vec<&TrainConfig> {
+        vec![&self.train]
+    }
+}
+
+impl RunConfig for Distill {
+    const COMMAND: &'static str = "distill";
+    const BUNDLED: Option<&'static str> = None;
+    const SEED: &'static str = "seed";
+
+    fn complete(self, name: &str) -> Result<Self> {
+        self.complete(name)
+    }
+
+    fn find_paths(&mut self, root: Option<&Path>) {
+        self.model = config::find_path(&self.model, root);
+        self.data.source = config::find_path(&self.data.source, root);
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn attention(&self) -> Option<&Variant> {
+        self.attention.as_ref()
+    }
+
+    fn threads(&self) -> Option<NonZeroU16> {
+        self.threads
+    }
+
+    fn training(&self) -> Vec<&TrainConfig> {
+        [&self.transfer, &self.tune].into_iter().flatten().map(|stage| &stage.train).collect()
     }
 }
 
@@ -112,8 +147,8 @@ impl RunConfig for Pretrain {
         self.threads
     }
 
-    fn training(&self) -> &TrainConfig {
-        &self.train
+    fn training(&self) -> Vec<&TrainConfig> {
+        vec![&self.train]
     }
 }
 
@@ -151,7 +186,7 @@ impl<C: RunConfig> Start<C> {
             tch::set_num_threads(threads.get().into());
         }
         let device = attn_torch::device(&args.device)?;
-        let bf16 = config.training().precision == Precision::Bf16;
+        let bf16 = config.training().iter().any(|train| train.precision == Precision::Bf16);
         if bf16 && device == Device::Cpu && !doctor::has_bf16_units() {
             tracing::warn!(
                 "`train.precision` is `bf16`, and this processor has no units for it (amx_bf16): expect a tenth of the \
@@ -193,7 +228,7 @@ pub(crate) fn read<C: RunConfig>(args: &RunArgs) -> Result<C> {
         ),
     };
     let mut overrides = args.set.clone();
-    overrides.extend(args.seed.map(|seed| format!("train.seed={seed}")));
+    overrides.extend(args.seed.map(|seed| format!("{}={seed}", C::SEED)));
     let written = Written::read(&path, &overrides)?;
     let root = config::root_of(&path);
     complete(&written, &path, &name_of(&path), root.as_deref())
@@ -206,10 +241,15 @@ fn complete<C: RunConfig>(
     root: Option<&Path>,
 ) -> Result<C> {
     // Each command has its own tables; the error would name the first one that the other lacks.
-    let names = |key| written.base().contains_key(key);
-    let of_pretrain = names("init") || names("objective");
-    if of_pretrain != (C::COMMAND == "pretrain") && (of_pretrain || names("model")) {
-        let other = if of_pretrain { "pretrain" } else { "finetune" };
+    let names = |keys: &[&str]| keys.iter().any(|key| written.base().contains_key(*key));
+    let others = [
+        (Pretrain::COMMAND, names(&["init", "objective"])),
+        (Distill::COMMAND, names(&["transfer", "tune"])),
+        // A distillation names its stages, which may come by `--set`.
+        (Finetune::COMMAND, names(&["model"]) && (C::COMMAND != "distill" || names(&["train"]))),
+    ];
+    let is_of = others.into_iter().find_map(|(command, is_of)| is_of.then_some(command));
+    if let Some(other) = is_of.filter(|&other| other != C::COMMAND) {
         let hint = match C::COMMAND {
             "pretrain" => {
                 "\nhint: one that goes on from a model says what it predicts: objective = \"causal\""

@@ -57,7 +57,9 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 10] = [
+const OF_THE_HUB: [&str; 13] = [
+    "attn distill configs/distill/window.toml --set attention.size=4",
+    "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
     "attn eval --model openai-community/gpt2 --task sst2 --prompt sst2 --out prompt.json",
     "attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json",
     "attn eval --model runs/2026-01-31-default/model --task sst2 --out eval.json",
@@ -68,6 +70,7 @@ const OF_THE_HUB: [&str; 10] = [
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
     "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
+    "attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window",
 ];
 
 #[test]
@@ -102,6 +105,9 @@ fn every_example_of_every_help_text_runs() {
             .replace("runs/sst2/model", "short/model")
             .replace("runs/mine/model", "short/model")
             .replace("runs/2026-01-31-default/model", "short/model");
+        if example.contains(" distill") && !example.contains("--resume") {
+            command += " --set tune.train.max_steps=2 --set examples.limit=600";
+        }
         if example.contains(" finetune") || example.contains(" pretrain") {
             command += " --set train.max_steps=2 --set examples.limit=600";
         }
@@ -114,7 +120,7 @@ fn every_example_of_every_help_text_runs() {
         if example.contains(" generate") {
             command += " --max-new-tokens 8"; // The model has 32 positions.
         }
-        if example.contains("--resume") {
+        if example.contains("finetune") && example.contains("--resume") {
             command = "attn finetune --out short --resume".into();
         }
         if example.contains(" needle") {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use crate::{Error, arch::ArchConfig, variants::Variant};
+use crate::{Error, arch::ArchConfig, variants::Variant, weights::Weights};
 
 /// Version of the `attn` section.
 pub const FORMAT_VERSION: u32 = 1;
@@ -191,6 +191,23 @@ impl Config {
     pub fn is_plain(&self) -> bool {
         let plain = LayerSpec::plain(self.sizes.n_heads, self.sizes.n_kv_heads);
         self.layers.iter().all(|layer| *layer == plain)
+    }
+
+    /// Puts `variant` into the layers `layers`, and checks that a model can be made of it, without making one.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for a layer that is not there, [`Error::Setting`] where the settings do not fit; the
+    /// configuration is then as it was.
+    pub fn set_attention(&mut self, layers: &[usize], variant: &Variant) -> Result<(), Error> {
+        let mut changed = self.clone();
+        let count = self.layers.len();
+        for &layer in layers {
+            let index = Error::Index { what: "layer", index: layer as i64, count: count as i64 };
+            changed.layers.get_mut(layer).ok_or(index)?.variant = variant.clone();
+        }
+        changed.arch.clone().build(&changed, &mut Weights::hollow())?;
+        *self = changed;
+        Ok(())
     }
 
     /// The names of the classes, in the order of the logits; `LABEL_0`, ... where the config names none.

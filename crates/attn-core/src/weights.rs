@@ -31,6 +31,8 @@ pub struct Weights<'a> {
     file: Option<File<'a>>,
     /// Tensors to hand out as they are.
     given: Option<BTreeMap<String, Tensor>>,
+    /// Whether to hand out shapes alone.
+    is_hollow: bool,
     seed: u64,
     kind: Kind,
     device: Device,
@@ -56,6 +58,7 @@ impl<'a> Weights<'a> {
         Self {
             file: None,
             given: None,
+            is_hollow: false,
             seed,
             kind,
             device,
@@ -65,6 +68,11 @@ impl<'a> Weights<'a> {
             buffers: Vec::new(),
             mismatch: TensorMismatch::default(),
         }
+    }
+
+    /// Parameters without values or memory: what is built of them can only be looked at.
+    pub(crate) fn hollow() -> Self {
+        Self { is_hollow: true, ..Self::from_seed(0, Kind::Float, Device::Cpu) }
     }
 
     /// The very tensors `parameters`, shared: what is built of them is a second handle on the same parameters.
@@ -100,6 +108,9 @@ impl<'a> Weights<'a> {
                 field: name.to_owned(),
                 problem: format!("would have shape {shape:?} by the sizes in the file"),
             });
+        }
+        if self.is_hollow {
+            return Ok(Tensor::zeros([1], (self.kind, self.device)).expand(shape, false));
         }
         if let Some(given) = &self.given {
             return match given.get(name) {

@@ -83,6 +83,9 @@ pub struct Group {
     /// In place of [`TrainConfig::weight_decay`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
+    /// Whether it may name no parameter, as where one config serves attention kinds with parameters and without.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
 }
 
 /// What matrix products are computed in.
@@ -246,7 +249,7 @@ mod tests {
     use super::*;
 
     fn group() -> Group {
-        Group { parameters: "*.kind.*".into(), lr: 1e-2, weight_decay: None }
+        Group { parameters: "*.kind.*".into(), lr: 1e-2, weight_decay: None, optional: false }
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Optimizer {
 /// Of each parameter what the step's rate is multiplied by, and its decay.
 fn rates(names: &[String], config: &TrainConfig) -> Result<Vec<(f64, f64)>> {
     let mut rates = vec![(1.0, config.weight_decay); names.len()];
-    for Group { parameters, lr, weight_decay } in &config.groups {
+    for Group { parameters, lr, weight_decay, optional } in &config.groups {
         let mut matched = false;
         for (name, rate) in names.iter().zip(&mut rates) {
             if matches(parameters, name) {
@@ -172,7 +172,7 @@ fn rates(names: &[String], config: &TrainConfig) -> Result<Vec<(f64, f64)>> {
                 *rate = (lr / config.lr, weight_decay.unwrap_or(config.weight_decay));
             }
         }
-        if !matched {
+        if !matched && !optional {
             return Err(no_match("groups", parameters, parameters, names));
         }
     }

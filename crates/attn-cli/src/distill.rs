@@ -1,0 +1,578 @@
+//! `attn distill`: a language model with another attention learns to predict what it did before.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use anyhow::{Context, Result, ensure};
+use attn_core::{
+    LoadOptions, Model, Variant,
+    checkpoint::{Checkpoint, write_tensors},
+    config::Head,
+};
+use attn_data::{
+    batch::{Encoded, Masking},
+    dataset::Example,
+    select::hold_out,
+    tokenizer::TextTokenizer,
+};
+use attn_eval::{Batching, Divergence, Error as EvalError, LanguageScore, divergence};
+use attn_train::{Distillation, Event, Examples, METRICS_FILE, Metric, Run, train, trainable};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Outcome,
+    args::RunArgs,
+    data::REPORT_STREAM,
+    monitor::{Monitor, count_rows, grouped},
+    plots,
+    run_dir::{BEFORE_FILE, SUMMARY_FILE, peak_memory_mib, write_json},
+    settings::{Distill, KIND_PARAMETERS, Stage},
+    start::{Start, invocation, quoted, tokenizer_files},
+    surgery::{describe, variants},
+    texts::{
+        Folder, blocks, encode, framed_blocks, is_running, load_model, masking, max_len, read_split,
+    },
+};
+
+/// What a stage that has finished leaves: what it came to, and the parameters that it trained.
+const STAGE_FILE: &str = "stage.json";
+const TRAINED_FILE: &str = "trained.safetensors";
+
+/// What a run came to, as `summary.json` has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Summary {
+    /// The version of results/SCHEMA.md.
+    schema: u32,
+    name: String,
+    teacher: String,
+    teacher_commit: Option<String>,
+    model_type: String,
+    n_parameters: usize,
+    /// Those that the attention kind adds.
+    n_added: usize,
+    source: String,
+    split: String,
+    n_train: usize,
+    n_report: usize,
+    max_len: usize,
+    seed: u64,
+    /// Attention kind of each layer, with its settings.
+    attention: Vec<Variant>,
+    /// Against the teacher, before anything was trained.
+    at_swap: Divergence,
+    stages: Vec<Finished>,
+    /// Most memory that the process held, in MiB; of the last part of a run that was resumed.
+    peak_memory_mib: Option<u64>,
+    elapsed_s: f64,
+}
+
+/// A stage that was trained, or had nothing to train.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Finished {
+    stage: String,
+    n_trained: usize,
+    selected_step: u64,
+    total_steps: u64,
+    n_tokens: u64,
+    train_loss: Option<f64>,
+    /// Of the last part of a stage that was resumed.
+    tokens_per_s: f64,
+    elapsed_s: f64,
+    /// Against the teacher, after the stage.
+    after: Divergence,
+}
+
+/// What scores the student.
+struct Scorer {
+    rows: Vec<Encoded>,
+    batching: Batching,
+    masking: Option<Masking>,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+}
+
+/// Rows of the text.
+struct Rows {
+    train: Vec<Encoded>,
+    /// Chooses the model; empty where the last one is taken.
+    selection: Vec<Encoded>,
+    report: Vec<Encoded>,
+}
+
+pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
+    let start = Start::<Distill>::new(args)?;
+    if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
+        tracing::info!("the run in `{}` has finished", start.dir.path().display());
+        print(&summary, &start, out)?;
+        return Ok(Outcome::Done);
+    }
+    let config = &start.config;
+    let folder = Folder::open(&config.model, true, config.revision.as_deref(), &start.hub)?;
+    check(config, &folder)?;
+    let max_len =
+        max_len(config.examples.max_len, &folder.config, &folder.tokenizer, "`examples.max_len`")?;
+    let tokenizer = folder.tokenizer.clone().reaching(max_len);
+    let masking = match folder.config.is_causal() {
+        true => None,
+        false => Some(masking(&tokenizer, folder.config.sizes.vocab_size, config.mask_rate)?),
+    };
+    let Rows { train: train_rows, selection, report } =
+        read(config, &start, &tokenizer, folder.config.is_causal(), max_len)?;
+    let (n_train, n_report) = (train_rows.len(), report.len());
+    tracing::info!(
+        "`{}`: {} rows to train on, {} to report on",
+        config.data.source,
+        grouped(n_train),
+        grouped(n_report)
+    );
+
+    let options = LoadOptions { device: start.device, seed: config.seed, ..LoadOptions::default() };
+    let teacher = load_model(&folder.path, None, &options, &start.hub)
+        .with_context(|| format!("cannot load the teacher `{}`", config.model))?;
+    let mut student = teacher.alias()?;
+    if let Some(variant) = &config.attention {
+        let layers = config.surgery.layers(student.layers().len());
+        student.swap(&layers, variant, config.seed)?;
+    }
+    let attention = variants(&student);
+    if let Some(text) = describe(&attention) {
+        tracing::info!("attention: {text}");
+    }
+    if !start.resume {
+        start.write_config()?;
+        start.dir.write_environment(&student)?;
+    }
+    start.listen()?;
+    let scorer = |rows| Scorer {
+        rows,
+        batching: Batching { pad_id: tokenizer.fill_id(), ..Batching::default() },
+        masking: masking.clone(),
+        seed: config.seed,
+        stop: Arc::clone(&start.stop),
+    };
+    let (chooser, reporter) = (scorer(selection), scorer(report));
+    let at_swap = match start.dir.read_json(BEFORE_FILE)? {
+        Some(found) => found,
+        None => {
+            let Some(found) = reporter.score(&student, &teacher)? else {
+                return Ok(start.interrupted(0));
+            };
+            start.dir.write_json(BEFORE_FILE, &found)?;
+            found
+        }
+    };
+    say("at the swap", &at_swap);
+
+    let mut examples = Vec::new(); // Moved into the stages' data and back.
+    examples.extend(train_rows);
+    let mut stages = Vec::new();
+    for (name, stage) in [("transfer", &config.transfer), ("tune", &config.tune)] {
+        let Some(stage) = stage else { continue };
+        let mut data = Examples::new(
+            examples.clone(),
+            stage.train.plan()?,
+            tokenizer.fill_id(),
+            stage.train.seed,
+        );
+        if let Some(masking) = &masking {
+            data = data.with_masking(masking.clone());
+        }
+        let work = Work { name, stage, teacher: &teacher, data: &data, tokenizer: &tokenizer };
+        match work.run(&mut student, &chooser, &reporter, &start)? {
+            StageEnd::Finished(finished) => {
+                say(&format!("after `{name}`"), &finished.after);
+                stages.push(*finished);
+            }
+            StageEnd::Nothing => {}
+            StageEnd::Stopped(step) => return Ok(start.interrupted(step)),
+        }
+    }
+
+    let sizes = |model: &Model| -> usize {
+        model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
+    };
+    let summary = Summary {
+        schema: crate::run_dir::SCHEMA,
+        name: config.name.clone(),
+        teacher: config.model.clone(),
+        teacher_commit: folder.commit(),
+        model_type: student.config().base_model_type().to_owned(),
+        n_parameters: sizes(&student),
+        n_added: sizes(&student) - sizes(&teacher),
+        source: config.data.source.clone(),
+        split: match config.examples.report_hold_out {
+            Some(_) => format!("held out of {}", config.data.train_split),
+            None => config.data.validation_split.clone(),
+        },
+        n_train,
+        n_report,
+        max_len,
+        seed: config.seed,
+        attention,
+        at_swap,
+        elapsed_s: stages.iter().map(|stage| stage.elapsed_s).sum(),
+        stages,
+        peak_memory_mib: peak_memory_mib(),
+    };
+    start.save(&student, &tokenizer)?;
+    draw(&summary, &start)?;
+    start.dir.write_json(SUMMARY_FILE, &summary)?;
+    print(&summary, &start, out)?;
+    Ok(Outcome::Done)
+}
+
+/// Refuses what cannot be before the weights are read.
+fn check(config: &Distill, folder: &Folder) -> Result<()> {
+    ensure!(
+        folder.config.head == Head::LanguageModel,
+        "`model` is `{}`, which ends in {}, and a distillation compares predictions of tokens\nhint: name a language model",
+        folder.name,
+        folder.config.head
+    );
+    let mut changed = folder.config.clone();
+    if let Some(variant) = &config.attention {
+        let layers = config.surgery.layers(changed.layers.len());
+        changed.set_attention(&layers, variant)?;
+    } else {
+        ensure!(
+            !folder.config.is_plain(),
+            "`attention.kind` is not set, so the student would be its teacher\nhint: `attn list` shows the kinds"
+        );
+    }
+    Ok(())
+}
+
+/// The text as blocks: to train on, to choose by, to report on.
+fn read(
+    config: &Distill,
+    start: &Start<Distill>,
+    tokenizer: &TextTokenizer,
+    is_causal: bool,
+    max_len: usize,
+) -> Result<Rows> {
+    let (spec, examples) = (&config.data, &config.examples);
+    let split = |name: &str, limit| -> Result<Vec<Example>> {
+        Ok(read_split(spec, name, limit, &start.hub)?.rows)
+    };
+    let cut =
+        |rows: Vec<Example>, part, stream, setting: &str| -> Result<(Vec<Example>, Vec<Example>)> {
+            let (kept, held) = hold_out(&vec![-1; rows.len()], part, config.seed ^ stream)
+                .with_context(|| format!("cannot use `{setting}`"))?;
+            let take = |chosen: Vec<usize>| chosen.iter().map(|&row| rows[row].clone()).collect();
+            Ok((take(kept), take(held)))
+        };
+    let rows = split(&spec.train_split, examples.limit)?;
+    let (rows, held) = match examples.report_hold_out {
+        Some(part) => {
+            let (rows, mut held) = cut(rows, part, REPORT_STREAM, "examples.report_hold_out")?;
+            held.truncate(examples.report_limit.unwrap_or(usize::MAX));
+            (rows, held)
+        }
+        None => {
+            let held = split(&spec.validation_split, examples.report_limit).context(
+                "there is nothing to report on\nhint: set `data.validation_split`, or cut a part off the train split: \
+                 examples.report_hold_out = 0.02",
+            )?;
+            (rows, held)
+        }
+    };
+    let (train, selection) = match examples.hold_out {
+        None => (rows, Vec::new()),
+        Some(part) => cut(rows, part, 0, "examples.hold_out")?,
+    };
+    let make = |rows: &[Example], split: &str| {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        if is_causal {
+            return blocks(tokenizer, rows, max_len);
+        }
+        if is_running(rows) {
+            return framed_blocks(tokenizer, rows, max_len);
+        }
+        let numbered: Vec<(usize, &Example)> = rows.iter().enumerate().collect();
+        encode(tokenizer, &numbered, max_len, split)
+    };
+    Ok(Rows {
+        train: make(&train, "train")?,
+        selection: make(&selection, "held out")?,
+        report: make(&held, "to report on")?,
+    })
+}
+
+/// A stage to do.
+struct Work<'a> {
+    name: &'a str,
+    stage: &'a Stage,
+    teacher: &'a Model,
+    data: &'a Examples,
+    tokenizer: &'a TextTokenizer,
+}
+
+enum StageEnd {
+    Finished(Box<Finished>),
+    /// The attention kind has no parameters for it.
+    Nothing,
+    /// After as many steps.
+    Stopped(u64),
+}
+
+impl Work<'_> {
+    /// Trains the student, or takes over what the stage left when it finished.
+    fn run(
+        &self,
+        student: &mut Model,
+        chooser: &Scorer,
+        reporter: &Scorer,
+        start: &Start<Distill>,
+    ) -> Result<StageEnd> {
+        let Self { name, stage, .. } = self;
+        let dir = start.dir.file(name);
+        let mut training = stage.train.clone();
+        let adds = student.parameters().iter().any(|(name, _)| name.contains(".kind."));
+        if let Some(lora) = &stage.lora {
+            student.add_lora(&lora.lora(), training.seed)?;
+            let mut freeze = vec!["*".to_owned(), "!*.lora_*".to_owned()];
+            if adds {
+                freeze.push(format!("!{KIND_PARAMETERS}"));
+            }
+            freeze.append(&mut training.freeze);
+            training.freeze = freeze;
+        } else if !adds && training.freeze == ["*".to_owned(), format!("!{KIND_PARAMETERS}")] {
+            tracing::info!("`{name}` has nothing to train: the attention adds no parameters");
+            return Ok(StageEnd::Nothing);
+        }
+        let parameters = student.parameters();
+        let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+        let picked = trainable(&names, &training.freeze)?;
+        let trained: Vec<(String, usize)> = parameters
+            .iter()
+            .zip(picked)
+            .filter(|(_, trained)| *trained)
+            .map(|((name, tensor), _)| (name.clone(), tensor.numel()))
+            .collect();
+        drop(parameters);
+        let is_trained = |name: &str| trained.iter().any(|(other, _)| other == name);
+        student.own(&is_trained);
+
+        let finished = match crate::run_dir::read_json::<Finished>(&dir.join(STAGE_FILE))? {
+            Some(finished) => {
+                take_over(student, &dir.join(TRAINED_FILE))?;
+                merge(student, stage)?;
+                finished
+            }
+            None => {
+                let outcome = self.fit(student, &training, chooser, &dir, start)?;
+                if outcome.outcome == attn_train::Outcome::Interrupted {
+                    return Ok(StageEnd::Stopped(outcome.step));
+                }
+                let kept: Vec<(String, tch::Tensor)> =
+                    student.parameters().into_iter().filter(|(name, _)| is_trained(name)).collect();
+                merge(student, stage)?;
+                let Some(after) = reporter.score(student, self.teacher)? else {
+                    return Ok(StageEnd::Stopped(outcome.step));
+                };
+                let finished = Finished {
+                    stage: (*name).to_owned(),
+                    n_trained: trained.iter().map(|(_, n)| n).sum(),
+                    selected_step: outcome.selected_step,
+                    total_steps: outcome.total_steps,
+                    n_tokens: outcome.n_tokens,
+                    train_loss: outcome.train_loss,
+                    tokens_per_s: outcome.tokens_per_s,
+                    elapsed_s: outcome.elapsed_s,
+                    after,
+                };
+                write_tensors(&dir.join(TRAINED_FILE), &kept, &BTreeMap::new())?;
+                write_json(&dir.join(STAGE_FILE), &finished)?;
+                finished
+            }
+        };
+        if let Err(error) = fs::remove_dir_all(dir.join(attn_train::checkpoint::FOLDER))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove the checkpoints in `{}`: {error}", dir.display());
+        }
+        Ok(StageEnd::Finished(Box::new(finished)))
+    }
+
+    fn fit(
+        &self,
+        student: &mut Model,
+        training: &attn_train::TrainConfig,
+        chooser: &Scorer,
+        dir: &Path,
+        start: &Start<Distill>,
+    ) -> Result<attn_train::Summary> {
+        let Self { name, stage, teacher, data, tokenizer } = self;
+        fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
+        let objective = Distillation::new(teacher, student, &stage.loss)
+            .with_context(|| format!("cannot use `[{name}]`"))?;
+        let evaluate = |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
+            Ok(metrics(&chooser.try_score(model, teacher)?))
+        };
+        let resume = start.resume && !attn_train::checkpoint::list(dir)?.is_empty();
+        let mut monitor = Monitor::default();
+        let run = Run {
+            dir: Some(dir.to_owned()),
+            resume,
+            files: tokenizer_files(tokenizer)?,
+            stop: Arc::clone(&start.stop),
+            evaluate: if chooser.rows.is_empty() { None } else { Some(Box::new(evaluate)) },
+            observe: Box::new(move |event| {
+                if let Event::Step(_) = event {
+                    start.dir.begin();
+                }
+                monitor.observe(event);
+            }),
+            ..Run::new(training, &objective, *data)
+        };
+        train(student, run).with_context(|| format!("`{name}` failed"))
+    }
+}
+
+/// Adds the adapters to their matrices, which get memory of their own: the teacher keeps its own.
+fn merge(student: &mut Model, stage: &Stage) -> Result<()> {
+    if stage.lora.is_some() {
+        student.own(&|_| true);
+        student.merge_lora()?;
+    }
+    Ok(())
+}
+
+/// Puts the tensors of a file into the parameters of their names.
+fn take_over(student: &Model, file: &Path) -> Result<()> {
+    let checkpoint = Checkpoint::open_file(file)?;
+    for (name, tensor) in student.parameters() {
+        if checkpoint.contains(&name) {
+            let stored = checkpoint.tensor(&name, Some(tensor.kind()), tensor.device())?;
+            ensure!(
+                stored.size() == tensor.size(),
+                "`{}`: `{name}` has shape {:?}, expected {:?}",
+                file.display(),
+                stored.size(),
+                tensor.size()
+            );
+            tch::no_grad(|| tensor.shallow_clone().copy_(&stored));
+        }
+    }
+    Ok(())
+}
+
+impl Scorer {
+    fn try_score(&self, student: &Model, teacher: &Model) -> attn_eval::Result<Divergence> {
+        let Self { rows, batching, masking, seed, stop } = self;
+        let masking = masking.as_ref().map(|masking| (masking, *seed));
+        divergence(student, teacher, rows, masking, batching, &mut count_rows(rows.len(), stop))
+    }
+
+    /// Scores the student, or returns `None` where the user stopped it.
+    fn score(&self, student: &Model, teacher: &Model) -> Result<Option<Divergence>> {
+        match self.try_score(student, teacher) {
+            Ok(score) => Ok(Some(score)),
+            Err(EvalError::Stopped { .. }) => Ok(None),
+            Err(error) => Err(error).context("cannot evaluate"),
+        }
+    }
+}
+
+fn metrics(score: &Divergence) -> Vec<Metric> {
+    let metric = |name: &str, value, unit: &str, higher_is_better| Metric {
+        name: name.to_owned(),
+        value,
+        unit: unit.to_owned(),
+        higher_is_better,
+    };
+    vec![
+        metric("kl", score.kl_nats_per_token, "nats/token", false),
+        metric("reverse_kl", score.reverse_kl_nats_per_token, "nats/token", false),
+        metric("agreement", score.top1_agreement, "fraction", true),
+        metric("loss", score.model.loss_nats_per_token, "nats/token", false),
+        metric("perplexity", score.model.perplexity, "1", false),
+    ]
+}
+
+fn say(when: &str, score: &Divergence) {
+    tracing::info!(
+        "{when}: KL {:.4} nats per token, agreement {:.1} %, perplexity {:.2}",
+        score.kl_nats_per_token,
+        100.0 * score.top1_agreement,
+        score.model.perplexity
+    );
+}
+
+fn draw(summary: &Summary, start: &Start<Distill>) -> Result<()> {
+    let plots = start.dir.file("plots");
+    fs::create_dir_all(&plots).with_context(|| format!("cannot create `{}`", plots.display()))?;
+    for Finished { stage, .. } in &summary.stages {
+        let metrics = start.dir.file(stage).join(METRICS_FILE);
+        let title = format!("{stage} on {}", plots::short(&summary.source));
+        let out = plots.join(format!("{stage}.png"));
+        plots::loss(&metrics, &title, &summary.attention, "as the config weighs it", &out)?;
+    }
+    Ok(())
+}
+
+fn print(summary: &Summary, start: &Start<Distill>, out: &mut dyn Write) -> Result<()> {
+    let Summary { source, n_report, n_parameters, n_added, model_type, .. } = summary;
+    writeln!(
+        out,
+        "{model_type}, {} parameters, {} of them new, {} rows of {source} ({})",
+        grouped(*n_parameters),
+        grouped(*n_added),
+        grouped(*n_report),
+        summary.split
+    )?;
+    if let Some(attention) = describe(&summary.attention) {
+        writeln!(out, "attention: {attention}")?;
+    }
+    writeln!(out)?;
+    writeln!(
+        out,
+        "  {:<16} {:>9}  {:<18} {:>10} {:>10} {:>11} {:>12}",
+        "", "KL", "95 % interval", "reverse KL", "agreement", "nats/token", "perplexity"
+    )?;
+    let row = |out: &mut dyn Write, label: &str, score: &Divergence| {
+        let LanguageScore { loss_nats_per_token, perplexity, .. } = &score.model;
+        let interval =
+            format!("{:.4} to {:.4}", score.kl_interval_95.low, score.kl_interval_95.high);
+        writeln!(
+            out,
+            "  {label:<16} {:>9.4}  {interval:<18} {:>10.4} {:>9.1}% {loss_nats_per_token:>11.4} {perplexity:>12.3}",
+            score.kl_nats_per_token,
+            score.reverse_kl_nats_per_token,
+            100.0 * score.top1_agreement
+        )
+    };
+    let LanguageScore { loss_nats_per_token, perplexity, .. } = &summary.at_swap.baseline;
+    writeln!(
+        out,
+        "  {:<16} {:>9}  {:<18} {:>10} {:>10} {loss_nats_per_token:>11.4} {perplexity:>12.3}",
+        "teacher", "", "", "", ""
+    )?;
+    row(out, "at the swap", &summary.at_swap)?;
+    for Finished { stage, after, .. } in &summary.stages {
+        row(out, &format!("after {stage}"), after)?;
+    }
+    let dir = start.dir.path();
+    let model = dir.join("model");
+    writeln!(out)?;
+    writeln!(
+        out,
+        "KL is that of the teacher's predictions against the student's, in nats per token."
+    )?;
+    writeln!(out)?;
+    writeln!(out, "model     {}", model.display())?;
+    writeln!(out, "pictures  {}", dir.join("plots").display())?;
+    writeln!(out)?;
+    writeln!(out, "what to try next:")?;
+    let generate =
+        format!("generate --model {} \"Once upon a time\"", quoted(&model.display().to_string()));
+    writeln!(out, "  let it write         {}", invocation(&generate))?;
+    Ok(())
+}
