@@ -45,7 +45,7 @@ const TRAINED_FILE: &str = "trained.safetensors";
 
 /// What a run came to, as `summary.json` has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Summary {
+pub(crate) struct Summary {
     /// The version of results/SCHEMA.md.
     schema: u32,
     name: String,
@@ -54,7 +54,7 @@ struct Summary {
     model_type: String,
     n_parameters: usize,
     /// Those that the attention kind adds.
-    n_added: usize,
+    pub(crate) n_added: usize,
     source: String,
     split: String,
     n_train: usize,
@@ -64,27 +64,34 @@ struct Summary {
     /// Attention kind of each layer, with its settings.
     attention: Vec<Variant>,
     /// Against the teacher, before anything was trained.
-    at_swap: Divergence,
-    stages: Vec<Finished>,
+    pub(crate) at_swap: Divergence,
+    pub(crate) stages: Vec<Finished>,
     /// Most memory that the process held, in MiB; of the last part of a run that was resumed.
-    peak_memory_mib: Option<u64>,
-    elapsed_s: f64,
+    pub(crate) peak_memory_mib: Option<u64>,
+    pub(crate) elapsed_s: f64,
 }
 
-/// A stage that was trained, or had nothing to train.
+impl Summary {
+    /// Of the run in `dir`; `None` where it has not finished.
+    pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
+        crate::run_dir::read_json(&dir.join(SUMMARY_FILE))
+    }
+}
+
+/// A stage that was trained.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Finished {
-    stage: String,
-    n_trained: usize,
+pub(crate) struct Finished {
+    pub(crate) stage: String,
+    pub(crate) n_trained: usize,
     selected_step: u64,
     total_steps: u64,
     n_tokens: u64,
     train_loss: Option<f64>,
     /// Of the last part of a stage that was resumed.
-    tokens_per_s: f64,
+    pub(crate) tokens_per_s: f64,
     elapsed_s: f64,
     /// Against the teacher, after the stage.
-    after: Divergence,
+    pub(crate) after: Divergence,
 }
 
 /// What scores the student.

@@ -1,10 +1,11 @@
 //! `attn sweep`: the runs of a grid, one after another, and what they say together.
 //!
-//! Each run is a process of its own, `attn finetune` with the settings of its place in the grid. LibTorch's random
+//! Each run is a process of its own, `attn finetune` or `attn distill` with the settings of its place in the grid. LibTorch's random
 //! streams, thread count and allocator belong to a process: so a run of a sweep is, bit for bit, the run that the same
 //! command makes alone, and one that aborts or runs out of memory takes no other along. The price is loading LibTorch
 //! and the data anew, a second or so a run.
 
+mod distances;
 mod plan;
 mod report;
 
@@ -104,9 +105,13 @@ pub(crate) fn run(args: &SweepArgs, flags: &[&str], out: &mut dyn Write) -> Resu
         }
         left -= 1;
     }
-    let report = report::Report::new(&plan, &dir, &args.file, &failures)?;
-    report.write(&dir)?;
-    report.print(out)?;
+    if plan.distills {
+        distances::tell(&plan, &dir, &args.file, &failures, out)?;
+    } else {
+        let report = report::Report::new(&plan, &dir, &args.file, &failures)?;
+        report.write(&dir)?;
+        report.print(out)?;
+    }
     for Failure { folder, how } in &failures {
         tracing::warn!("the run `{folder}` failed ({how}); its message stands above");
     }
@@ -132,7 +137,7 @@ fn one(
     }
     // Not by its path: the file there may be a newer one by now.
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("attn").args(flags).arg("finetune");
+    command.arg0("attn").args(flags).arg(planned.command());
     match status {
         Status::Begun { .. } => drop(command.arg("--resume")),
         // As it was planned, whatever becomes of the base meanwhile.

@@ -10,9 +10,10 @@ use toml::{Table, Value};
 use crate::{
     args::{RunArgs, SweepArgs},
     config::Written,
+    distill,
     run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
-    settings::Finetune,
-    start,
+    settings::{Distill, Finetune},
+    start::{self, RunConfig},
 };
 
 /// The file of a sweep.
@@ -40,6 +41,8 @@ pub(super) struct Plan {
     pub(super) runs: Vec<Planned>,
     /// The rows reported on: data and split.
     pub(super) rows: String,
+    /// Whether the runs are distillations.
+    pub(super) distills: bool,
 }
 
 /// A place in the grid, or a `[[run]]`.
@@ -62,7 +65,42 @@ pub(super) struct Planned {
     pub(super) seed: u64,
     /// Its folder in that of the sweep.
     pub(super) folder: String,
-    config: Finetune,
+    config: Config,
+}
+
+/// The complete settings of a run.
+#[derive(Debug, Clone, PartialEq)]
+enum Config {
+    Finetune(Box<Finetune>),
+    Distill(Box<Distill>),
+}
+
+impl Config {
+    fn read(args: &RunArgs, distills: bool) -> Result<Self> {
+        Ok(match distills {
+            true => Self::Distill(Box::new(start::read(args)?)),
+            false => Self::Finetune(Box::new(start::read(args)?)),
+        })
+    }
+
+    fn seed(&self) -> u64 {
+        match self {
+            Self::Finetune(config) => config.train.seed,
+            Self::Distill(config) => config.seed,
+        }
+    }
+
+    /// The rows reported on: data and split.
+    fn rows(&self) -> String {
+        let (data, examples) = match self {
+            Self::Finetune(config) => (&config.data, &config.examples),
+            Self::Distill(config) => (&config.data, &config.examples),
+        };
+        match examples.report_hold_out {
+            Some(_) => format!("{}, held out", data.source),
+            None => format!("{}, {}", data.source, data.validation_split),
+        }
+    }
 }
 
 /// How far a run is.
@@ -112,6 +150,11 @@ impl Plan {
             Ok((file, settings))
         })?;
         let base = args.file.parent().unwrap_or(Path::new("")).join(&file.base);
+        // A distillation names its stages.
+        let of_base = Written::read(&base, &[]);
+        let distills = of_base.is_ok_and(|base| {
+            ["transfer", "tune"].iter().any(|key| base.base().contains_key(*key))
+        });
         let seeds: Vec<Option<u64>> = match &file.seeds {
             Some(seeds) => seeds.iter().copied().map(Some).collect(),
             None => vec![None],
@@ -130,23 +173,19 @@ impl Plan {
                     resume: false,
                     parent: None,
                 };
-                let config: Finetune = start::read(&run_args).with_context(|| {
+                let config = Config::read(&run_args, distills).with_context(|| {
                     format!("`{shown}`: cannot make the runs of `{}`", setting.name)
                 })?;
-                let seed = config.train.seed;
+                let seed = config.seed();
                 let folder = format!("{},seed={seed}", plain(&setting.name));
                 let folder = unused(folder, &runs);
                 runs.push(Planned { setting: place, seed, folder, config });
             }
         }
         let first = runs.first().context("a sweep has a run")?;
-        let data = &first.config.data;
-        let rows = match first.config.examples.report_hold_out {
-            Some(_) => format!("{}, held out", data.source),
-            None => format!("{}, {}", data.source, data.validation_split),
-        };
+        let rows = first.config.rows();
         let seeds = runs.iter().take(seeds.len()).map(|run| run.seed).collect();
-        Ok(Self { settings, seeds, rows, runs })
+        Ok(Self { settings, seeds, rows, distills, runs })
     }
 
     /// How far each run in the sweep's folder is.
@@ -158,7 +197,19 @@ impl Plan {
 impl Planned {
     /// Its complete config.
     pub(super) fn toml(&self) -> Result<String> {
-        toml::to_string(&self.config).context("cannot write the config as TOML")
+        let text = match &self.config {
+            Config::Finetune(config) => toml::to_string(config),
+            Config::Distill(config) => toml::to_string(config),
+        };
+        text.context("cannot write the config as TOML")
+    }
+
+    /// The command that runs it.
+    pub(super) fn command(&self) -> &'static str {
+        match self.config {
+            Config::Finetune(_) => Finetune::COMMAND,
+            Config::Distill(_) => Distill::COMMAND,
+        }
     }
 
     fn status(&self, dir: &Path) -> Result<Status> {
@@ -171,20 +222,41 @@ impl Planned {
             );
             return Ok(Status::New);
         }
-        let stored: Finetune = start::stored(dir)?;
-        if stored != self.config {
+        let difference = match &self.config {
+            Config::Finetune(config) => difference::<Finetune>(dir, config)?,
+            Config::Distill(config) => difference::<Distill>(dir, config)?,
+        };
+        if let Some(difference) = difference {
             bail!(
-                "`{shown}` holds a run with other settings: {} there\nhint: name another folder: --out DIR, or remove \
-                 that run",
-                start::first_difference(&stored, &self.config)?
+                "`{shown}` holds a run with other settings: {difference} there\nhint: name another folder: --out DIR, or \
+                 remove that run"
             );
         }
-        if let Some(Finished { elapsed_s, .. }) = Finished::read(dir)? {
+        let (elapsed_s, stages) = match self.config {
+            Config::Finetune(_) => {
+                (Finished::read(dir)?.map(|run| run.elapsed_s), vec![dir.to_owned()])
+            }
+            Config::Distill(_) => {
+                let stages = ["tune", "transfer"].map(|stage| dir.join(stage)).to_vec();
+                (distill::Summary::read(dir)?.map(|run| run.elapsed_s), stages)
+            }
+        };
+        if let Some(elapsed_s) = elapsed_s {
             return Ok(Status::Finished { elapsed_s });
         }
-        let newest = attn_train::checkpoint::list(dir)?.first().map_or(0, |(step, _)| *step);
-        Ok(Status::Begun { step: newest })
+        for stage in stages.iter().filter(|stage| stage.is_dir()) {
+            if let Some((step, _)) = attn_train::checkpoint::list(stage)?.first() {
+                return Ok(Status::Begun { step: *step });
+            }
+        }
+        Ok(Status::Begun { step: 0 })
     }
+}
+
+/// How the settings of the run in `dir` differ from `config`, where they do.
+fn difference<C: RunConfig>(dir: &Path, config: &C) -> Result<Option<String>> {
+    let stored: C = start::stored(dir)?;
+    (stored != *config).then(|| start::first_difference(&stored, config)).transpose()
 }
 
 /// The seconds that the runs left may take, by those that have finished: of the same setting where there are any.
@@ -257,8 +329,8 @@ fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
     for setting in &all {
         for (key, _) in &setting.values {
             ensure!(
-                key != "train.seed",
-                "`train.seed` is among the settings\nhint: name the seeds by themselves: seeds = [0, 1, 2]"
+                key != "train.seed" && key != "seed",
+                "`{key}` is among the settings\nhint: name the seeds by themselves: seeds = [0, 1, 2]"
             );
             ensure!(
                 key != "name",
@@ -277,8 +349,8 @@ fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
         }
     }
     ensure!(
-        !set_keys.contains(&"train.seed"),
-        "`train.seed` is set for all runs\nhint: name the seeds by themselves: seeds = [0, 1, 2]"
+        !set_keys.contains(&"train.seed") && !set_keys.contains(&"seed"),
+        "the seed is set for all runs\nhint: name the seeds by themselves: seeds = [0, 1, 2]"
     );
     let names: Vec<&str> = all.iter().map(|setting| &setting.name[..]).collect();
     check_twice("the settings' names", &names)?;

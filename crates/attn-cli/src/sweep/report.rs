@@ -60,12 +60,12 @@ struct Scored {
     runs: Vec<Run>,
 }
 
-/// An accuracy over seeds.
+/// A figure over seeds.
 #[derive(Debug, Serialize)]
-struct Figure {
-    n: usize,
-    mean: f64,
-    std: Option<f64>,
+pub(super) struct Figure {
+    pub(super) n: usize,
+    pub(super) mean: f64,
+    pub(super) std: Option<f64>,
     interval_95: Option<Interval>,
 }
 
@@ -89,8 +89,8 @@ struct Run {
 
 /// What `env.json` says, as far as it is told.
 #[derive(Deserialize)]
-struct Environment {
-    commit: Option<String>,
+pub(super) struct Environment {
+    pub(super) commit: Option<String>,
 }
 
 /// Two settings on the same rows.
@@ -113,9 +113,9 @@ struct OfSeed {
 }
 
 #[derive(Debug, Serialize)]
-struct Failed {
-    folder: String,
-    how: String,
+pub(super) struct Failed {
+    pub(super) folder: String,
+    pub(super) how: String,
 }
 
 /// A line of `predictions.jsonl`, as far as it is compared.
@@ -363,7 +363,7 @@ impl Run {
 }
 
 impl Figure {
-    fn of(values: impl Iterator<Item = f64>) -> Result<Option<Self>> {
+    pub(super) fn of(values: impl Iterator<Item = f64>) -> Result<Option<Self>> {
         let values: Vec<f64> = values.collect();
         if values.is_empty() {
             return Ok(None);
