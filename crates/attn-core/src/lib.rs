@@ -7,6 +7,7 @@
 
 pub mod arch;
 pub mod attention;
+mod banded;
 pub mod checkpoint;
 pub mod config;
 mod error;

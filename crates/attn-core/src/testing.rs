@@ -165,6 +165,19 @@ impl Probe {
         part
     }
 
+    /// The first `n` tokens of one example.
+    pub fn narrowed(&self, example: i64, n: i64) -> Self {
+        let cut = |x: &Tensor, dim: i64| x.narrow(0, example, 1).narrow(dim, 0, n);
+        Self {
+            dims: self.dims.clone(),
+            hidden: cut(&self.hidden, 1),
+            q: cut(&self.q, 2),
+            k: cut(&self.k, 2),
+            v: cut(&self.v, 2),
+            positions: cut(&self.positions, 1),
+        }
+    }
+
     /// Every `(example, query, head, channel)` of the output.
     pub fn each_output(&self) -> impl Iterator<Item = (i64, i64, i64, i64)> {
         let [b, h, n, d] = self.q.size()[..] else { unreachable!("queries have four axes") };

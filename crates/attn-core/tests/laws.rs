@@ -301,7 +301,13 @@ fn rolling_serves_left_padding_as_no_padding() {
 /// Every variant with its defaults, and those with settings once more with others.
 fn with_settings() -> Vec<Variant> {
     let mut variants = Variant::all();
-    variants.push(Variant::Window(variants::window::Config { size: NonZeroU32::new(5).unwrap() }));
+    let size = |n| NonZeroU32::new(n).unwrap();
+    variants.push(Variant::Window(variants::window::Config { size: size(5) }));
+    let dilated = variants::dilated::Config { size: size(3), dilation: size(7) };
+    variants.push(Variant::Dilated(dilated));
+    let global = variants::global_local::Config { n_global: 3, window: size(5) };
+    variants.push(Variant::GlobalLocal(global));
+    variants.push(Variant::Sinks(variants::sinks::Config { n_sinks: 3, window: size(5) }));
     variants
 }
 

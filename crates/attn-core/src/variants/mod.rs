@@ -7,7 +7,10 @@ use crate::{
     attention::{Attention, Dims, Own, Projections},
 };
 
+pub mod dilated;
 pub mod gated;
+pub mod global_local;
+pub mod sinks;
 pub mod softmax;
 pub mod window;
 
@@ -54,6 +57,9 @@ variants! {
     Softmax => softmax,
     Window => window,
     Gated => gated,
+    Dilated => dilated,
+    GlobalLocal => global_local,
+    Sinks => sinks,
 }
 
 impl Default for Variant {

@@ -6,19 +6,19 @@
 //!
 //! Beltagy et al. 2020, "Longformer", <https://arxiv.org/abs/2004.05150>, section 3.1, whose window of w tokens counts
 //! both sides; here `size` counts the query itself and one side, so that a causal window sees `size` keys and a
-//! bidirectional one 2·size − 1. Queries are taken in blocks of `size`, each against the blocks beside it: time and
-//! memory grow with n·size, not n².
+//! bidirectional one 2·size − 1. Queries are taken in blocks, each against the keys near it: time and memory grow with
+//! n·size, not n².
 
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::softmax::Softmax;
 use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, KvCache, Masks, Own, Projections, State},
-    mask::to_bias,
+    banded::{self, Band},
 };
 
 /// Settings of [`Window`].
@@ -54,75 +54,14 @@ pub struct Window {
 }
 
 impl Window {
-    /// Whether query i (counted like the keys) is near enough to key j.
-    fn near(&self, query: &Tensor, key: &Tensor) -> Tensor {
-        (query.unsqueeze(-1) - key.unsqueeze(-2)).abs().lt(self.size)
-    }
-
-    /// One block of queries after the other against a few blocks of keys. Needs q_len = k_len.
-    fn blocked(&self, input: &AttnInput) -> Tensor {
-        let AttnInput { q, k, v, mask, dropout, .. } = *input;
-        let [b, _, n, d] = q.size()[..] else { unreachable!("queries have four axes") };
-        let (w, h) = (self.size, self.dims.n_heads);
-        let n_blocks = (n + w - 1) / w;
-        let padded = n_blocks * w;
-        let sides = if mask.causal() { 1 } else { 2 };
-
-        // Keys: one block of nothing before, and one behind where queries look ahead.
-        let blocks = |x: &Tensor| {
-            let x = self.dims.expand_kv(x).constant_pad_nd([0, 0, w, padded - n + w * (sides - 1)]);
-            let x = x.unfold(2, (1 + sides) * w, w); // [b, h, blocks, d, (1 + sides)·w]
-            x.transpose(-2, -1)
-        };
-        let queries = q.constant_pad_nd([0, 0, 0, padded - n]).view([b, h, n_blocks, w, d]);
-
-        let device = q.device();
-        let start = Tensor::arange(n_blocks, (Kind::Int64, device)).unsqueeze(-1) * w;
-        let query = &start + Tensor::arange(w, (Kind::Int64, device)); // [blocks, w]
-        let key = &start + Tensor::arange_start(-w, sides * w, (Kind::Int64, device)); // [blocks, (1 + sides)·w]
-        let real = key.ge(0).logical_and(&key.lt(n));
-        let mut allowed = self.near(&query, &key).logical_and(&real.unsqueeze(1)); // [blocks, w, keys]
-        if mask.causal() {
-            allowed = allowed.logical_and(&key.unsqueeze(1).le_tensor(&query.unsqueeze(-1)));
-        }
-        let mut allowed = allowed.unsqueeze(0).unsqueeze(0); // [1, 1, blocks, w, keys]
-        if let Some(keep) = mask.keep().filter(|_| !mask.is_plain()) {
-            let index = key.clamp(0, n - 1);
-            let keep = keep.index_select(1, &index.view([-1])).view([b, 1, n_blocks, 1, -1]);
-            allowed = allowed.logical_and(&keep);
-        }
-
-        let fold = |x: Tensor| {
-            let [.., rows, d] = x.size()[..] else { unreachable!("blocks have five axes") };
-            x.expand([b, -1, -1, -1, -1], true).reshape([b * x.size()[1], n_blocks, rows, d])
-        };
-        // Heads join the batch, blocks take the place of heads: the fused kernel serves every block at once.
-        let bias = to_bias(&allowed, q.kind()); // [1 or b, 1, blocks, w, keys]
-        let bias = bias.expand([b, h, -1, -1, -1], true).reshape([b * h, n_blocks, w, -1]);
-        let z = Tensor::scaled_dot_product_attention(
-            &fold(queries),
-            &fold(blocks(k)),
-            &fold(blocks(v)),
-            Some(bias),
-            dropout,
-            false,
-            self.dims.scale,
-            false,
-        );
-        z.view([b, h, padded, d]).narrow(2, 0, n)
+    fn band(&self) -> Band {
+        Band::around(self.size, 1, 0)
     }
 
     /// The plain form, for few queries: all scores, those out of reach hidden. `[b, h, rows, k]`.
     fn dense_weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
-        let (q_len, k_len) = (input.q.size()[2], input.k.size()[2]);
-        let device = input.q.device();
-        let index = Tensor::from_slice(rows).to_device(device);
-        let near =
-            self.near(&(&index + (k_len - q_len)), &Tensor::arange(k_len, (Kind::Int64, device)));
-        let allowed = input.mask.allowed_rows(rows, q_len, k_len, device).logical_and(&near);
-        let q = input.q.index_select(2, &index);
-        let scores = q.matmul(&self.dims.expand_kv(input.k).transpose(-2, -1)) * self.dims.scale;
-        (scores + to_bias(&allowed, q.kind())).softmax(-1, q.kind())
+        let (query, key) = banded::places(input, rows);
+        banded::dense_weights(input, &self.dims, rows, &self.band().sees(&query, &key))
     }
 }
 
@@ -133,7 +72,7 @@ impl Attention for Window {
             return Softmax { dims: self.dims.clone() }.forward(input);
         }
         if q_len == k_len {
-            return self.blocked(input);
+            return banded::attend(input, &self.dims, &self.band());
         }
         let weights = self.dense_weights(input, &(0..q_len).collect::<Vec<_>>());
         weights.dropout(input.dropout, input.dropout > 0.0).matmul(&self.dims.expand_kv(input.v))
