@@ -254,6 +254,12 @@ pub trait Attention: std::fmt::Debug + Send {
         z
     }
 
+    /// What the kind asks of training, beside the task: a scalar that is added to the loss as it is, in each layer that has
+    /// one. Gradients flow to the kind's own parameters.
+    fn penalty(&self) -> Option<Tensor> {
+        None
+    }
+
     /// Names the kind's own parameters.
     fn visit(&self, _: &mut crate::nn::Visitor<'_>) {}
 

@@ -308,6 +308,18 @@ fn with_settings() -> Vec<Variant> {
     let global = variants::global_local::Config { n_global: 3, window: size(5) };
     variants.push(Variant::GlobalLocal(global));
     variants.push(Variant::Sinks(variants::sinks::Config { n_sinks: 3, window: size(5) }));
+    for (basis, settings) in [
+        (r#"["shift:1"]"#, r#""place": "before""#),
+        (
+            r#"["window:5", "dilated:9:5", "shift:60"]"#,
+            r#""coefficients": "head", "place": "before""#,
+        ),
+        (r#"["first:3", "window:4", "shift:50"]"#, r#""prune_below": 0.2, "l1": 0.1"#),
+        (r#"["all", "shift:1", "first:2"]"#, r#""coefficients": "head", "start": 0.1"#),
+    ] {
+        let text = format!(r#"{{"kind": "mask_mixture", "basis": {basis}, {settings}}}"#);
+        variants.push(serde_json::from_str(&text).unwrap());
+    }
     variants
 }
 

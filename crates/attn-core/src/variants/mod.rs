@@ -10,6 +10,7 @@ use crate::{
 pub mod dilated;
 pub mod gated;
 pub mod global_local;
+pub mod mask_mixture;
 pub mod sinks;
 pub mod softmax;
 pub mod window;
@@ -57,6 +58,7 @@ variants! {
     Softmax => softmax,
     Window => window,
     Gated => gated,
+    MaskMixture => mask_mixture,
     Dilated => dilated,
     GlobalLocal => global_local,
     Sinks => sinks,
