@@ -41,6 +41,25 @@ fn every_variant_keeps_every_law_at_odd_sizes() {
     }
 }
 
+/// For layers without rotations alone, so not among the others.
+#[test]
+fn a_single_head_of_low_rank_keeps_every_law() {
+    let text = r#"{"kind": "single_head", "from": "svd", "rank": 5}"#;
+    let variant: Variant = serde_json::from_str(text).unwrap();
+    for causal in [true, false] {
+        let probe = LayerProbe::new(ProbeSize::default(), causal, false, 1);
+        let kind = probe.build(&variant).unwrap();
+        for (.., law) in
+            laws::LAYER_LAWS.iter().filter(|(_, needs_causal, _)| causal || !needs_causal)
+        {
+            let verdict = law(kind.as_ref(), &probe);
+            assert!(verdict.held(), "causal {causal}: {verdict}");
+        }
+    }
+    let rotated = LayerProbe::new(ProbeSize::default(), true, true, 1);
+    assert!(matches!(rotated.build(&variant), Err(Error::Setting { field: "from", .. })));
+}
+
 #[test]
 fn lower_precision_agrees_with_f64() {
     for variant in with_settings() {
@@ -318,6 +337,10 @@ fn with_settings() -> Vec<Variant> {
         (r#"["all", "shift:1", "first:2"]"#, r#""coefficients": "head", "start": 0.1"#),
     ] {
         let text = format!(r#"{{"kind": "mask_mixture", "basis": {basis}, {settings}}}"#);
+        variants.push(serde_json::from_str(&text).unwrap());
+    }
+    for settings in [r#""scale": "head""#, r#""from": "best""#, r#""from": "random""#] {
+        let text = format!(r#"{{"kind": "single_head", {settings}}}"#);
         variants.push(serde_json::from_str(&text).unwrap());
     }
     variants

@@ -11,6 +11,7 @@ pub mod dilated;
 pub mod gated;
 pub mod global_local;
 pub mod mask_mixture;
+pub mod single_head;
 pub mod sinks;
 pub mod softmax;
 pub mod window;
@@ -59,6 +60,7 @@ variants! {
     Window => window,
     Gated => gated,
     MaskMixture => mask_mixture,
+    SingleHead => single_head,
     Dilated => dilated,
     GlobalLocal => global_local,
     Sinks => sinks,
