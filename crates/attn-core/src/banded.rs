@@ -130,10 +130,7 @@ impl Blocks {
         let row = Tensor::arange(rows, options);
         let column = Tensor::arange_start(-hi, rows - lo, options);
         let steps = row.unsqueeze(-1) - &column; // [rows, stretch]
-        let mut near = steps.ge(lo).logical_and(&steps.le(hi));
-        if mask.causal() {
-            near = near.logical_and(&steps.ge(0));
-        }
+        let near = steps.ge(lo).logical_and(&steps.le(hi)); // never ahead in a causal layer: lo is then 0 or more
         let start = (Tensor::arange(n_blocks, options) * rows).view([1, -1, 1]);
         let residue = Tensor::arange(stride, options).view([-1, 1, 1]);
         let place = |at: &Tensor| ((&start + at) * stride + &residue).view([-1, at.size()[0]]);

@@ -37,7 +37,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Masks, Own, Param, Projections, State},
     banded::{self, Band, Blocks, FirstAndLast},
-    mask::hidden_score,
+    mask::{hidden_score, to_bias},
     nn::Visitor,
     weights::Init,
 };
@@ -307,26 +307,27 @@ impl MaskMixture {
         sum * visible.to_kind(w.kind())
     }
 
-    /// The weights that `scores` and `m` make (alike in shape, or broadcast; keys last), zeros where m is 0, and the
-    /// logarithm of their denominator, `[.., 1]`.
-    fn normalize(&self, scores: &Tensor, m: &Tensor) -> (Tensor, Tensor) {
+    /// The weights that `scores` make under `m` (keys last, shapes that broadcast), zeros where m is 0, and what to
+    /// multiply their sums by, `[.., 1]`: sums of values are fewer than weights.
+    fn normalize(&self, scores: &Tensor, m: &Tensor) -> Weighed {
         let kind = scores.kind();
         let hidden = m.eq(0.0);
-        let hide = |x: &Tensor| x.masked_fill(&hidden, hidden_score(kind));
         match self.config.place {
             Place::Before => {
-                let scores = hide(&(scores + m.masked_fill(&hidden, 1.0).log()));
-                let weights = scores.softmax(-1, kind).masked_fill(&hidden, 0.0);
-                (weights, scores.logsumexp([-1i64].as_slice(), true))
+                // Not the logarithm of 0, whose gradient is no number.
+                let bias =
+                    m.masked_fill(&hidden, 1.0).log().masked_fill(&hidden, hidden_score(kind));
+                let scores = scores + bias;
+                let factor = hidden.all_dim(-1, true).logical_not().to_kind(kind);
+                Weighed { weights: scores.softmax(-1, kind), factor, scores }
             }
             Place::After => {
-                let scores = hide(scores);
-                let masked = scores.softmax(-1, kind) * m;
-                let total = masked.sum_dim_intlist([-1i64].as_slice(), true, kind);
+                let scores = scores + to_bias(&hidden.logical_not(), kind);
+                let weights = scores.softmax(-1, kind) * m;
+                let total = weights.sum_dim_intlist([-1i64].as_slice(), true, kind);
                 // 0 where all is hidden; elsewhere the best visible key alone is far above this.
-                let total = total.clamp_min(f64::from(f32::MIN_POSITIVE));
-                let log_total = scores.logsumexp([-1i64].as_slice(), true) + total.log();
-                (masked / total, log_total)
+                let factor = total.clamp_min(f64::from(f32::MIN_POSITIVE)).reciprocal();
+                Weighed { weights, factor, scores }
             }
         }
     }
@@ -336,57 +337,62 @@ impl MaskMixture {
         (q * self.dims.scale).matmul(&k.transpose(-2, -1)).to_kind(wide(q.kind()))
     }
 
-    /// All keys against the queries `q` (`[batch, n_heads, rows, head_dim]`) at `query`: `[batch, n_heads, rows, keys]`.
-    fn dense_weights(&self, q: &Tensor, k: &Tensor, m: &Tensor) -> Tensor {
-        self.normalize(&self.scores(q, &self.dims.expand_kv(k)), m).0.to_kind(q.kind())
+    /// Whether coefficients are trained. Asked of the parameter, so that a block that is run again for its gradients runs
+    /// as it did without.
+    fn learns(&self) -> bool {
+        self.alpha.tensor.requires_grad()
     }
 
-    fn mix(&self, weights: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
-        weights.to_kind(v.kind()).dropout(dropout, dropout > 0.0).matmul(v)
+    /// The fused kernel under M, where coefficients are not trained: it has no gradient for what is added to scores. `q`,
+    /// `k` and `v` are `[batch, n_heads, .., head_dim]`.
+    fn fused(&self, [q, k, v]: [&Tensor; 3], m: &Tensor, dropout: f64) -> Tensor {
+        let hidden = m.eq(0.0);
+        let bias = m.log().masked_fill(&hidden, hidden_score(q.kind())).to_kind(q.kind());
+        let scale = self.dims.scale;
+        let z =
+            Tensor::scaled_dot_product_attention(q, k, v, Some(bias), dropout, false, scale, false);
+        z.masked_fill(&hidden.all_dim(-1, true), 0.0)
     }
 
-    /// Every query against every key.
+    /// Every query against every key; `visible`: `[1 or batch, 1, q_len, k_len]`.
     fn dense(&self, input: &AttnInput, query: &Tensor, key: &Tensor, visible: &Tensor) -> Tensor {
         let AttnInput { q, k, v, dropout, .. } = *input;
         let m = self.mixture(&(query.unsqueeze(-1) - key), &key.unsqueeze(0), visible);
         let (k, v) = (self.dims.expand_kv(k), self.dims.expand_kv(v));
-        if m.requires_grad() {
-            // The fused kernel has no gradient for what is added to the scores.
-            let (weights, _) = self.normalize(&self.scores(q, &k), &m);
-            return self.mix(&weights, &v, dropout);
+        match self.learns() {
+            true => self.normalize(&self.scores(q, &k), &m).mix(&v, dropout),
+            false => self.fused([q, &k, &v], &m, dropout),
         }
-        let hidden = m.eq(0.0);
-        let bias = m.log().masked_fill(&hidden, hidden_score(q.kind())).to_kind(q.kind());
-        let z = Tensor::scaled_dot_product_attention(
-            q,
-            &k,
-            &v,
-            Some(bias),
-            dropout,
-            false,
-            self.dims.scale,
-            false,
-        );
-        z.masked_fill(&hidden.all_dim(-1, true), 0.0)
     }
 
-    /// One band of keys, those of the bands `before` left out: z, and the logarithm of its denominator (`[.., 1]`).
+    /// One band of keys, those of the bands `before` left out: z, and if there are `several` parts the logarithm of its
+    /// denominator (`[.., 1]`).
     fn band(
         &self,
         input: &AttnInput,
         kv: [&Tensor; 2],
         band: &Band,
         before: &[Band],
-    ) -> [Tensor; 2] {
+        several: bool,
+    ) -> (Tensor, Option<Tensor>) {
         let blocks = Blocks::new(input.q, kv, input.mask, band);
         let mut visible = blocks.allowed.shallow_clone(); // [1 or b, blocks, rows, keys]
         for other in before {
             visible = visible.logical_and(&other.has(&blocks.distance).logical_not());
         }
         let m = self.mixture(&blocks.distance, &blocks.key.unsqueeze(1), &visible.unsqueeze(2));
-        let (weights, log_total) = self.normalize(&self.scores(&blocks.q, &blocks.k), &m);
-        let z = self.mix(&weights, &blocks.v, input.dropout);
-        [blocks.unfold(&z), blocks.unfold(&log_total)]
+        if !several && !self.learns() {
+            let [b, n_blocks, h, rows, d] = blocks.q.size()[..] else {
+                unreachable!("blocks have five axes")
+            };
+            let m = m.expand([b, -1, -1, -1, -1], true).flatten(0, 1);
+            let [q, k, v] = [&blocks.q, &blocks.k, &blocks.v].map(|x| x.flatten(0, 1));
+            let z = self.fused([&q, &k, &v], &m, input.dropout);
+            return (blocks.unfold(&z.view([b, n_blocks, h, rows, d])), None);
+        }
+        let weighed = self.normalize(&self.scores(&blocks.q, &blocks.k), &m);
+        let z = blocks.unfold(&weighed.mix(&blocks.v, input.dropout));
+        (z, several.then(|| blocks.unfold(&weighed.log_total())))
     }
 
     /// The first `n` keys, those of `bands` left out, as [`Self::band`].
@@ -396,7 +402,7 @@ impl MaskMixture {
         [k, v]: [&Tensor; 2],
         n: i64,
         bands: &[Band],
-    ) -> [Tensor; 2] {
+    ) -> (Tensor, Option<Tensor>) {
         let options = (Kind::Int64, input.q.device());
         let key = Tensor::arange(n, options);
         let distance = Tensor::arange(input.q.size()[2], options).unsqueeze(-1) - &key; // [q, n]
@@ -413,9 +419,8 @@ impl MaskMixture {
             visible = visible.logical_and(&keep);
         }
         let m = self.mixture(&distance, &key.unsqueeze(0), &visible);
-        let scores = self.scores(input.q, &k.narrow(2, 0, n));
-        let (weights, log_total) = self.normalize(&scores, &m);
-        [self.mix(&weights, &v.narrow(2, 0, n), input.dropout), log_total]
+        let weighed = self.normalize(&self.scores(input.q, &k.narrow(2, 0, n)), &m);
+        (weighed.mix(&v.narrow(2, 0, n), input.dropout), Some(weighed.log_total()))
     }
 
     /// n queries against the keys that the masks reach among n.
@@ -424,23 +429,54 @@ impl MaskMixture {
         let (k, v) = (self.dims.expand_kv(input.k), self.dims.expand_kv(input.v));
         let bands: Vec<Band> =
             bands.iter().filter_map(|band| band.within(n, input.mask.causal())).collect();
-        let mut parts: Vec<[Tensor; 2]> = bands
+        let several = bands.len() + usize::from(first > 0) > 1;
+        let mut parts: Vec<(Tensor, Option<Tensor>)> = bands
             .iter()
             .enumerate()
-            .map(|(i, band)| self.band(input, [&k, &v], band, &bands[..i]))
+            .map(|(i, band)| self.band(input, [&k, &v], band, &bands[..i], several))
             .collect();
         if first > 0 {
             parts.push(self.first(input, [&k, &v], first.min(n), &bands));
         }
-        if parts.len() <= 1 {
-            return parts.pop().map_or_else(|| input.q.zeros_like(), |[z, _]| z);
+        if !several {
+            return parts.pop().map_or_else(|| input.q.zeros_like(), |(z, _)| z);
         }
         // Each part is a mean of its own; of the whole it has the share of its denominator.
-        let log_totals: Vec<&Tensor> = parts.iter().map(|[_, log_total]| log_total).collect();
+        let log_totals: Vec<&Tensor> =
+            parts.iter().filter_map(|(_, log_total)| log_total.as_ref()).collect();
         let log_totals = Tensor::cat(&log_totals, -1); // [b, h, n, parts]
         let shares = log_totals.softmax(-1, log_totals.kind()).split(1, -1);
-        let z = parts.iter().zip(shares).map(|([z, _], share)| z * share);
+        let z = parts.iter().zip(shares).map(|((z, _), share)| z * share);
         z.reduce(|sum, z| sum + z).expect("there are two parts").to_kind(input.q.kind())
+    }
+}
+
+/// Attention weights before the last division.
+struct Weighed {
+    /// `[.., keys]`, to be multiplied by `factor`.
+    weights: Tensor,
+    /// `[.., 1]`; 0, or anything beside weights of 0, where a query sees no key.
+    factor: Tensor,
+    /// The scores, hidden ones hugely negative.
+    scores: Tensor,
+}
+
+impl Weighed {
+    /// The logarithm of the whole denominator, Σ_j e_ij M_ij: `[.., 1]`.
+    fn log_total(&self) -> Tensor {
+        let all = self.scores.logsumexp([-1i64].as_slice(), true);
+        // A factor of 0 stands beside scores that are all hidden: such a part has no share in any case.
+        all - self.factor.masked_fill(&self.factor.eq(0.0), 1.0).log()
+    }
+
+    /// The sums of values: `[.., keys, d] -> [.., rows, d]`.
+    fn mix(&self, v: &Tensor, dropout: f64) -> Tensor {
+        let drop = |weights: &Tensor| weights.dropout(dropout, dropout > 0.0);
+        if v.kind() == self.weights.kind() {
+            return drop(&self.weights).matmul(v) * &self.factor;
+        }
+        // Undivided weights may be too small for a narrow kind.
+        drop(&(&self.weights * &self.factor).to_kind(v.kind())).matmul(v)
     }
 }
 
@@ -464,7 +500,8 @@ impl Attention for MaskMixture {
         let visible = input.mask.allowed_rows(rows, q_len, k_len, device);
         let m = self.mixture(&(query.unsqueeze(-1) - &key), &key.unsqueeze(0), &visible);
         let q = input.q.index_select(2, &Tensor::from_slice(rows).to_device(device));
-        self.dense_weights(&q, input.k, &m)
+        let weighed = self.normalize(&self.scores(&q, &self.dims.expand_kv(input.k)), &m);
+        (weighed.weights * weighed.factor).to_kind(q.kind())
     }
 
     fn masks(&self) -> Masks {
