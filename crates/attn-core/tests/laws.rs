@@ -61,6 +61,7 @@ fn a_single_head_of_low_rank_keeps_every_law() {
 }
 
 #[test]
+#[allow(clippy::print_stdout, reason = "says how many choices agree")]
 fn lower_precision_agrees_with_f64() {
     for variant in with_settings() {
         for causal in [true, false] {
