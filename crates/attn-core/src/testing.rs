@@ -235,3 +235,61 @@ pub fn naive_attention(probe: &Probe, sees: impl Fn(usize, usize) -> bool) -> (T
         Tensor::from_slice(&all_weights).view([b, h, q_len, k_len]),
     )
 }
+
+/// Linear attention from its definition, weight by weight, in `f64`: weights proportional to φ_q(q_i)·φ_k(k_j) where
+/// `mask` lets query i see key j. The maps take a query head and a vector. Returns z and the weights; both are 0 where
+/// a query sees no key.
+pub fn naive_linear(
+    probe: &Probe,
+    mask: &Mask,
+    phi_q: impl Fn(i64, &[f64]) -> Vec<f64>,
+    phi_k: impl Fn(i64, &[f64]) -> Vec<f64>,
+) -> (Tensor, Tensor) {
+    let [b, h, q_len, d] = probe.q.size()[..] else { unreachable!("queries have four axes") };
+    let k_len = probe.k.size()[2];
+    let row = |x: &Tensor, at: [i64; 3]| {
+        let x = x.get(at[0]).get(at[1]).get(at[2]).contiguous();
+        Vec::<f64>::try_from(x).expect("the probe is f64")
+    };
+    let allowed = mask.allowed(q_len, k_len, Device::Cpu).expand([b, 1, q_len, k_len], false);
+    let allowed = Vec::<f64>::try_from(allowed.to_kind(Kind::Double).contiguous().view([-1]))
+        .expect("a mask converts to numbers");
+    let (mut z, mut all_weights) = (Vec::new(), Vec::new());
+    for (example, head) in (0..b * h).map(|at| (at / h, at % h)) {
+        let kv = probe.dims.kv_of_head[head as usize];
+        let keys: Vec<Vec<f64>> =
+            (0..k_len).map(|j| phi_k(head, &row(&probe.k, [example, kv, j]))).collect();
+        let values: Vec<Vec<f64>> = (0..k_len).map(|j| row(&probe.v, [example, kv, j])).collect();
+        for i in 0..q_len {
+            let query = phi_q(head, &row(&probe.q, [example, head, i]));
+            let scores: Vec<f64> = (0..k_len)
+                .map(|j| {
+                    let sees = allowed[((example * q_len + i) * k_len + j) as usize] > 0.0;
+                    let dot = || query.iter().zip(&keys[j as usize]).map(|(x, y)| x * y).sum();
+                    if sees { dot() } else { 0.0 }
+                })
+                .collect();
+            let total: f64 = scores.iter().sum();
+            let weights: Vec<f64> =
+                scores.iter().map(|s| if total == 0.0 { 0.0 } else { s / total }).collect();
+            z.extend(
+                (0..d as usize)
+                    .map(|c| weights.iter().zip(&values).map(|(w, v)| w * v[c]).sum::<f64>()),
+            );
+            all_weights.extend(weights);
+        }
+    }
+    (
+        Tensor::from_slice(&z).view([b, h, q_len, d]),
+        Tensor::from_slice(&all_weights).view([b, h, q_len, k_len]),
+    )
+}
+
+/// A mask that hides a third of the last row's keys: the last ones, or under a causal mask those behind the first, so
+/// that every query sees one. Of a single token it hides nothing.
+pub fn partly_hidden(causal: bool, batch: i64, len: i64) -> Mask {
+    let keep = Tensor::ones([batch, len], (Kind::Int64, Device::Cpu));
+    let first = if causal { 1.min(len - 1) } else { len - len / 3 };
+    let _ = keep.get(batch - 1).narrow(0, first, len / 3).fill_(0);
+    Mask::with_keep(causal, &keep)
+}

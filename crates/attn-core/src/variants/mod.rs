@@ -13,6 +13,7 @@ pub mod global_local;
 pub mod mask_mixture;
 pub mod single_head;
 pub mod sinks;
+pub mod performer;
 pub mod softmax;
 pub mod window;
 
@@ -64,6 +65,7 @@ variants! {
     Dilated => dilated,
     GlobalLocal => global_local,
     Sinks => sinks,
+    Performer => performer,
 }
 
 impl Default for Variant {
