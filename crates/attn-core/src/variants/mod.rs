@@ -13,6 +13,7 @@ pub mod global_local;
 pub mod mask_mixture;
 pub mod single_head;
 pub mod sinks;
+pub mod hedgehog;
 pub mod performer;
 pub mod softmax;
 pub mod window;
@@ -66,6 +67,7 @@ variants! {
     GlobalLocal => global_local,
     Sinks => sinks,
     Performer => performer,
+    Hedgehog => hedgehog,
 }
 
 impl Default for Variant {
