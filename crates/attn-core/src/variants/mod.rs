@@ -16,6 +16,7 @@ pub mod sinks;
 pub mod hedgehog;
 pub mod performer;
 pub mod softmax;
+pub mod t2r;
 pub mod window;
 
 /// Lists the variants. To add one: write `<name>.rs` beside this file, then name it here and in the `mod` lines above
@@ -68,6 +69,7 @@ variants! {
     Sinks => sinks,
     Performer => performer,
     Hedgehog => hedgehog,
+    T2r => t2r,
 }
 
 impl Default for Variant {
