@@ -18,6 +18,7 @@ pub mod performer;
 pub mod softmax;
 pub mod t2r;
 pub mod window;
+pub mod window_linear;
 
 /// Lists the variants. To add one: write `<name>.rs` beside this file, then name it here and in the `mod` lines above
 /// (rustfmt does not follow a `mod` inside a macro call).
@@ -70,6 +71,7 @@ variants! {
     Performer => performer,
     Hedgehog => hedgehog,
     T2r => t2r,
+    WindowLinear => window_linear,
 }
 
 impl Default for Variant {
