@@ -320,6 +320,13 @@ impl Model {
         self.parameters().into_iter().map(|(name, _)| name).filter(is_head).collect()
     }
 
+    /// What attention kinds ask of training beside the task, over the layers: a scalar to add to the loss. `None` where none
+    /// asks for anything.
+    pub fn penalty(&self) -> Option<Tensor> {
+        let layers = self.arch.layers();
+        layers.iter().filter_map(|layer| layer.kind().penalty()).reduce(|sum, one| sum + one)
+    }
+
     /// The last step of the language-model head, `logits = x Wᵀ + b`; `None` of a model with another head.
     pub fn vocabulary(&self) -> Option<Vocabulary> {
         self.arch.vocabulary()

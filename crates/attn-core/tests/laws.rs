@@ -8,7 +8,7 @@ use attn_core::{
     laws::{self, LayerProbe, ProbeSize, Verdict},
     mask::Mask,
     testing::{Probe, assert_close, relative_rms},
-    variants,
+    variants::{self, hedgehog, performer, t2r, window_linear},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -344,6 +344,30 @@ fn with_settings() -> Vec<Variant> {
         let text = format!(r#"{{"kind": "single_head", {settings}}}"#);
         variants.push(serde_json::from_str(&text).unwrap());
     }
+    for features in [
+        performer::Features::Positive,
+        performer::Features::Hyperbolic,
+        performer::Features::Relu,
+        performer::Features::Trigonometric,
+    ] {
+        variants.push(Variant::Performer(performer::Config {
+            // Signed features need many, or what they are divided by comes near 0.
+            n_features: size(if features == performer::Features::Trigonometric { 1024 } else { 8 }),
+            features,
+            orthogonal: features != performer::Features::Hyperbolic,
+            seed: 3,
+            ..performer::Config::default()
+        }));
+    }
+    for activation in [hedgehog::Activation::Softmax, hedgehog::Activation::Exp] {
+        variants.push(Variant::Hedgehog(hedgehog::Config { feature_dim: size(6), activation }));
+    }
+    variants.push(Variant::T2r(t2r::Config { feature_dim: size(9), eps: 1e-4 }));
+    variants.push(Variant::WindowLinear(window_linear::Config {
+        window: size(5),
+        feature_dim: size(6),
+        gamma: 0.3,
+    }));
     variants
 }
 

@@ -289,7 +289,11 @@ impl<'a, 'm> Session<'a, 'm> {
             }
             let loss = {
                 let _precision = config.precision.enter(self.model.device())?;
-                self.run.objective.loss(self.model, batch, stream(index))?
+                let loss = self.run.objective.loss(self.model, batch, stream(index))?;
+                match self.model.penalty() {
+                    Some(penalty) => loss + penalty,
+                    None => loss,
+                }
             };
             losses.push((loss.detach(), count as f64 / n_targets as f64));
             // By its share of the targets, so that the sum is the gradient of one large batch.

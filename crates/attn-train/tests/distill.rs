@@ -297,3 +297,29 @@ fn models_that_cannot_be_compared_are_refused() {
     let wider = Model::init(attn_core::Config::from_json(wider).unwrap(), &options).unwrap();
     assert!(refused(&wider, &gpt2, "forward_kl").contains("vocabulary has 41 tokens"));
 }
+
+#[test]
+fn what_a_kind_asks_for_is_part_of_the_loss() {
+    let teacher = model("gpt2", "lm", 0.0, Kind::Float, 1);
+    let mixture = |l1: f64| -> Variant {
+        let json =
+            serde_json::json!({"kind": "mask_mixture", "basis": ["shift:0", "window:8"], "l1": l1});
+        serde_json::from_value(json).unwrap()
+    };
+    // Trains the coefficients alone, and sums up what they come to.
+    let trained = |l1: f64| {
+        let mut student = teacher.alias().unwrap();
+        student.swap(&[0, 1], &mixture(l1), 0).unwrap();
+        let mut config = quick(30);
+        config.freeze = vec!["*".into(), "!*.kind.*".into()];
+        let losses = only("forward_kl", 1.0);
+        let objective = Distillation::new(&teacher, &student, &losses).unwrap();
+        let data = examples(64, &config);
+        train(&mut student, Run::new(&config, &objective, &data)).unwrap();
+        let all = student.parameters();
+        let own = all.iter().filter(|(name, _)| name.contains(".kind."));
+        own.map(|(_, alpha)| alpha.sigmoid().sum(Kind::Double).double_value(&[])).sum::<f64>()
+    };
+    let (free, pulled) = (trained(0.0), trained(10.0));
+    assert!(pulled < 0.8 * free, "coefficients of {free} and of {pulled}");
+}

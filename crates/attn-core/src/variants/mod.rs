@@ -10,11 +10,11 @@ use crate::{
 pub mod dilated;
 pub mod gated;
 pub mod global_local;
+pub mod hedgehog;
 pub mod mask_mixture;
+pub mod performer;
 pub mod single_head;
 pub mod sinks;
-pub mod hedgehog;
-pub mod performer;
 pub mod softmax;
 pub mod t2r;
 pub mod window;
