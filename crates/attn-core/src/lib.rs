@@ -8,6 +8,7 @@
 pub mod arch;
 pub mod attention;
 mod banded;
+mod blocks;
 pub mod checkpoint;
 pub mod config;
 mod error;

@@ -188,6 +188,14 @@ impl Probe {
 /// Softmax attention from its definition, one query at a time, in `f64`, where query i may see key j if `sees(i, j)`.
 /// Returns z and the weights.
 pub fn naive_attention(probe: &Probe, sees: impl Fn(usize, usize) -> bool) -> (Tensor, Tensor) {
+    naive_attention_of(probe, |_, _, i, j| sees(i as usize, j as usize))
+}
+
+/// [`naive_attention`] where what is seen differs between examples and heads: `sees(example, head, i, j)`.
+pub fn naive_attention_of(
+    probe: &Probe,
+    sees: impl Fn(i64, i64, i64, i64) -> bool,
+) -> (Tensor, Tensor) {
     let [b, h, q_len, d] = probe.q.size()[..] else { unreachable!("queries have four axes") };
     let k_len = probe.k.size()[2];
     let values =
@@ -212,7 +220,7 @@ pub fn naive_attention(probe: &Probe, sees: impl Fn(usize, usize) -> bool) -> (T
                 };
                 let exp: Vec<f64> = (0..k_len)
                     .map(|j| {
-                        if sees(i as usize, j as usize) {
+                        if sees(example, head, i, j) {
                             (score(j) * probe.dims.scale).exp()
                         } else {
                             0.0

@@ -15,6 +15,7 @@ pub mod mask_mixture;
 pub mod performer;
 pub mod single_head;
 pub mod sinks;
+pub mod moba;
 pub mod softmax;
 pub mod t2r;
 pub mod window;
@@ -72,6 +73,7 @@ variants! {
     Hedgehog => hedgehog,
     T2r => t2r,
     WindowLinear => window_linear,
+    Moba => moba,
 }
 
 impl Default for Variant {
