@@ -310,7 +310,7 @@ impl KvCache {
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         let (before, new) = (self.n_tokens(), k.size()[2]);
         let capacity = self.held.as_ref().map_or(0, |(k, ..)| k.size()[2]);
-        if before + new > capacity {
+        if self.held.is_none() || before + new > capacity {
             let grow = |held: Option<&Tensor>, like: &Tensor| {
                 let mut size = like.size();
                 size[2] = if before == 0 { new } else { (before + new).max(2 * capacity) };

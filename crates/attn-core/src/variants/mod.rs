@@ -16,6 +16,7 @@ pub mod performer;
 pub mod single_head;
 pub mod sinks;
 pub mod moba;
+pub mod nsa;
 pub mod softmax;
 pub mod t2r;
 pub mod window;
@@ -73,6 +74,7 @@ variants! {
     Hedgehog => hedgehog,
     T2r => t2r,
     WindowLinear => window_linear,
+    Nsa => nsa,
     Moba => moba,
 }
 

@@ -49,8 +49,8 @@ impl Config {
 /// Softmax over the nearest keys.
 #[derive(Debug)]
 pub struct Window {
-    size: i64,
-    dims: Dims,
+    pub(super) size: i64,
+    pub(super) dims: Dims,
 }
 
 impl Window {
