@@ -16,6 +16,7 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::softmax::Softmax;
 use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Masks, Own, Projections, Selection},
@@ -132,6 +133,9 @@ impl Moba {
 
 impl Attention for Moba {
     fn forward(&self, input: &AttnInput) -> Tensor {
+        if input.selection.is_none() && n_blocks(input.k.size()[2], self.block) <= self.top_k {
+            return Softmax { dims: self.dims.clone() }.forward(input);
+        }
         let blocks = ChosenBlocks {
             chosen: &self.chosen(input),
             by_head: true,
@@ -260,7 +264,11 @@ mod tests {
             let probe = Probe::new(52, [2, 63, 63], 4, 2, causal);
             let kind = Moba { block: 4, top_k: 16, dims: probe.dims.clone() };
             let (z, _) = naive_attention(&probe, |i, j| !causal || j <= i);
-            assert_close("all blocks", &kind.forward(&probe.input(&Mask::new(causal))), &z, 1e-12);
+            let mask = Mask::new(causal);
+            assert_close("all blocks", &kind.forward(&probe.input(&mask)), &z, 1e-12);
+            let chosen = kind.selection(&probe.input(&mask)).unwrap().chosen;
+            let imposed = AttnInput { selection: Some(&chosen), ..probe.input(&mask) };
+            assert_close("block by block", &kind.forward(&imposed), &z, 1e-12);
         }
     }
 }

@@ -37,7 +37,7 @@ use std::{any::Any, num::NonZeroU32};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::window::Window;
+use super::{softmax::Softmax, window::Window};
 use crate::{
     Error,
     attention::{
@@ -282,8 +282,9 @@ impl Nsa {
     /// The weights of compressed keys, in at least `f32`: `[b, n_heads, rows, n]`, zeros where a query sees none.
     fn compressed_weights(&self, q: &Tensor, k: &Tensor, sees: &Tensor) -> Tensor {
         let kind = wide(q.kind());
-        let scores = q.matmul(&self.dims.expand_kv(k).transpose(-2, -1)).to_kind(kind);
-        let weights = (scores * self.dims.scale + to_bias(sees, kind)).softmax(-1, kind);
+        let q = q * self.dims.scale;
+        let mut scores = q.matmul(&self.dims.expand_kv(k).transpose(-2, -1)).to_kind(kind);
+        let weights = scores.g_add_(&to_bias(sees, kind)).softmax(-1, kind);
         weights * sees.any_dim(-1, true)
     }
 
@@ -385,6 +386,27 @@ impl Nsa {
         })
     }
 
+    /// The selected branch. Where every block is chosen it is softmax attention.
+    fn selected(&self, input: &AttnInput, summaries: &Tensor) -> Tensor {
+        let k_len = input.k.size()[2];
+        let chosen = match input.selection {
+            Some(chosen) => chosen.shallow_clone(),
+            None if n_blocks(k_len, self.block) <= self.n_selected => {
+                return Softmax { dims: self.dims.clone() }.forward(input);
+            }
+            None => self.choose_all(input.q, Seen { summaries, mask: input.mask, k_len }).chosen,
+        };
+        let blocks = ChosenBlocks {
+            chosen: &chosen,
+            by_head: false,
+            block: self.block,
+            mask: input.mask,
+            dims: &self.dims,
+            dropout: input.dropout,
+        };
+        blocks.attend(input.q, input.k, input.v).0
+    }
+
     /// z, from the keys and values of each branch. `window_mask` is the mask of the window's, where they are fewer.
     fn mix(
         &self,
@@ -397,22 +419,7 @@ impl Nsa {
         let at = query_positions(q_len, k_len, input.q.device());
         let compressed = self.compressed(input, summaries, &at, k_len);
 
-        let chosen = match input.selection {
-            Some(chosen) => chosen.shallow_clone(),
-            None => {
-                let seen = Seen { summaries: &summaries.k, mask: input.mask, k_len };
-                self.choose_all(input.q, seen).chosen
-            }
-        };
-        let blocks = ChosenBlocks {
-            chosen: &chosen,
-            by_head: false,
-            block: self.block,
-            mask: input.mask,
-            dims: &self.dims,
-            dropout: input.dropout,
-        };
-        let (selected, _) = blocks.attend(input.q, input.k, input.v);
+        let selected = self.selected(input, &summaries.k);
 
         let window = AttnInput { k: &window.k, v: &window.v, mask: window_mask, ..*input };
         let window = self.window.forward(&window);
@@ -923,6 +930,9 @@ mod tests {
             let (z, weights) = naive_attention(&probe, |i, j| !causal || j <= i);
             let mask = Mask::new(causal);
             assert_close("z", &kind.forward(&probe.input(&mask)), &z, 1e-12);
+            let chosen = kind.selection(&probe.input(&mask)).unwrap().chosen;
+            let imposed = AttnInput { selection: Some(&chosen), ..probe.input(&mask) };
+            assert_close("z, block by block", &kind.forward(&imposed), &z, 1e-12);
             let rows: Vec<i64> = (0..63).collect();
             assert_close("weights", &kind.weights(&probe.input(&mask), &rows), &weights, 1e-12);
         }
