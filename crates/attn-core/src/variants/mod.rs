@@ -15,6 +15,7 @@ pub mod mask_mixture;
 pub mod performer;
 pub mod single_head;
 pub mod sinks;
+pub mod indexed;
 pub mod moba;
 pub mod nsa;
 pub mod softmax;
@@ -76,6 +77,7 @@ variants! {
     WindowLinear => window_linear,
     Nsa => nsa,
     Moba => moba,
+    Indexed => indexed,
 }
 
 impl Default for Variant {
