@@ -106,12 +106,17 @@ fn cuda_agrees_with_the_cpu_in_f64() {
     for variant in with_settings() {
         for causal in [true, false] {
             let probe = Probe::new(3, [2, 50, 50], 4, 2, causal);
-            let expected = built(&variant, &probe).forward(&probe.input(&Mask::new(causal)));
+            let mask = Mask::new(causal);
+            let exact = built(&variant, &probe);
+            let expected = exact.forward(&probe.input(&mask));
+            let chosen = exact.selection(&probe.input(&mask)).map(|selection| selection.chosen);
+            let chosen = chosen.map(|chosen| chosen.to_device(device));
             for (kind, tolerance) in
                 [(Kind::Float, 1e-5), (Kind::Half, 5e-3), (Kind::BFloat16, 2e-2)]
             {
                 let there = probe.to(kind, device);
-                let z = built(&variant, &there).forward(&there.input(&Mask::new(causal)));
+                let input = AttnInput { selection: chosen.as_ref(), ..there.input(&mask) };
+                let z = built(&variant, &there).forward(&input);
                 assert_close(&format!("{variant:?} in {kind:?} on CUDA"), &z, &expected, tolerance);
             }
         }
@@ -148,21 +153,54 @@ fn a_regrouped_kind_is_the_kind_built_for_the_groups() {
         grouped.dims.n_kv_heads = 2;
         grouped.dims.kv_of_head = vec![0, 1, 0, 1];
 
-        let mut kind = built(&variant, &whole);
-        kind.regroup_kv(&groups, &grouped.dims).unwrap();
-
         let mask = Mask::new(true);
-        let expected = built(&variant, &grouped).forward(&grouped.input(&mask));
-        assert_close(variant.name(), &kind.forward(&grouped.input(&mask)), &expected, 1e-12);
-        let repeated = grouped.dims.expand_kv(&grouped.k);
+        let merged = built(&variant, &grouped);
+        let expected = merged.forward(&grouped.input(&mask));
+
+        // Each old head with what the head it is merged into has.
         let by_head = Probe {
-            k: repeated,
+            k: grouped.dims.expand_kv(&grouped.k),
             v: grouped.dims.expand_kv(&grouped.v),
             ..whole.to(Kind::Double, Device::Cpu)
         };
-        let plain = built(&variant, &by_head).forward(&by_head.input(&mask));
+        let mut kind = built(&variant, &by_head);
+        repeat_parameters(merged.as_ref(), kind.as_ref(), &grouped.dims);
+        // Heads that shared a choice share it still.
+        let chosen = merged.selection(&grouped.input(&mask)).map(|selection| {
+            let is_shared = selection.chosen.size()[1] == grouped.dims.n_kv_heads;
+            let each = Tensor::from_slice(&grouped.dims.kv_of_head);
+            if !is_shared { selection.chosen } else { selection.chosen.index_select(1, &each) }
+        });
+        let plain = kind.forward(&AttnInput { selection: chosen.as_ref(), ..by_head.input(&mask) });
         assert_close(variant.name(), &expected, &plain, 1e-12);
+
+        kind.regroup_kv(&groups, &grouped.dims).unwrap();
+        assert_close(variant.name(), &kind.forward(&grouped.input(&mask)), &expected, 1e-12);
     }
+}
+
+/// Gives `to`, built for as many key/value heads as query heads, the parameters of `from`, built for fewer. Where their
+/// sizes differ, an axis counts key/value heads.
+fn repeat_parameters(from: &dyn Attention, to: &dyn Attention, dims: &Dims) {
+    let mut parameters = Vec::new();
+    from.visit(&mut |name, tensor| parameters.push((name.to_owned(), tensor.shallow_clone())));
+    let each = Tensor::from_slice(&dims.kv_of_head);
+    to.visit(&mut |name, tensor| {
+        let (_, mut value) = parameters
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(name, value)| (name, value.shallow_clone()))
+            .unwrap();
+        let differs = (0..).zip(value.size()).find(|&(axis, n)| tensor.size()[axis as usize] != n);
+        if let Some((axis, n)) = differs {
+            let (before, after) = (axis, value.dim() as i64 - axis - 1);
+            let mut size = value.size();
+            size.splice(axis as usize..=axis as usize, [dims.n_kv_heads, n / dims.n_kv_heads]);
+            value = value.view(size.as_slice()).index_select(before, &each);
+            value = value.flatten(before, -1 - after);
+        }
+        tch::no_grad(|| tensor.shallow_clone().copy_(&value));
+    });
 }
 
 #[test]
@@ -368,6 +406,31 @@ fn with_settings() -> Vec<Variant> {
         feature_dim: size(6),
         gamma: 0.3,
     }));
+    for (compress_block, select_block, n_selected, n_local, window) in
+        [(4, 8, 3, 1, 5), (2, 4, 5, 2, 7)]
+    {
+        variants.push(Variant::Nsa(variants::nsa::Config {
+            compress_block: size(compress_block),
+            compress_stride: size(2),
+            select_block: size(select_block),
+            n_selected: size(n_selected),
+            n_initial: 1,
+            n_local: size(n_local),
+            window: size(window),
+            gates: [0.25, 0.5, 0.25],
+        }));
+    }
+    for (block, top_k) in [(4, 3), (8, 2)] {
+        let (block, top_k) = (size(block), size(top_k));
+        variants.push(Variant::Moba(variants::moba::Config { block, top_k }));
+    }
+    for top_k in [3, 9] {
+        variants.push(Variant::Indexed(variants::indexed::Config {
+            n_index_heads: size(2),
+            index_dim: size(5),
+            top_k: size(top_k),
+        }));
+    }
     variants
 }
 
