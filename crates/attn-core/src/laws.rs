@@ -130,9 +130,10 @@ impl LayerProbe {
         Self {
             tables: tables.map(|(cos, sin)| (expanded(&cos), expanded(&sin))),
             hidden: draw(&[batch, seq_len, hidden_size]),
-            q: draw(&[batch, n_heads, seq_len, head_dim]),
-            k: draw(&[batch, n_kv_heads, seq_len, head_dim]),
-            v: draw(&[batch, n_kv_heads, seq_len, head_dim]),
+            // Laid out as a layer cuts them from its projections: not contiguous.
+            q: draw(&[batch, seq_len, n_heads, head_dim]).transpose(1, 2),
+            k: draw(&[batch, seq_len, n_kv_heads, head_dim]).transpose(1, 2),
+            v: draw(&[batch, seq_len, n_kv_heads, head_dim]).transpose(1, 2),
             projections,
             dims: Dims {
                 hidden_size,

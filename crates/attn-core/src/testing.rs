@@ -88,9 +88,10 @@ impl Probe {
         let draw = |i: u64, size: &[i64]| randn(seed * 100 + i, size);
         Self {
             hidden: draw(0, &[b, q_len, dims.hidden_size]),
-            q: draw(1, &[b, n_heads, q_len, head_dim]),
-            k: draw(2, &[b, n_kv_heads, k_len, head_dim]),
-            v: draw(3, &[b, n_kv_heads, k_len, head_dim]),
+            // Laid out as a layer cuts them from its projections: not contiguous.
+            q: draw(1, &[b, q_len, n_heads, head_dim]).transpose(1, 2),
+            k: draw(2, &[b, k_len, n_kv_heads, head_dim]).transpose(1, 2),
+            v: draw(3, &[b, k_len, n_kv_heads, head_dim]).transpose(1, 2),
             positions: Tensor::arange_start(k_len - q_len, k_len, (Kind::Int64, Device::Cpu))
                 .expand([b, q_len], false),
             dims,

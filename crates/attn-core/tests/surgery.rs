@@ -72,10 +72,28 @@ fn window(size: u32) -> Variant {
     Variant::Window(variants::window::Config { size: NonZeroU32::new(size).unwrap() })
 }
 
+/// Every kind, those with sizes small enough to matter in 20 tokens.
+fn kinds() -> Vec<Variant> {
+    let small = [
+        r#"{"kind": "window", "size": 4}"#,
+        r#"{"kind": "dilated", "size": 3, "dilation": 3}"#,
+        r#"{"kind": "global_local", "n_global": 2, "window": 3}"#,
+        r#"{"kind": "sinks", "n_sinks": 2, "window": 3}"#,
+        r#"{"kind": "mask_mixture", "basis": ["shift:1", "window:5", "first:2"], "coefficients": "head"}"#,
+        r#"{"kind": "window_linear", "window": 4, "feature_dim": 5}"#,
+        r#"{"kind": "nsa", "compress_block": 4, "compress_stride": 2, "select_block": 4, "n_selected": 3, "n_local": 1,
+            "window": 3}"#,
+        r#"{"kind": "moba", "block": 3, "top_k": 2}"#,
+        r#"{"kind": "indexed", "n_index_heads": 2, "index_dim": 5, "top_k": 4}"#,
+    ];
+    let small = small.map(|text| serde_json::from_str(text).unwrap());
+    Variant::all().into_iter().chain(small).collect()
+}
+
 #[test]
 fn models_keep_the_laws_plain_and_swapped() {
     for base in BASES {
-        for variant in [Variant::default(), window(4), Variant::Gated(Default::default())] {
+        for variant in kinds() {
             let mut model = model(base);
             model.swap(&[0, 1], &variant, 1).unwrap();
             shake(&mut model);
@@ -311,7 +329,7 @@ fn removed_heads_equal_closed_gates() {
 #[test]
 fn tapped_weights_and_z_are_what_ran() {
     for base in BASES {
-        for variant in [Variant::default(), window(4), Variant::Gated(Default::default())] {
+        for variant in kinds() {
             let mut model = model(base);
             model.swap(&[0, 1], &variant, 1).unwrap();
             shake(&mut model);

@@ -7,8 +7,9 @@
 //!
 //! DeepSeek-AI 2025, "DeepSeek-V3.2", <https://arxiv.org/abs/2512.02556>, section 2.1 (the lightning indexer). The
 //! indexer reads the hidden states detached: no gradient leaves it, and none of z's enters it through the choice; it learns
-//! from [`Indexed::index_scores`]. Of equal scores the earlier key wins. The released code turns a part of q^I and k^I by
-//! their positions and normalizes k^I; here they are plain projections. A new indexer is random, so until it has learned
+//! from [`Indexed::index_scores`]. Of equal scores the earlier key wins. As in the released code, q^I and k^I are turned by
+//! their positions where the layer's queries and keys are (as many channels as a head has, at most); it also normalizes
+//! k^I, which is left out here. A new indexer is random, so until it has learned
 //! its choices are too.
 //!
 //! Scoring costs n² products of `n_index_heads · index_dim`, piece by piece, as in the paper. The chosen keys are gathered
@@ -27,6 +28,7 @@ use crate::{
     blocks::{choose, piece, wide},
     mask::to_bias,
     nn::{self, Visitor},
+    rotary::rotate,
     weights::Init,
 };
 
@@ -88,6 +90,19 @@ pub struct Indexed {
     softmax: Softmax,
 }
 
+/// Turns the first channels of `x` (`[b, n, heads, width]`) by the tables of a layer, `[b, 1, n, head_dim]` each.
+fn turned(x: Tensor, tables: Option<&(Tensor, Tensor)>) -> Tensor {
+    let Some((cos, sin)) = tables else { return x };
+    let width = x.size()[3];
+    let n_turned = width.min(cos.size()[3]) / 2 * 2;
+    let of_heads = |table: &Tensor| {
+        let half = table.transpose(1, 2).narrow(3, 0, n_turned / 2); // [b, n, 1, half]
+        Tensor::cat(&[&half, &half], 3)
+    };
+    let front = rotate(&x.narrow(3, 0, n_turned), &(of_heads(cos), of_heads(sin)));
+    Tensor::cat(&[front, x.narrow(3, n_turned, width - n_turned)], 3)
+}
+
 /// Texts up to so many times `top_k` are scored whole: a gathered key costs about as much as this many scored ones.
 const DENSE_UP_TO: i64 = 16;
 
@@ -95,23 +110,26 @@ impl Indexed {
     /// The indexer's scores of every key, `[batch, q_len, k_len]` in at least `f32`, with gradients of its own parameters;
     /// nothing is hidden.
     pub fn index_scores(&self, input: &AttnInput) -> Tensor {
-        self.scores(input.hidden, &self.index_keys(input))
+        self.scores(input.hidden, input.rotary, &self.index_keys(input))
     }
 
     /// `[b, k, index_dim]`
     fn index_keys(&self, input: &AttnInput) -> Tensor {
         let hidden = input.source.unwrap_or(input.hidden).detach();
-        nn::product(&hidden, &self.keys.tensor, None)
+        turned(nn::product(&hidden, &self.keys.tensor, None).unsqueeze(2), input.rotary)
+            .squeeze_dim(2)
     }
 
-    /// The scores that the queries of `hidden` (`[b, rows, hidden]`) give to `keys` (`[b, k, index_dim]`): `[b, rows, k]`.
-    fn scores(&self, hidden: &Tensor, keys: &Tensor) -> Tensor {
+    /// The scores that the queries of `hidden` (`[b, rows, hidden]`), turned by `tables`, give to `keys`
+    /// (`[b, k, index_dim]`): `[b, rows, k]`.
+    fn scores(&self, hidden: &Tensor, tables: Option<&(Tensor, Tensor)>, keys: &Tensor) -> Tensor {
         let hidden = hidden.detach();
         let [b, rows, _] = hidden.size()[..] else { unreachable!("hidden states have three axes") };
         let (k_len, width) = (keys.size()[1], keys.size()[2]);
         let n_heads = self.weights.tensor.size()[0];
         let kind = wide(hidden.kind());
-        let q = nn::product(&hidden, &self.queries.tensor, None).view([b, rows * n_heads, width]);
+        let q = nn::product(&hidden, &self.queries.tensor, None).view([b, rows, n_heads, width]);
+        let q = turned(q, tables).reshape([b, rows * n_heads, width]);
         let w = nn::product(&hidden, &self.weights.tensor, None).to_kind(kind);
         let w = w * ((n_heads * width) as f64).powf(-0.5);
         let products = q.matmul(&keys.transpose(1, 2)).to_kind(kind).relu(); // [b, rows · heads, k]
@@ -132,7 +150,9 @@ impl Indexed {
         let allowed = input.mask.allowed_rows(rows, q_len, k_len, device).narrow(3, 0, n);
         let scores = tch::no_grad(|| {
             let hidden = input.hidden.index_select(1, &index);
-            self.scores(&hidden, &index_keys.narrow(1, 0, n)).unsqueeze(1)
+            let of_rows = |x: &Tensor| x.index_select(2, &index);
+            let tables = input.rotary.map(|(cos, sin)| (of_rows(cos), of_rows(sin)));
+            self.scores(&hidden, tables.as_ref(), &index_keys.narrow(1, 0, n)).unsqueeze(1)
         });
         let forced = Tensor::zeros([1, 1, 1, 1], (Kind::Bool, device));
         (choose(&scores, &allowed, &forced, self.top_k), allowed)

@@ -73,21 +73,21 @@ impl Moba {
         let kind = wide(input.k.kind());
         let padded = |x: Tensor| x.constant_pad_nd([0, 0, 0, n_blocks * self.block - k_len]);
         let sum = |x: Tensor, d: i64| {
-            let x = padded(x).view([-1, n_blocks, self.block, d]);
+            let x = padded(x).reshape([-1, n_blocks, self.block, d]);
             x.sum_dim_intlist([2i64].as_slice(), false, kind)
         };
         match input.mask.keep().filter(|_| !input.mask.is_plain()) {
             Some(keep) => {
                 let keep = keep.view([b, 1, k_len, 1]).to_kind(kind);
                 let count = sum(keep.shallow_clone(), 1).view([b, 1, n_blocks, 1]);
-                let keys = (input.k.to_kind(kind) * keep).view([b * n_kv, 1, k_len, d]);
-                sum(keys, d).view([b, n_kv, n_blocks, d]) / count.clamp_min(1.0)
+                let keys = (input.k.to_kind(kind) * keep).reshape([b * n_kv, 1, k_len, d]);
+                sum(keys, d).reshape([b, n_kv, n_blocks, d]) / count.clamp_min(1.0)
             }
             None => {
                 let first = Tensor::arange(n_blocks, (Kind::Int64, input.k.device())) * self.block;
                 let count = (k_len - first).clamp_max(self.block).view([n_blocks, 1]);
                 let keys = input.k.reshape([b * n_kv, 1, k_len, d]);
-                sum(keys, d).view([b, n_kv, n_blocks, d]) / count
+                sum(keys, d).reshape([b, n_kv, n_blocks, d]) / count
             }
         }
     }

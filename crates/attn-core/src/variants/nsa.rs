@@ -192,7 +192,7 @@ impl Summary {
         let mean = blocks.mean_dim([3i64].as_slice(), false, wide(x.kind())).to_kind(x.kind());
         // Divided by √length, so that one learning rate suits blocks of any length.
         let placed = (blocks + &self.place.tensor) * (length as f64).powf(-0.5);
-        let placed = placed.view([b, n_kv, -1, length * d]);
+        let placed = placed.reshape([b, n_kv, -1, length * d]);
         let inner = nn::product(&placed, &self.inner.tensor, None).gelu("none");
         mean + nn::product(&inner, &self.outer.tensor, None)
     }
