@@ -38,11 +38,36 @@ fn is_whole(name: &str, title: &str) -> bool {
         "per_text",
         "data",
         "prompt",
+        "divergence",
+    ];
+    let of_distances = [
+        "set",
+        "kl_at_swap",
+        "kl_after_transfer",
+        "kl_after_tune",
+        "kl",
+        "reverse_kl",
+        "agreement",
+        "loss_nats_per_token",
+        "entropy_ratio",
+        "runs[].by_position",
     ];
     let of_sweep = ["settings[].set", "settings[].after", "settings[].before.interval_95"];
     match title {
         "OUT.json of `eval`" => name == "attention" || of_eval.contains(&name),
         "`sweep.json`" => of_sweep.contains(&name),
+        "`sweep.json` of distillations" => {
+            name == "teacher"
+                || name.strip_prefix("settings[].").is_some_and(|of| of_distances.contains(&of))
+        }
+        "`summary.json` of `distill`" => [
+            "attention",
+            "at_swap.model",
+            "at_swap.baseline",
+            "at_swap.by_position",
+            "stages[].after",
+        ]
+        .contains(&name),
         "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
         "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
@@ -154,6 +179,39 @@ fn a_pre_training_run_and_its_evaluation_have_the_fields_of_the_schema() {
     check(&place.json("out/summary.json"), "`summary.json` of `pretrain`");
     check(&place.json("out/env.json"), "`env.json`");
     lines(&place, "out/metrics.jsonl").iter().for_each(|line| check(line, "`metrics.jsonl`"));
+    check(&place.json("eval.json"), "OUT.json of `eval`");
+}
+
+#[test]
+fn a_distillation_and_a_sweep_of_them_have_the_fields_of_the_schema() {
+    let place = Place::new();
+    let texts: Vec<String> = rows(80).into_iter().map(|(text, _)| text).collect();
+    place.write("text.txt", &texts.join("\n"));
+    model_folder(&place, "model", "gpt2", Head::LanguageModel);
+    place.write(
+        "distill.toml",
+        "model = 'model'\n[data]\nsource = 'text.txt'\n[examples]\nmax_len = 24\nreport_hold_out = 20\n[attention]\nkind = \
+         'gated'\n[transfer.train]\nmax_steps = 2\n[tune.train]\nmax_steps = 2\n",
+    );
+    place.write(
+        "sweep.toml",
+        "base = 'distill.toml'\nseeds = [1, 2]\n[[run]]\nname = 'gates'\n[[run]]\nname = 'near'\nattention.kind = \
+         'window'\nattention.size = 2\n[[run]]\nname = 'no'\nmodel = 'nowhere'",
+    );
+
+    assert_eq!(place.attn("-q sweep sweep.toml --out out").code, 1);
+
+    for run in ["gates,seed=1", "near,seed=2"] {
+        check(&place.json(&format!("out/{run}/summary.json")), "`summary.json` of `distill`");
+    }
+    let json = place.json("out/sweep.json");
+    check(&json, "`sweep.json` of distillations");
+    let settings = json["settings"].as_array().unwrap();
+    assert_eq!(settings[1]["kl_after_transfer"], Value::Null, "a window has nothing to train");
+    assert_eq!(settings[0]["kl_after_transfer"]["n"], 2);
+    assert_eq!(json["failed"].as_array().unwrap().len(), 2);
+    let base = "eval --model out/near,seed=1/model --task text.txt --split train --max-len 24";
+    place.done(&format!("{base} --against model --out eval.json"));
     check(&place.json("eval.json"), "OUT.json of `eval`");
 }
 

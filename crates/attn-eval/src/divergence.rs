@@ -170,7 +170,8 @@ impl Tokens {
             Vec::try_from(x.to_kind(Kind::Double).view([-1])).expect("a tensor of f64")
         };
         let ids = |x: Tensor| -> Vec<i64> { Vec::try_from(x.view([-1])).expect("a tensor of i64") };
-        let total = |x: Tensor| numbers(x.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double));
+        // In the logits' own kind: a copy of all of them in f64 would cost more than the sums.
+        let total = |x: Tensor| numbers(x.sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>));
         let [q, p] = [own.exp(), other.exp()];
         let apart = other - own;
         let loss = [own, other].map(|log| numbers(-log.gather(-1, &targets.unsqueeze(-1), false)));
