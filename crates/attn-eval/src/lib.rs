@@ -18,6 +18,7 @@ mod recall;
 mod row_loss;
 mod rows;
 pub mod stats;
+mod text;
 
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
@@ -28,3 +29,4 @@ pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_
 pub use recall::{Recall, Recalled, recall};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};
+pub use text::{Wording, entities, entities_kept};
