@@ -13,8 +13,8 @@ use attn_data::{
     prompt::{Completion, Question},
 };
 use attn_eval::{
-    Batching, Choices, Convention, Error, Recall, choices, classify, divergence, masked_token,
-    next_token, recall, stats::Interval,
+    Batching, Choices, Convention, Error, Recall, Writing, choices, classify, divergence, explain,
+    masked_token, next_token, recall, stats::Interval,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
 use tch::{Kind, Tensor};
@@ -516,4 +516,56 @@ fn a_divergence_matches_its_definition_whatever_the_batch() {
             assert_eq!(counted, if base == "gpt2" { tokens.len() } else { 0 });
         }
     }
+}
+
+#[test]
+fn tests_name_what_is_wrong_and_pass_what_is_not() {
+    let baseline = language_model("gpt2", Kind::Double);
+    let rows: Vec<Encoded> = rows(40, 2).into_iter().filter(|row| row.ids.len() > 5).collect();
+    let writing = Writing {
+        prompt_len: 5,
+        max_new_tokens: 12,
+        sampling: attn_core::generate::Sampling {
+            temperature: 1.0,
+            seed: 3,
+            ..Sampling::default()
+        },
+        stop_ids: Vec::new(),
+    };
+    let of = |model: &Model| {
+        let found = explain(model, &baseline, &rows, &writing, &Batching::default(), &mut go_on);
+        let found = found.unwrap();
+        let failed: Vec<String> = found
+            .checks
+            .iter()
+            .filter(|check| !check.passed)
+            .map(|check| check.test.clone())
+            .collect();
+        (found, failed)
+    };
+
+    // The same model passes everything, and writes the same.
+    let (same, failed) = of(&baseline.alias().unwrap());
+    assert_eq!(failed, [""; 0]);
+    assert!(same.kl_free_running.abs() < 1e-12);
+    assert!(same.samples.iter().all(|sample| sample.model == sample.baseline));
+    assert_eq!(same.samples.len(), rows.len());
+
+    // A sharper head has less entropy: the last norm's gain scales every logit.
+    let mut sharp = baseline.alias().unwrap();
+    sharp.own(&|_| true);
+    for (name, tensor) in sharp.parameters() {
+        if name.contains("ln_f") {
+            tch::no_grad(|| tensor.shallow_clone().copy_(&(&tensor * 8.0)));
+        }
+    }
+    let (found, failed) = of(&sharp);
+    assert!(failed.contains(&"entropy_ratio".to_owned()), "{:?}", found.checks);
+    assert!(!failed.contains(&"future_leak".to_owned()), "{:?}", found.checks);
+    // What it writes is less likely to the baseline than what the baseline writes, or as likely.
+    assert!(found.kl_teacher_forced > 0.1, "{found:?}");
+
+    let none = Writing { prompt_len: 100, ..writing };
+    let refused = explain(&baseline, &baseline, &rows, &none, &Batching::default(), &mut go_on);
+    assert!(matches!(refused, Err(Error::Nothing(_))), "{refused:?}");
 }
