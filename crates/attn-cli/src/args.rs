@@ -54,7 +54,7 @@ pub(crate) enum Command {
     #[command(after_long_help = DISTILL_HELP)]
     Distill(RunArgs),
 
-    /// Fine-tune once per setting and seed of a grid, and compare the settings on the same rows
+    /// Fine-tune or distil once per setting and seed of a grid, and compare the settings
     #[command(after_long_help = SWEEP_HELP)]
     Sweep(SweepArgs),
 
@@ -298,6 +298,7 @@ const DISTILL_HELP: &str = "\
 CONFIG is a TOML file, needed but for --resume; those in configs/distill/ say what they show and
 what they cost. The teacher is `model` as it is, the student `model` with its attention changed.
   model            a language model: a folder or Hub id
+  teacher          who teaches in its place, where the attention of `model` was changed before
   [attention]      kind and its settings; [surgery] layers says where
   [data]           source and columns of the text
   [examples]       max_len, limit, hold_out
@@ -372,7 +373,7 @@ Examples:
 
 const SWEEP_HELP: &str = "\
 FILE is a TOML file:
-  base = \"default.toml\"            a config of `attn finetune`, beside FILE
+  base = \"default.toml\"            a config of `attn finetune` or `attn distill`, beside FILE
   seeds = [0, 1, 2]                 the base's own where not given
   [grid]                            each setting with its values; every combination is run
   train.lr = [2.5e-4, 5e-4]
@@ -381,11 +382,11 @@ FILE is a TOML file:
   name = \"window\"
   attention.kind = \"window\"
 
-One folder a run, DIR/SETTING,seed=N, as `attn finetune` leaves it. The same command goes on
+One folder a run, DIR/SETTING,seed=N, as the base's command leaves it. The same command goes on
 where it was stopped: runs that have finished are kept, one that was begun goes on from its
 last checkpoint. Ctrl-C stops with a checkpoint and exits with code 130. Where a run fails the
-others go on, and the exit code is 1. The table at the end stands in DIR/sweep.json and, a line
-a run, in DIR/sweep.csv (results/SCHEMA.md).
+others go on, and the exit code is 1. The table at the end stands in DIR/sweep.json and, of
+fine-tunings, a line a run, in DIR/sweep.csv (results/SCHEMA.md).
 
 Examples:
   attn sweep configs/sweep/sample.toml --dry-run

@@ -31,11 +31,12 @@ use crate::{
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{BEFORE_FILE, SUMMARY_FILE, peak_memory_mib, write_json},
-    settings::{Distill, KIND_PARAMETERS, Stage},
+    settings::{Distill, KIND_PARAMETERS, Stage, is_nothing},
     start::{Start, invocation, quoted, tokenizer_files},
     surgery::{describe, variants},
     texts::{
-        Folder, blocks, encode, framed_blocks, is_running, load_model, masking, max_len, read_split,
+        Folder, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
+        read_split, same_tokens,
     },
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Summary {
     /// The version of results/SCHEMA.md.
     schema: u32,
     name: String,
+    model: String,
     teacher: String,
     teacher_commit: Option<String>,
     model_type: String,
@@ -120,7 +122,11 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     }
     let config = &start.config;
     let folder = Folder::open(&config.model, true, config.revision.as_deref(), &start.hub)?;
-    check(config, &folder)?;
+    let other = match &config.teacher {
+        Some(name) => Some(Folder::open(name, true, None, &start.hub)?),
+        None => None,
+    };
+    check(config, &folder, other.as_ref())?;
     let max_len =
         max_len(config.examples.max_len, &folder.config, &folder.tokenizer, "`examples.max_len`")?;
     let tokenizer = folder.tokenizer.clone().reaching(max_len);
@@ -139,9 +145,18 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     );
 
     let options = LoadOptions { device: start.device, seed: config.seed, ..LoadOptions::default() };
-    let teacher = load_model(&folder.path, None, &options, &start.hub)
-        .with_context(|| format!("cannot load the teacher `{}`", config.model))?;
-    let mut student = teacher.alias()?;
+    let load = |folder: &Folder| {
+        load_model(&folder.path, None, &options, &start.hub)
+            .with_context(|| format!("cannot load the model `{}`", folder.name))
+    };
+    let (teacher, mut student) = match &other {
+        Some(other) => (load(other)?, load(&folder)?),
+        None => {
+            let teacher = load(&folder)?;
+            let student = teacher.alias()?;
+            (teacher, student)
+        }
+    };
     if let Some(variant) = &config.attention {
         let layers = config.surgery.layers(student.layers().len());
         student.swap(&layers, variant, config.seed)?;
@@ -206,11 +221,12 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let summary = Summary {
         schema: crate::run_dir::SCHEMA,
         name: config.name.clone(),
-        teacher: config.model.clone(),
-        teacher_commit: folder.commit(),
+        model: config.model.clone(),
+        teacher: config.teacher.clone().unwrap_or_else(|| config.model.clone()),
+        teacher_commit: other.as_ref().unwrap_or(&folder).commit(),
         model_type: student.config().base_model_type().to_owned(),
         n_parameters: sizes(&student),
-        n_added: sizes(&student) - sizes(&teacher),
+        n_added: added(&student),
         source: config.data.source.clone(),
         split: match config.examples.report_hold_out {
             Some(_) => format!("held out of {}", config.data.train_split),
@@ -233,8 +249,14 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// How many values the attention kinds of a model have of their own.
+fn added(model: &Model) -> usize {
+    let all = model.parameters();
+    all.iter().filter(|(name, _)| name.contains(".kind.")).map(|(_, tensor)| tensor.numel()).sum()
+}
+
 /// Refuses what cannot be before the weights are read.
-fn check(config: &Distill, folder: &Folder) -> Result<()> {
+fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()> {
     ensure!(
         folder.config.head == Head::LanguageModel,
         "`model` is `{}`, which ends in {}, and a distillation compares predictions of tokens\nhint: name a language model",
@@ -245,13 +267,18 @@ fn check(config: &Distill, folder: &Folder) -> Result<()> {
     if let Some(variant) = &config.attention {
         let layers = config.surgery.layers(changed.layers.len());
         changed.set_attention(&layers, variant)?;
-    } else {
-        ensure!(
-            !folder.config.is_plain(),
-            "`attention.kind` is not set, so the student would be its teacher\nhint: `attn list` shows the kinds"
-        );
     }
-    Ok(())
+    match other {
+        Some(other) => same_tokens(folder, other),
+        None => {
+            ensure!(
+                changed.layers != folder.config.layers,
+                "the student would be its teacher: `[attention]` changes nothing of `model`\nhint: `attn list` shows the \
+                 kinds; where `model` was swapped before, name the model it was made of: --set teacher=DIR"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// The text as blocks: to train on, to choose by, to report on.
@@ -288,7 +315,7 @@ fn read(
             (rows, held)
         }
     };
-    let (train, selection) = match examples.hold_out {
+    let (train, selection) = match examples.hold_out.filter(|&part| !is_nothing(part)) {
         None => (rows, Vec::new()),
         Some(part) => cut(rows, part, 0, "examples.hold_out")?,
     };
@@ -380,6 +407,9 @@ impl Work<'_> {
                 }
                 let kept: Vec<(String, tch::Tensor)> =
                     student.parameters().into_iter().filter(|(name, _)| is_trained(name)).collect();
+                // Before adapters are merged, which they are again where the run goes on from this file.
+                write_tensors(&dir.join(TRAINED_FILE), &kept, &BTreeMap::new())?;
+                drop(kept);
                 merge(student, stage)?;
                 let Some(after) = reporter.score(student, self.teacher)? else {
                     return Ok(StageEnd::Stopped(outcome.step));
@@ -395,7 +425,6 @@ impl Work<'_> {
                     elapsed_s: outcome.elapsed_s,
                     after,
                 };
-                write_tensors(&dir.join(TRAINED_FILE), &kept, &BTreeMap::new())?;
                 write_json(&dir.join(STAGE_FILE), &finished)?;
                 finished
             }
@@ -417,9 +446,9 @@ impl Work<'_> {
         start: &Start<Distill>,
     ) -> Result<attn_train::Summary> {
         let Self { name, stage, teacher, data, tokenizer } = self;
-        fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
         let objective = Distillation::new(teacher, student, &stage.loss)
             .with_context(|| format!("cannot use `[{name}]`"))?;
+        fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
         let evaluate = |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
             Ok(metrics(&chooser.try_score(model, teacher)?))
         };

@@ -25,7 +25,7 @@ use crate::{
     scoring::{Asking, Rows, Scores},
     subject::Subject,
     task::{Task, Which},
-    texts::{Folder, is_running, load_model},
+    texts::{Folder, is_running, load_model, same_tokens},
 };
 
 /// OUT.json.
@@ -275,19 +275,6 @@ fn score_language(
     let score =
         Score::Language { language, rows: rows_are, per_text, mask_seed, against, divergence };
     Ok((score, rows.len()))
-}
-
-/// Refuses two models that read the same text as other tokens.
-fn same_tokens(folder: &Folder, baseline: &Folder) -> Result<()> {
-    let text = "The 3 quick brown foxes, née Øystein, jumped over 1,024 lazy dogs.\n";
-    let [own, other] = [folder, baseline].map(|of| of.tokenizer.ids(text, true));
-    ensure!(
-        own? == other?,
-        "`{}` and `{}` read the same text as other tokens\nhint: `--against` names the model that this one was made of",
-        folder.name,
-        baseline.name
-    );
-    Ok(())
 }
 
 fn print_divergence(found: &Divergence, against: &str, out: &mut dyn Write) -> Result<()> {

@@ -41,8 +41,14 @@ pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 /// What a run writes before its first step.
 const FIRST_FILES: [&str; 5] =
     [CONFIG_FILE, ENVIRONMENT_FILE, BEFORE_FILE, UNTOUCHED_FILE, attn_train::METRICS_FILE];
-const FIRST_FOLDERS: [&str; 4] =
-    [checkpoint::FOLDER, TOKENIZER_DIR, ".tokenizer", attn_train::TENSORBOARD_FOLDER];
+const FIRST_FOLDERS: [&str; 6] = [
+    checkpoint::FOLDER,
+    TOKENIZER_DIR,
+    ".tokenizer",
+    attn_train::TENSORBOARD_FOLDER,
+    "transfer",
+    "tune",
+];
 
 /// The score before training, kept so that a run that is resumed does not look again.
 pub(crate) const BEFORE_FILE: &str = "before.json";

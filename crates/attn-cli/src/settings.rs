@@ -483,10 +483,14 @@ impl Pretrain {
 pub(crate) struct Distill {
     /// Names the run's folder, `runs/<date>-<name>`; the config's file name where absent.
     pub(crate) name: String,
-    /// The teacher, a language model: a folder or a Hub id.
+    /// The language model whose attention is changed, and who teaches where `teacher` is absent: a folder or a Hub id.
     pub(crate) model: String,
     /// Branch, tag or commit of a model from the Hub; `main` where absent.
     pub(crate) revision: Option<String>,
+    /// Who teaches, in place of `model` as it is: the model that `model` was made of, where its attention was changed
+    /// before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) teacher: Option<String>,
     /// The share of the tokens that is hidden from masked language models.
     pub(crate) mask_rate: f64,
     /// Where the text is; the fields of a data set.
@@ -530,6 +534,7 @@ impl Default for Distill {
             name: String::new(),
             model: String::new(),
             revision: None,
+            teacher: None,
             mask_rate: 0.15,
             data: DatasetSpec::default(),
             examples: Examples::default(),
@@ -575,6 +580,11 @@ impl Distill {
             if name == "transfer" && stage.train.freeze.is_empty() && stage.lora.is_none() {
                 stage.train.freeze = vec!["*".into(), format!("!{KIND_PARAMETERS}")];
             }
+            ensure!(
+                [0, self.seed].contains(&stage.train.seed),
+                "`{name}.train.seed` is {}, and a run has one seed\nhint: set `seed`, or --seed",
+                stage.train.seed
+            );
             stage.train.seed = self.seed;
             stage.loss.validate().with_context(|| format!("`{name}.loss`"))?;
             stage.train.validate().with_context(|| format!("`{name}.train`"))?;

@@ -97,6 +97,7 @@ impl RunConfig for Distill {
 
     fn find_paths(&mut self, root: Option<&Path>) {
         self.model = config::find_path(&self.model, root);
+        self.teacher = self.teacher.take().map(|teacher| config::find_path(&teacher, root));
         self.data.source = config::find_path(&self.data.source, root);
     }
 

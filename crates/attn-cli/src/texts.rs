@@ -235,6 +235,33 @@ pub(crate) fn check_vocabulary(tokenizer: &TextTokenizer, vocab_size: i64) -> Re
     Ok(())
 }
 
+/// Refuses two models whose predictions cannot be compared: of other tokens, of another kind.
+pub(crate) fn same_tokens(folder: &Folder, baseline: &Folder) -> Result<()> {
+    let sides = |of: &Folder| (of.config.head, of.config.is_causal(), of.config.sizes.vocab_size);
+    ensure!(
+        sides(folder) == sides(baseline),
+        "`{}` is a {} with {} and {} tokens, `{}` a {} with {} and {}: they do not predict the same\nhint: name the model \
+         that this one was made of",
+        folder.name,
+        folder.config.base_model_type(),
+        folder.config.head,
+        folder.config.sizes.vocab_size,
+        baseline.name,
+        baseline.config.base_model_type(),
+        baseline.config.head,
+        baseline.config.sizes.vocab_size
+    );
+    let text = "The 3 quick brown foxes, née Øystein, jumped over 1,024 lazy dogs.\n";
+    let [own, other] = [folder, baseline].map(|of| of.tokenizer.ids(text, true));
+    ensure!(
+        own? == other?,
+        "`{}` and `{}` read the same text as other tokens\nhint: name the model that this one was made of",
+        folder.name,
+        baseline.name
+    );
+    Ok(())
+}
+
 /// The most tokens a text may have: as asked for, else what model and tokenizer allow.
 pub(crate) fn max_len(
     asked: Option<usize>,

@@ -113,6 +113,8 @@ const FEW_QUERIES: i64 = 8;
 
 impl ChosenBlocks<'_> {
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        // Under autocast rotation leaves q and k wider than v; the backward pass runs without autocast.
+        let [k, v] = &[k, v].map(|x| x.to_kind(q.kind()));
         let h = self.dims.n_heads;
         // Query heads in the order of the key/value heads that they read, equally many of each.
         let mut order: Vec<i64> = (0..h).collect();

@@ -209,7 +209,10 @@ impl<'a> Weights<'a> {
                     .to_device(self.device)
                     .to_kind(self.kind)
             }
-            Init::Value(value) => value.detach().to_device(self.device).to_kind(self.kind).copy(),
+            // Laid out in order, as what is updated in place must be.
+            Init::Value(value) => {
+                value.detach().to_device(self.device).to_kind(self.kind).copy().contiguous()
+            }
         }
     }
 }
@@ -270,6 +273,15 @@ pub(crate) fn fnv1a(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_is_copied_in_order() {
+        let value = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]).tr();
+        let weights = Weights::from_seed(1, Kind::Float, Device::Cpu);
+        let made = weights.make("a", &[3, 2], Init::Value(value.shallow_clone()));
+        assert!(made.equal(&value) && made.is_contiguous());
+        assert_ne!(made.data_ptr(), value.data_ptr());
+    }
 
     #[test]
     fn a_draw_depends_on_seed_and_name_alone() {

@@ -206,7 +206,8 @@ impl Objective for Distillation<'_> {
         let rows = if losses.attention_weights > 0.0 { Rows::All } else { Rows::None };
         let reads_last = losses.reads_predictions();
         let base = || ForwardOptions {
-            before_vocabulary: !is_classifier && reads_last && model.vocabulary().is_some(),
+            // Also where no prediction is compared: the vocabulary is the widest matrix there is.
+            before_vocabulary: model.vocabulary().is_some(),
             hidden_states: losses.reads_hidden(),
             logits_at: (!is_classifier && reads_last).then_some(&places),
             ..ForwardOptions::default()

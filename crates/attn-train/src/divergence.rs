@@ -37,7 +37,8 @@ pub struct Losses {
     pub top_k_kl: f64,
     /// How many tokens `top_k_kl` tells apart.
     pub top_k: i64,
-    /// Cross-entropy of the next token of the text (of the hidden ones, for masked language models), temperature 1.
+    /// Cross-entropy of the next token of the text (of the hidden ones, for masked language models), temperature 1; a mean
+    /// over the tokens of each batch that have a label, whatever the batch counts among those of a step.
     pub cross_entropy: f64,
     /// Mean squared difference of the hidden states, over the layers.
     pub hidden_mse: f64,
@@ -191,7 +192,9 @@ impl Losses {
         }
         if self.jensen_shannon > 0.0 {
             let b = self.beta;
-            let log_m = (&p * b + &q * (1.0 - b)).log();
+            // Where both are too small for a number, m is, too, and neither counts.
+            let m = (&p * b + &q * (1.0 - b)).clamp_min(f64::from(f32::MIN_POSITIVE));
+            let log_m = m.log();
             let of_q = &log_q - &log_m;
             let value = total(&p * (&log_p - &log_m)) * b + total(&q * &of_q) * (1.0 - b);
             add(
@@ -380,6 +383,18 @@ mod tests {
                 assert_close("gradient", part.as_ref().unwrap(), whole.as_ref().unwrap(), 1e-13);
             }
         }
+    }
+
+    #[test]
+    fn tokens_that_neither_expects_leave_numbers_numbers() {
+        let logits = |values: &[f32]| Tensor::from_slice(values).view([1, 3]);
+        let [student, teacher] = [logits(&[0.0, -200.0, 1.0]), logits(&[1.0, -300.0, 0.0])];
+        let json = r#"{"forward_kl": 1.0, "reverse_kl": 1.0, "jensen_shannon": 1.0, "total_variation": 1.0,
+            "top_k_kl": 1.0, "top_k": 2}"#;
+        let losses: Losses = serde_json::from_str(json).unwrap();
+        let (loss, grad) = losses.of_logits(&student, &teacher, None, [1.0, 1.0]);
+        assert!(loss.double_value(&[]).is_finite());
+        assert_eq!(grad.isfinite().all().int64_value(&[]), 1, "{grad}");
     }
 
     #[test]

@@ -100,6 +100,18 @@ pub enum Error {
         epoch: u64,
     },
 
+    /// Nothing that is trained plays a part in the loss.
+    #[error(
+        "{objective} does not depend on anything that is trained: {}\nhint: train something else, or leave this stage away",
+        list(trained)
+    )]
+    NothingLearns {
+        /// The objective.
+        objective: &'static str,
+        /// The first few of the trained parameters.
+        trained: Vec<String>,
+    },
+
     /// All batches of a step have nothing to predict.
     #[error(
         "{place}: there is nothing to predict\nhint: do these examples have labels, and more than one token?"

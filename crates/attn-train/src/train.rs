@@ -295,6 +295,10 @@ impl<'a, 'm> Session<'a, 'm> {
                     None => loss,
                 }
             };
+            if !loss.requires_grad() {
+                let trained = self.optimizer.names().iter().take(4).cloned().collect();
+                return Err(Error::NothingLearns { objective: self.run.objective.name(), trained });
+            }
             losses.push((loss.detach(), count as f64 / n_targets as f64));
             // By its share of the targets, so that the sum is the gradient of one large batch.
             let part =

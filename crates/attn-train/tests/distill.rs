@@ -321,5 +321,23 @@ fn what_a_kind_asks_for_is_part_of_the_loss() {
         own.map(|(_, alpha)| alpha.sigmoid().sum(Kind::Double).double_value(&[])).sum::<f64>()
     };
     let (free, pulled) = (trained(0.0), trained(10.0));
-    assert!(pulled < 0.8 * free, "coefficients of {free} and of {pulled}");
+    assert!(pulled < 0.9 * free, "coefficients of {free} and of {pulled}");
+}
+
+#[test]
+fn a_stage_that_reaches_nothing_it_trains_is_refused_by_name() {
+    let teacher = model("gpt2", "lm", 0.0, Kind::Float, 1);
+    let mut student = teacher.alias().unwrap();
+    let indexed = serde_json::json!({"kind": "indexed", "index_dim": 4, "top_k": 2});
+    student.swap(&[0, 1], &serde_json::from_value(indexed).unwrap(), 0).unwrap();
+    let mut config = quick(3);
+    config.freeze = vec!["*".into(), "!*.kind.*".into()];
+    let losses = only("attention_output", 1.0);
+    let objective = Distillation::new(&teacher, &student, &losses).unwrap();
+    let data = examples(16, &config);
+    let error = train(&mut student, Run::new(&config, &objective, &data)).unwrap_err().to_string();
+    assert!(
+        error.contains("does not depend on anything that is trained") && error.contains("index_q"),
+        "{error}"
+    );
 }

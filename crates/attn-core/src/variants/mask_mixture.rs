@@ -325,8 +325,9 @@ impl MaskMixture {
                 let scores = scores + to_bias(&hidden.logical_not(), kind);
                 let weights = scores.softmax(-1, kind) * m;
                 let total = weights.sum_dim_intlist([-1i64].as_slice(), true, kind);
-                // 0 where all is hidden; elsewhere the best visible key alone is far above this.
-                let factor = total.clamp_min(f64::from(f32::MIN_POSITIVE)).reciprocal();
+                // Where all is hidden the weights are 0 already, and what they are divided by must not blow up a gradient.
+                let none = total.eq(0.0).to_kind(kind);
+                let factor = (&total + none).reciprocal();
                 Weighed { weights, factor, scores }
             }
         }
