@@ -50,6 +50,8 @@ pub(crate) struct Summary {
     /// The version of results/SCHEMA.md.
     schema: u32,
     name: String,
+    /// Empty in folders of earlier programs, where it was the teacher's.
+    #[serde(default)]
     model: String,
     teacher: String,
     teacher_commit: Option<String>,
