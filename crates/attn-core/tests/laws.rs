@@ -328,13 +328,13 @@ fn a_leak_is_seen_in_every_kind() {
     }
 }
 
-/// A kind that is given the next token's value as each token's own.
+/// A kind that is given, as each token's value, that of the second token after it.
 #[derive(Debug)]
 struct Leaky(Box<dyn Attention>);
 
 impl Attention for Leaky {
     fn forward(&self, input: &AttnInput) -> Tensor {
-        self.0.forward(&AttnInput { v: &input.v.roll([-1], [2]), ..*input })
+        self.0.forward(&AttnInput { v: &input.v.roll([-2], [2]), ..*input })
     }
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {

@@ -125,14 +125,14 @@ impl<'a> Distillation<'a> {
     fn attention(&self, keep: &Tensor, student: &Attended, teacher: &Attended) -> Tensor {
         let by_token = keep.unsqueeze(1).unsqueeze(-1); // [b, 1, n, 1]
         let n_tokens = keep.sum(Kind::Float);
-        let mut loss = Tensor::zeros([], (Kind::Float, keep.device()));
+        let mut parts = Vec::new();
         let n_layers = self.layers.len() as f64;
         if self.losses.attention_output > 0.0 {
             for (own, other) in student.z.iter().zip(&teacher.z) {
                 let [_, heads, _, width] = own.size()[..] else { unreachable!("z has four axes") };
                 let squared = (wide(own) - wide(other)).square() * &by_token;
                 let mean = squared.sum(None::<Kind>) / (&n_tokens * (heads * width) as f64);
-                loss = loss + mean * (self.losses.attention_output / n_layers);
+                parts.push(mean * (self.losses.attention_output / n_layers));
             }
         }
         if self.losses.attention_weights > 0.0 {
@@ -142,16 +142,16 @@ impl<'a> Distillation<'a> {
                 let crossed =
                     -(wide(other) * log).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
                 let mean = (crossed * &by_token).sum(None::<Kind>) / (&n_tokens * heads as f64);
-                loss = loss + mean * (self.losses.attention_weights / n_layers);
+                parts.push(mean * (self.losses.attention_weights / n_layers));
             }
         }
-        loss
+        total(parts)
     }
 
     /// The mean over the layers of what hidden states differ by, at real tokens.
     fn hidden(&self, keep: &Tensor, student: &[Tensor], teacher: &[Tensor]) -> Tensor {
         let n_tokens = keep.sum(Kind::Float);
-        let mut loss = Tensor::zeros([], (Kind::Float, keep.device()));
+        let mut parts = Vec::new();
         // The first is the embedding, which is no layer's doing.
         let pairs = student.iter().zip(teacher).skip(1);
         let n_layers = (student.len() - 1) as f64;
@@ -160,18 +160,17 @@ impl<'a> Distillation<'a> {
             let width = own.size()[2] as f64;
             if self.losses.hidden_mse > 0.0 {
                 let squared = (&own - &other).square() * keep.unsqueeze(-1);
-                loss = loss
-                    + squared.sum(None::<Kind>) / (&n_tokens * width)
-                        * (self.losses.hidden_mse / n_layers);
+                let mean = squared.sum(None::<Kind>) / (&n_tokens * width);
+                parts.push(mean * (self.losses.hidden_mse / n_layers));
             }
             if self.losses.hidden_cosine > 0.0 {
                 let apart: Tensor =
                     (1.0 - Tensor::cosine_similarity(&own, &other, -1, 1e-8)) * keep;
-                loss = loss
-                    + apart.sum(None::<Kind>) / &n_tokens * (self.losses.hidden_cosine / n_layers);
+                let mean = apart.sum(None::<Kind>) / &n_tokens;
+                parts.push(mean * (self.losses.hidden_cosine / n_layers));
             }
         }
-        loss
+        total(parts)
     }
 }
 
@@ -224,7 +223,7 @@ impl Objective for Distillation<'_> {
             };
             self.teacher.forward(&input, &options)?
         };
-        let mut loss = Tensor::zeros([], (Kind::Float, model.device()));
+        let mut parts = Vec::new();
         let pick = |all: Vec<Tensor>| -> Vec<Tensor> {
             if all.is_empty() {
                 all
@@ -242,7 +241,7 @@ impl Objective for Distillation<'_> {
             };
             let inputs = pick(taught.attention_inputs);
             let own = model.attend(&input, &self.layers, &inputs, &options)?;
-            loss = loss + self.attention(&keep, &own, &teacher);
+            parts.push(self.attention(&keep, &own, &teacher));
         }
         if reads_last || losses.reads_hidden() || free {
             let options = ForwardOptions {
@@ -255,19 +254,19 @@ impl Objective for Distillation<'_> {
             let own = model.forward(&input, &options)?;
             if free {
                 let own = Attended { z: pick(own.z), attentions: pick(own.attentions) };
-                loss = loss + self.attention(&keep, &own, &teacher);
+                parts.push(self.attention(&keep, &own, &teacher));
             }
             if losses.reads_hidden() {
-                loss = loss + self.hidden(&keep, &own.hidden_states, &taught.hidden_states);
+                parts.push(self.hidden(&keep, &own.hidden_states, &taught.hidden_states));
             }
             if reads_last {
                 let labels = (losses.cross_entropy > 0.0)
                     .then(|| self.labels(batch, &places, is_classifier));
                 let labels = labels.map(|labels| labels.to_device(model.device()));
-                loss = loss + self.predictions(model, labels, &own.logits, taught.logits)?;
+                parts.push(self.predictions(model, labels, &own.logits, taught.logits)?);
             }
         }
-        Ok(loss)
+        Ok(total(parts))
     }
 }
 
@@ -316,6 +315,11 @@ impl Function for OfLogits {
     ) -> std::result::Result<Vec<Option<Tensor>>, BoxError> {
         Ok(vec![Some(&saved[0] * &grads[0])])
     }
+}
+
+/// The sum of losses, of which there is at least one.
+fn total(parts: Vec<Tensor>) -> Tensor {
+    parts.into_iter().reduce(|sum, part| sum + part).expect("some loss has a weight")
 }
 
 /// Sums run in at least `f32`.

@@ -66,7 +66,7 @@ const DIVERGENCES: [(&str, Divergence); 5] = [
             let tail =
                 |x: &Tensor| x.index_select(0, &rest).exp().sum(Kind::Double).log().view([1]);
             let lumped = |x: &Tensor| Tensor::cat(&[x.index_select(0, &top), tail(x)], 0);
-            sum = sum + kl(&lumped(&p), &lumped(&q));
+            sum += kl(&lumped(&p), &lumped(&q));
         }
         sum
     }),
