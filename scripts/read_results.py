@@ -76,7 +76,8 @@ def predictions(root):
 
 
 def sweeps(root):
-    """A row a run of a sweep, from `sweep.json`: sweep, setting, seed, accuracy before and after, what was set."""
+    """A row a run of a sweep, from `sweep.json`: sweep, setting, seed, accuracy before and after (of distillations the
+    distance to the teacher), what was set."""
     rows = []
     for path in sorted(Path(root).rglob("sweep.json")):
         for setting in _json(path)["settings"]:
@@ -86,15 +87,22 @@ def sweeps(root):
 
 
 def spread(root):
-    """A row a setting of a sweep: seeds, then mean and standard deviation over them of the accuracy in percent."""
+    """A row a setting of a sweep: seeds, then mean and standard deviation over them of the accuracy in percent, or of the KL
+    to the teacher in nats per token."""
     found = sweeps(root)
     if found.empty:
         return pd.DataFrame()
     groups = found.groupby(["sweep", "setting"], sort=False)
     columns = {"seeds": groups["seed"].count()}
     for when in ["before", "after"]:
+        if when not in found:
+            continue
         columns[f"{when} %"] = (100 * groups[when].mean()).round(1)
         columns[f"{when} std"] = (100 * groups[when].std()).round(1)
+    for when in ["kl_at_swap", "kl"]:
+        if when in found:
+            columns[f"{when} nats"] = groups[when].mean().round(4)
+            columns[f"{when} std"] = groups[when].std().round(4)
     return pd.DataFrame(columns)
 
 
