@@ -192,13 +192,11 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     };
     say("at the swap", &at_swap);
 
-    let mut examples = Vec::new(); // Moved into the stages' data and back.
-    examples.extend(train_rows);
     let mut stages = Vec::new();
     for (name, stage) in [("transfer", &config.transfer), ("tune", &config.tune)] {
         let Some(stage) = stage else { continue };
         let mut data = Examples::new(
-            examples.clone(),
+            train_rows.clone(),
             stage.train.plan()?,
             tokenizer.fill_id(),
             stage.train.seed,

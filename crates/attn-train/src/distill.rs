@@ -9,7 +9,7 @@ use crate::{
     batch::Batch,
     divergence::{CHUNK_BYTES, Losses, OfFeatures},
     error::{Error, Result},
-    objective::Objective,
+    objective::{Objective, wide},
 };
 
 /// What a student differs from its teacher by: a mean over the real tokens of a batch, each held against the teacher's at
@@ -320,12 +320,4 @@ impl Function for OfLogits {
 /// The sum of losses, of which there is at least one.
 fn total(parts: Vec<Tensor>) -> Tensor {
     parts.into_iter().reduce(|sum, part| sum + part).expect("some loss has a weight")
-}
-
-/// Sums run in at least `f32`.
-fn wide(x: &Tensor) -> Tensor {
-    match x.kind() {
-        Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
-        _ => x.shallow_clone(),
-    }
 }

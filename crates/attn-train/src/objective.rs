@@ -185,8 +185,8 @@ fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Tensor {
     wide(logits).cross_entropy_loss::<Tensor>(&labels, None, mean, IGNORED, 0.0)
 }
 
-/// Sums over a vocabulary run in at least `f32`.
-fn wide(x: &Tensor) -> Tensor {
+/// Sums run in at least `f32`.
+pub(crate) fn wide(x: &Tensor) -> Tensor {
     match x.kind() {
         Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
         _ => x.shallow_clone(),

@@ -8,10 +8,9 @@
 //! DeepSeek-AI 2025, "DeepSeek-V3.2", <https://arxiv.org/abs/2512.02556>, section 2.1 (the lightning indexer). The
 //! indexer reads the hidden states detached: no gradient leaves it, and none of z's enters it through the choice; what it is
 //! to learn from is [`Indexed::index_scores`], against the dense attention's own distribution (section 2.1.1); training
-//! does not do that yet, so its choices stay random. Of equal scores the earlier key wins. As in the released code, q^I and k^I are turned by
-//! their positions where the layer's queries and keys are (as many channels as a head has, at most); it also normalizes
-//! k^I, which is left out here. A new indexer is random, so until it has learned
-//! its choices are too.
+//! does not do that yet, so its choices stay random. Of equal scores the earlier key wins. As in the released code, q^I and
+//! k^I are turned by their positions where the layer's queries and keys are (as many channels as a head has, at most); it
+//! also normalizes k^I, which is left out here.
 //!
 //! Scoring costs n² products of `n_index_heads · index_dim`, piece by piece, as in the paper. The chosen keys are gathered
 //! where the text is much longer than what is chosen; below that, all keys of a piece are scored and the others hidden,
