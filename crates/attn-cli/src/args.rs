@@ -110,7 +110,8 @@ Formats:
               \"position_ids\": [[0, 1, 2], [0, 1, 1]],
               \"token_type_ids\": [[0, 0, 1], [0, 1, 0]]}
              All but the first are optional, the last is for BERT alone. All rows have one length: pad shorter ones, and
-             set their attention_mask to 0 there.
+             set their attention_mask to 0 there. For a model with `cross` layers, \"source\": {\"input_ids\": ...}
+             holds the sequences that they attend to, of a length of their own.
   MASK.json  {\"mask\": [[1, 0, 1, 1], [1, 1, 1, 1]]}
              Layers x heads; 1 keeps a head, 0 removes it.
   OUT        `logits`, `attentions.{layer}` [batch, n_heads, queries, keys],

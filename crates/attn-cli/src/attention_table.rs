@@ -4,7 +4,8 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use arrow::{
-    array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, RecordBatch},
+    array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, ListArray, RecordBatch},
+    buffer::OffsetBuffer,
     datatypes::{DataType, Field, Schema},
     ipc::writer::FileWriter,
 };
@@ -23,12 +24,19 @@ pub(crate) fn write(
     input: &ModelInput,
     layers: &[Tensor],
 ) -> Result<()> {
-    let k_len = layers.first().map_or(0, |layer| layer.size()[3] as i32);
+    let k_len = |layer: &Tensor| layer.size()[3] as i32;
+    let shared = layers.first().map_or(0, k_len);
+    let is_shared = layers.iter().all(|layer| k_len(layer) == shared);
     let weights = Arc::new(Field::new_list_field(DataType::Float32, false));
+    let list = match is_shared {
+        true => DataType::FixedSizeList(Arc::clone(&weights), shared),
+        // Some layers attend to a sequence of another length.
+        false => DataType::List(Arc::clone(&weights)),
+    };
     let mut fields: Vec<Field> = ["row", "layer", "head", "query"]
         .map(|name| Field::new(name, DataType::Int32, false))
         .to_vec();
-    fields.push(Field::new("weights", DataType::FixedSizeList(Arc::clone(&weights), k_len), false));
+    fields.push(Field::new("weights", list, false));
     let ids = |ids: &Tensor| -> Result<String> {
         Ok(serde_json::to_string(&Vec::<Vec<i64>>::try_from(ids.to_kind(Kind::Int64))?)?)
     };
@@ -40,6 +48,9 @@ pub(crate) fn write(
     ]);
     if let Some(mask) = &input.attention_mask {
         metadata.insert("attention_mask".to_owned(), ids(mask)?);
+    }
+    if let Some(source) = &input.source {
+        metadata.insert("source_input_ids".to_owned(), ids(&source.input_ids)?);
     }
     let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
     let table = || -> Result<Vec<u8>> {
@@ -53,12 +64,15 @@ pub(crate) fn write(
                 Arc::new(Int32Array::from_iter_values((0..count).map(|i| value(i) as i32)))
             };
             let values = Vec::<f32>::try_from(layer.flatten(0, -1))?;
-            let lists = FixedSizeListArray::try_new(
-                Arc::clone(&weights),
-                k_len,
-                Arc::new(Float32Array::from(values)),
-                None,
-            )?;
+            let (field, values) = (Arc::clone(&weights), Arc::new(Float32Array::from(values)));
+            let lists: ArrayRef = match is_shared {
+                true => Arc::new(FixedSizeListArray::try_new(field, shared, values, None)?),
+                false => {
+                    let lengths = std::iter::repeat_n(k_len(layer) as usize, count as usize);
+                    let offsets = OffsetBuffer::from_lengths(lengths);
+                    Arc::new(ListArray::try_new(field, offsets, values, None)?)
+                }
+            };
             writer.write(&RecordBatch::try_new(
                 Arc::clone(&schema),
                 vec![
@@ -66,7 +80,7 @@ pub(crate) fn write(
                     column(&|_| number as i64),
                     column(&|i| i / n_queries % n_heads),
                     column(&|i| i % n_queries),
-                    Arc::new(lists),
+                    lists,
                 ],
             )?)?;
         }

@@ -264,6 +264,11 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
         folder.config.head
     );
     let mut changed = folder.config.clone();
+    ensure!(
+        !matches!(config.attention, Some(Variant::Cross(_))),
+        "`attention.kind` is `cross`, which reads two texts, and the teacher reads one\nhint: `attn finetune` trains it, \
+         on rows with `data.text_pair`"
+    );
     if let Some(variant) = &config.attention {
         let layers = config.surgery.layers(changed.layers.len());
         changed.set_attention(&layers, variant)?;

@@ -102,8 +102,35 @@ fn named(output: Output) -> Vec<(String, Tensor)> {
 }
 
 fn read_ids(path: &Path) -> Result<ModelInput> {
-    const FIELDS: [&str; 4] = ["input_ids", "attention_mask", "position_ids", "token_type_ids"];
+    const FIELDS: [&str; 5] =
+        ["input_ids", "attention_mask", "position_ids", "token_type_ids", "source"];
     let object = read_object(path, &FIELDS)?;
+    let input = ids_of(&object, path)?;
+    match object.get("source") {
+        None | Some(Value::Null) => Ok(input),
+        Some(Value::Object(source)) => {
+            let known = &FIELDS[..4];
+            if let Some(field) = source.keys().find(|field| !known.contains(&field.as_str())) {
+                bail!(
+                    "`{}`: unknown field `source.{field}`, expected {}",
+                    path.display(),
+                    quoted(known)
+                );
+            }
+            let source = ids_of(source, path).context("`source` cannot be read")?;
+            Ok(input.attending_to(source))
+        }
+        Some(value) => bail!(
+            "`{}`: `source` is {}, expected an object with {}",
+            path.display(),
+            kind_of(value),
+            quoted(&FIELDS[..4])
+        ),
+    }
+}
+
+/// The sequence that `object` holds.
+fn ids_of(object: &Map<String, Value>, path: &Path) -> Result<ModelInput> {
     let shown = path.display();
     let get = |field: &str, range: Range| -> Result<Option<Matrix>> {
         match object.get(field) {
@@ -133,7 +160,7 @@ fn read_ids(path: &Path) -> Result<ModelInput> {
         attention_mask: other("attention_mask", Range::ZeroOrOne)?,
         position_ids: other("position_ids", Range::FromZero)?,
         token_type_ids: other("token_type_ids", Range::FromZero)?,
-        input_ids: tensor(&ids),
+        ..ModelInput::new(tensor(&ids))
     })
 }
 
@@ -178,14 +205,17 @@ fn read_object(path: &Path, known: &[&str]) -> Result<Map<String, Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
     let value: Value =
         serde_json::from_str(&text).with_context(|| format!("`{shown}` is not JSON"))?;
-    let expected = || known.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
     let Value::Object(object) = value else {
-        bail!("`{shown}` holds {}, expected an object with {}", kind_of(&value), expected());
+        bail!("`{shown}` holds {}, expected an object with {}", kind_of(&value), quoted(known));
     };
     if let Some(field) = object.keys().find(|field| !known.contains(&field.as_str())) {
-        bail!("`{shown}`: unknown field `{field}`, expected {}", expected());
+        bail!("`{shown}`: unknown field `{field}`, expected {}", quoted(known));
     }
     Ok(object)
+}
+
+fn quoted(fields: &[&str]) -> String {
+    fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// The numbers that a field may hold.

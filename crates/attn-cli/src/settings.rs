@@ -186,6 +186,11 @@ impl Finetune {
             "`data.label` is not set\nhint: name the column of the classes: --set data.label=COLUMN"
         );
         self.surgery.check(self.attention.as_ref())?;
+        ensure!(
+            !matches!(self.attention, Some(Variant::Cross(_))) || self.data.text_pair.is_some(),
+            "`attention.kind` is `cross`, whose layers attend to the first of two texts, and `data.text_pair` is not \
+             set\nhint: name the column of the second text: --set data.text_pair=COLUMN"
+        );
         if let Some(lora) = &self.lora {
             lora.lora().validate()?;
             ensure!(

@@ -234,6 +234,12 @@ pub trait Attention: std::fmt::Debug + Send {
         false
     }
 
+    /// Whether keys and values come from another sequence, [`AttnInput::source`]: [`ModelInput::source`](crate::ModelInput)
+    /// must then be given.
+    fn needs_source(&self) -> bool {
+        false
+    }
+
     /// An empty decoding state.
     fn start(&self) -> Box<dyn State> {
         Box::new(KvCache::new(None))

@@ -245,15 +245,23 @@ pub const LAYER_LAWS: &[(&str, bool, LayerLaw)] = &[
     ("gradients_are_those_of_finite_differences", false, gradients_are_right),
 ];
 
-/// Every law of an attention kind, on probes of `size`: causal, causal with rotary embeddings, bidirectional.
+/// Every law of an attention kind, on probes of `size`: causal, causal with rotary embeddings, bidirectional; of a kind
+/// that refuses some of these layers ([`Error::Refused`]), on the others.
 ///
 /// # Errors
-/// Where the settings do not fit the probe.
+/// Where the settings do not fit the probe, or the kind refuses every one.
 pub fn for_layer(variant: &Variant, size: ProbeSize) -> Result<Vec<Verdict>, Error> {
     let mut verdicts = Vec::new();
+    let mut refusal = None;
     for (causal, rotary) in [(true, false), (true, true), (false, false)] {
         let probe = LayerProbe::new(size, causal, rotary, 1);
-        let kind = probe.build(variant)?;
+        let kind = match probe.build(variant) {
+            Err(error @ Error::Refused { .. }) => {
+                refusal = Some(error);
+                continue;
+            }
+            built => built?,
+        };
         let laws = LAYER_LAWS.iter().filter(|(_, needs_causal, _)| causal || !needs_causal);
         verdicts.extend(laws.map(|(.., law)| {
             let verdict = law(kind.as_ref(), &probe);
@@ -261,7 +269,10 @@ pub fn for_layer(variant: &Variant, size: ProbeSize) -> Result<Vec<Verdict>, Err
             Verdict { place, ..verdict }
         }));
     }
-    Ok(verdicts)
+    match refusal {
+        Some(refusal) if verdicts.is_empty() => Err(refusal),
+        _ => Ok(verdicts),
+    }
 }
 
 /// Changes keys, values and hidden states from token t on: outputs before t must not move.
@@ -545,7 +556,20 @@ pub fn for_model(model: &Model, ids: &Tensor) -> Result<Vec<Verdict>, Error> {
     })
 }
 
-fn last_hidden(model: &Model, input: &ModelInput) -> Result<Tensor, Error> {
+/// `input`, attending to itself where `model` needs another sequence.
+fn with_source(model: &Model, input: ModelInput) -> ModelInput {
+    if !model.needs_source() {
+        return input;
+    }
+    let source = ModelInput {
+        attention_mask: input.attention_mask.as_ref().map(Tensor::shallow_clone),
+        ..ModelInput::new(input.input_ids.shallow_clone())
+    };
+    input.attending_to(source)
+}
+
+fn last_hidden(model: &Model, input: ModelInput) -> Result<Tensor, Error> {
+    let input = &with_source(model, input);
     let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
     Ok(model.forward(input, &options)?.hidden_states.pop().expect("hidden states were asked for"))
 }
@@ -556,7 +580,7 @@ fn last_hidden(model: &Model, input: &ModelInput) -> Result<Tensor, Error> {
 /// Where the model cannot run on `ids`.
 pub fn model_causality(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
     let n = ids.size()[1];
-    let before = last_hidden(model, &ModelInput::new(ids.shallow_clone()))?;
+    let before = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
     let mut worst = Worst::new();
     let mut moved = false;
     for t in [n / 3, n / 2, n - 1].into_iter().filter(|&t| t > 0) {
@@ -564,7 +588,7 @@ pub fn model_causality(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
         let token = changed.narrow(1, t, 1);
         let other = (&token + 1).remainder(model.config().sizes.vocab_size);
         token.shallow_clone().copy_(&other);
-        let after = last_hidden(model, &ModelInput::new(changed))?;
+        let after = last_hidden(model, ModelInput::new(changed))?;
         let past = |x: &Tensor| x.narrow(1, 0, t);
         worst.see(relative_rms(&past(&after), &past(&before)), || {
             format!("before token {t} of {n}")
@@ -589,7 +613,7 @@ pub fn model_padding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
         if pad == 0 { ids.narrow(1, 0, (ids.size()[1] - 3).max(1)) } else { ids.shallow_clone() };
     let pad = if pad == 0 { 3.min(room - ids.size()[1]) } else { pad };
     let [b, n] = ids.size()[..] else { unreachable!("ids have two axes") };
-    let plain = last_hidden(model, &ModelInput::new(ids.shallow_clone()))?;
+    let plain = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
     let filler =
         Tensor::full([b, pad], model.config().sizes.vocab_size - 1, (Kind::Int64, ids.device()));
     let ones = Tensor::ones([b, n], (Kind::Int64, ids.device()));
@@ -598,7 +622,7 @@ pub fn model_padding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
     for (side, start, order) in [("left", pad, [&filler, &ids]), ("right", 0, [&ids, &filler])] {
         let keep = if start > 0 { [&zeros, &ones] } else { [&ones, &zeros] };
         let input = ModelInput::masked(Tensor::cat(&order, 1), Tensor::cat(&keep, 1));
-        let real = last_hidden(model, &input)?.narrow(1, start, n);
+        let real = last_hidden(model, input)?.narrow(1, start, n);
         worst.see(relative_rms(&real, &plain), || format!("{pad} tokens of padding on the {side}"));
     }
     Ok(worst.verdict("padding_changes_nothing", model_tolerance(model.kind())))
@@ -609,7 +633,7 @@ pub fn model_padding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
 /// # Errors
 /// Where the model cannot run on `ids`.
 pub fn open_gates(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
-    let input = ModelInput::new(ids.shallow_clone());
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
     let options = (model.kind(), model.device());
     let gates: Vec<Option<Gate>> = model
         .layers()
@@ -635,7 +659,7 @@ pub fn open_gates(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
 /// Where the model cannot run on `ids`, or does not decode.
 pub fn model_decoding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
     let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
-    let full = last_hidden(model, &ModelInput::new(ids.shallow_clone()))?;
+    let full = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
     let mut state = model.start();
     let mut worst = Worst::new();
     for t in 0..ids.size()[1] {

@@ -307,6 +307,11 @@ impl AttnLayer {
         if pass.tap.keep_inputs {
             pass.tap.inputs.push(hidden.shallow_clone());
         }
+        if pass.at.is_some_and(|at| at.numel() == 0) {
+            // Its input alone was wanted.
+            let none = [b, self.dims.n_heads, q_len, self.dims.head_dim];
+            return Ok(Tensor::zeros(none, (hidden.kind(), hidden.device())));
+        }
         if self.dims.n_heads == 0 {
             // An entry a layer, also of one without heads.
             let k_len = pass.source.as_ref().map_or(q_len, |source| source.hidden.size()[1]);

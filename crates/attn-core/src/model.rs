@@ -15,7 +15,7 @@ use crate::{
     checkpoint::{self, Checkpoint, WriteOptions},
     config::{Config, Head},
     gate::Gate,
-    layer::{AttnLayer, LayerPass, Rows, Tap, at_places},
+    layer::{AttnLayer, LayerPass, Rows, Source, Tap, at_places},
     lora::{Adapter, Lora},
     mask::Mask,
     variants::Variant,
@@ -64,17 +64,31 @@ pub struct ModelInput {
     pub position_ids: Option<Tensor>,
     /// `[batch, seq_len]`, the segment of each token; BERT alone has them.
     pub token_type_ids: Option<Tensor>,
+    /// The other sequence of each row, of a length of its own, for layers that attend to one
+    /// ([`Model::needs_source`]).
+    pub source: Option<Box<ModelInput>>,
 }
 
 impl ModelInput {
     /// Ids alone, all real.
     pub fn new(input_ids: Tensor) -> Self {
-        Self { input_ids, attention_mask: None, position_ids: None, token_type_ids: None }
+        Self {
+            input_ids,
+            attention_mask: None,
+            position_ids: None,
+            token_type_ids: None,
+            source: None,
+        }
     }
 
     /// Ids and mask.
     pub fn masked(input_ids: Tensor, attention_mask: Tensor) -> Self {
         Self { attention_mask: Some(attention_mask), ..Self::new(input_ids) }
+    }
+
+    /// The same, attending to `source`.
+    pub fn attending_to(self, source: Self) -> Self {
+        Self { source: Some(Box::new(source)), ..self }
     }
 }
 
@@ -140,6 +154,13 @@ pub struct Attended {
     pub z: Vec<Tensor>,
     /// `[batch, n_heads, rows, k_len]`. Empty unless asked for.
     pub attentions: Vec<Tensor>,
+}
+
+/// Another sequence, as it comes into each layer that attends to it.
+struct Encoded {
+    mask: Mask,
+    /// `[batch, k_len, hidden_size]` for the layers up to the last one that attends to it.
+    inputs: Vec<Tensor>,
 }
 
 /// The tokens of a pass, on the model's device.
@@ -327,6 +348,16 @@ impl Model {
         layers.iter().filter_map(|layer| layer.kind().penalty()).reduce(|sum, one| sum + one)
     }
 
+    /// Whether some layer attends to another sequence: [`ModelInput::source`] must then be given.
+    pub fn needs_source(&self) -> bool {
+        self.last_cross_layer().is_some()
+    }
+
+    /// The last layer that attends to another sequence.
+    fn last_cross_layer(&self) -> Option<usize> {
+        self.arch.layers().iter().rposition(|layer| layer.kind().needs_source())
+    }
+
     /// The last step of the language-model head, `logits = x Wᵀ + b`; `None` of a model with another head.
     pub fn vocabulary(&self) -> Option<Vocabulary> {
         self.arch.vocabulary()
@@ -423,6 +454,15 @@ impl Model {
         assert_eq!(layers.len(), inputs.len(), "an input a layer");
         self.check_input(input, options)?;
         self.check_layers(layers)?;
+        if let Some(&layer) =
+            layers.iter().find(|&&layer| self.layers()[layer].kind().needs_source())
+        {
+            return Err(Error::Refused {
+                kind: self.layers()[layer].variant().name(),
+                what: "run on another model's hidden states",
+                reason: "it attends to a sequence that those say nothing of".into(),
+            });
+        }
         let Batch { mask, positions, .. } = self.batch(input, options, None)?;
         let kind = inputs.first().map_or(self.kind, Tensor::kind);
         let rotary = self.arch.rotary().map(|rotary| rotary.tables(&positions, kind));
@@ -511,6 +551,7 @@ impl Model {
         mut state: Option<&mut DecodeState>,
     ) -> Result<Output, Error> {
         self.check_input(input, options)?;
+        let source = self.encode_source(input, options)?;
         let Batch { ids, mask, positions, types } =
             self.batch(input, options, state.as_deref_mut())?;
         let seq_len = ids.size()[1];
@@ -543,7 +584,10 @@ impl Model {
                 gate: options.gates.get(layer).and_then(Option::as_ref),
                 train: options.train,
                 stream: Stream { layer: layer as u64, ..options.stream },
-                source: None,
+                source: source
+                    .as_ref()
+                    .filter(|_| self.arch.layers()[layer].kind().needs_source())
+                    .map(|source| Source { hidden: &source.inputs[layer], mask: &source.mask }),
                 state: match &mut state {
                     Some(state) => Some(state.layers[layer].as_mut()),
                     None => None,
@@ -571,6 +615,65 @@ impl Model {
         };
         let Tap { weights: attentions, z, inputs: attention_inputs, .. } = tap;
         Ok(Output { logits, hidden_states, attentions, z, attention_inputs })
+    }
+
+    /// Reads the other sequence, up to the last layer that attends to it; `None` where no layer does.
+    fn encode_source(
+        &self,
+        input: &ModelInput,
+        options: &ForwardOptions<'_>,
+    ) -> Result<Option<Encoded>, Error> {
+        let refuse = |problem: String| Err(Error::Input { name: "source", problem });
+        let (last, source) = match (self.last_cross_layer(), &input.source) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => {
+                return refuse("is given, and no layer attends to another sequence\nhint: swap a layer to `cross`".into());
+            }
+            (Some(layer), None) => {
+                return refuse(format!(
+                    "is absent, and layer {layer} attends to another sequence (`{}`)\nhint: give rows of two texts, as \
+                     `data.text_pair` does",
+                    self.arch.layers()[layer].variant().name()
+                ));
+            }
+            (Some(last), Some(source)) => (last, source),
+        };
+        if source.source.is_some() {
+            return refuse("has a source of its own, expected none".into());
+        }
+        // Of the options these concern the source, and the gates, which are the heads' own.
+        let own = ForwardOptions {
+            train: options.train,
+            positions: options.positions,
+            stream: options.stream,
+            ..ForwardOptions::default()
+        };
+        self.check_input(source, &own)?;
+        let (rows, expected) = (source.input_ids.size()[0], input.input_ids.size()[0]);
+        if rows != expected {
+            return refuse(format!("has {rows} rows, expected {expected}, as input_ids"));
+        }
+        let Batch { ids, mask, positions, types } = self.batch(source, &own, None)?;
+        let tokens = Tokens { ids: &ids, positions: &positions, types: types.as_ref() };
+        let mut x = self.arch.embed(&tokens, own.train);
+        let mut tap = Tap { keep_inputs: true, ..Tap::default() };
+        let nowhere = Tensor::zeros([0], (Kind::Int64, self.device));
+        for layer in 0..=last {
+            let mut pass = LayerPass {
+                mask: &mask,
+                positions: &positions,
+                rotary: None, // kinds that need a source refuse rotations
+                gate: options.gates.get(layer).and_then(Option::as_ref),
+                train: own.train,
+                stream: Stream { layer: layer as u64, ..own.stream },
+                source: None,
+                state: None,
+                at: (layer == last).then_some(&nowhere),
+                tap: &mut tap,
+            };
+            x = self.arch.block(layer, &x, &mut pass)?;
+        }
+        Ok(Some(Encoded { mask, inputs: tap.inputs }))
     }
 
     fn on_device(&self, x: &Tensor) -> Tensor {
@@ -816,6 +919,10 @@ fn recomputed(
     let (mask, positions) = (pass.mask.clone(), pass.positions.shallow_clone());
     let rotary = pass.rotary.map(|(cos, sin)| (cos.shallow_clone(), sin.shallow_clone()));
     let (train, stream, at) = (pass.train, pass.stream, pass.at.map(Tensor::shallow_clone));
+    let source_mask = pass.source.as_ref().map(|source| source.mask.clone());
+    // Gradients flow to the other sequence too: it is an input.
+    let inputs: Vec<&Tensor> =
+        std::iter::once(x).chain(pass.source.as_ref().map(|source| source.hidden)).collect();
     let run = move |inputs: &[Tensor]| {
         let arch = arch.lock().map_err(|_| "a block failed in an earlier pass")?;
         let mut pass = LayerPass {
@@ -825,14 +932,14 @@ fn recomputed(
             gate: None,
             train,
             stream,
-            source: None,
+            source: source_mask.as_ref().map(|mask| Source { hidden: &inputs[1], mask }),
             state: None,
             at: at.as_ref(),
             tap: &mut Tap::default(),
         };
         Ok(vec![arch.block(layer, &inputs[0], &mut pass)?])
     };
-    let mut out = attn_torch::checkpoint(run, &[x])?;
+    let mut out = attn_torch::checkpoint(run, &inputs)?;
     Ok(out.remove(0))
 }
 

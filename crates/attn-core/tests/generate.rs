@@ -95,6 +95,9 @@ fn each_kind_decodes_as_a_full_pass_would() {
     .unwrap();
     let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
     for variant in Variant::all() {
+        if matches!(variant, Variant::Cross(_)) {
+            continue; // refuses decoders
+        }
         let mut model = Model::init(config.clone(), &options).unwrap();
         model.swap(&[0, 1], &variant, 1).unwrap();
         let mut ids = vec![5, 9, 2];

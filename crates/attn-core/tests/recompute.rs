@@ -89,6 +89,9 @@ fn frozen_embeddings_and_adapters_alone_are_no_obstacle() {
 #[test]
 fn a_swap_reaches_the_blocks_that_are_run_again() {
     for variant in Variant::all() {
+        if matches!(variant, Variant::Cross(_)) {
+            continue; // refuses decoders, see tests/cross.rs
+        }
         let mut model = load("gpt2_lm_tied");
         model.set_gradient_checkpointing(true).unwrap();
         model.swap(&[0, 1], &variant, 3).unwrap();

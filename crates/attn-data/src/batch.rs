@@ -60,6 +60,35 @@ impl Batch {
     pub fn n_tokens(&self) -> usize {
         self.mask.iter().filter(|&&keep| keep == 1).count()
     }
+
+    /// The two texts of each row as batches of their own, padded with 0 on the right: all up to the second text, and the
+    /// second text behind the row's first token, which opens every text (`[CLS]`). `None` where a row has no second text.
+    pub fn apart(&self) -> Option<[Self; 2]> {
+        let segments = self.segments.as_ref()?;
+        let mut texts = [Vec::with_capacity(self.rows), Vec::with_capacity(self.rows)];
+        for row in 0..self.rows {
+            let cells = row * self.cols..(row + 1) * self.cols;
+            let of = |segment: i64| -> Vec<u32> {
+                let cells = cells.clone().filter(|&cell| self.mask[cell] == 1);
+                let cells = cells.filter(|&cell| segments[cell] == segment);
+                cells.map(|cell| self.ids[cell] as u32).collect()
+            };
+            let (first, second) = (of(0), of(1));
+            if second.is_empty() {
+                return None;
+            }
+            let opener = first.first().copied();
+            let make = |ids: Vec<u32>| Encoded {
+                ids,
+                label: Some(self.labels[row]),
+                index: self.indices[row],
+                second_from: None,
+            };
+            texts[1].push(make(opener.into_iter().chain(second).collect()));
+            texts[0].push(make(first));
+        }
+        Some(texts.map(|rows| collate(&rows.iter().collect::<Vec<_>>(), 0, Side::Right)))
+    }
 }
 
 /// Pads `rows` with `pad_id` on `side` to the longest of them.
@@ -348,6 +377,25 @@ mod tests {
         let mut all = plan.concat();
         all.sort_unstable();
         all
+    }
+
+    #[test]
+    fn the_two_texts_of_a_row_come_apart() {
+        // [CLS] = 1, [SEP] = 2.
+        let pair =
+            |ids: &[u32], second| Encoded { second_from: Some(second), ..encoded(ids, Some(7), 3) };
+        let rows = [pair(&[1, 5, 6, 2, 8, 2], 4), pair(&[1, 5, 2, 9, 9, 9, 2], 3)];
+        for side in [Side::Right, Side::Left] {
+            let batch = collate(&rows.iter().collect::<Vec<_>>(), 4, side);
+            let [first, second] = batch.apart().unwrap();
+            assert_eq!(first.ids, [1, 5, 6, 2, 1, 5, 2, 0], "{side:?}");
+            assert_eq!(first.mask, [1, 1, 1, 1, 1, 1, 1, 0]);
+            assert_eq!(second.ids, [1, 8, 2, 0, 0, 1, 9, 9, 9, 2]);
+            assert_eq!(second.mask, [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]);
+            assert_eq!((second.labels, second.segments), (vec![7, 7], None));
+        }
+        let single = encoded(&[1, 5, 2], None, 0);
+        assert!(collate(&[&rows[0], &single], 0, Side::Right).apart().is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use attn_core::{Model, ModelInput};
+use attn_core::{Model, ModelInput, config::Head};
 use attn_data::batch::{Batch, BatchPlan, Encoded, Side, collate};
 use tch::Tensor;
 
@@ -28,8 +28,19 @@ impl Default for Batching {
 /// Is told how many rows are done, after each batch, and says whether to go on.
 pub type Progress<'a> = dyn FnMut(usize) -> ControlFlow<()> + 'a;
 
-/// A batch as `model` takes it.
+/// A batch as `model` takes it: for one that attends to another sequence, the first text of each row is that.
 pub fn to_input(batch: &Batch, model: &Model) -> ModelInput {
+    // The tokens that a language model predicts are counted in the whole row.
+    let apart = (model.needs_source() && model.config().head != Head::LanguageModel)
+        .then(|| batch.apart())
+        .flatten();
+    match apart {
+        Some([source, own]) => as_it_is(&own, model).attending_to(as_it_is(&source, model)),
+        None => as_it_is(batch, model),
+    }
+}
+
+fn as_it_is(batch: &Batch, model: &Model) -> ModelInput {
     let size = [batch.rows as i64, batch.cols as i64];
     let tensor = |values: &[i64]| Tensor::from_slice(values).view(size).to_device(model.device());
     let segments = batch.segments.as_deref().filter(|_| model.config().has_segments());

@@ -56,17 +56,16 @@ impl Batch {
         Self { token_labels: Some(labels), ..rows.into() }
     }
 
-    /// Ids, mask and segments for `model`, on the CPU; no mask where nothing is padded.
+    /// Ids, mask and segments for `model`, on the CPU; no mask where nothing is padded. Where the model attends to another
+    /// sequence, that is the first text of each row, and the ids are the second's.
     pub fn input(&self, model: &Model) -> ModelInput {
-        let tensor = |values: &[i64]| {
-            Tensor::from_slice(values).view([self.rows.rows as i64, self.rows.cols as i64])
-        };
-        let is_padded = self.rows.mask.contains(&0);
-        let segments = self.rows.segments.as_deref().filter(|_| model.config().has_segments());
-        ModelInput {
-            attention_mask: is_padded.then(|| tensor(&self.rows.mask)),
-            token_type_ids: segments.map(tensor),
-            ..ModelInput::new(tensor(&self.rows.ids))
+        // What is to be predicted where is counted in the whole row.
+        let apart = (model.needs_source() && self.token_labels.is_none())
+            .then(|| self.rows.apart())
+            .flatten();
+        match apart {
+            Some([source, own]) => input_of(&own, model).attending_to(input_of(&source, model)),
+            None => input_of(&self.rows, model),
         }
     }
 
@@ -85,6 +84,19 @@ impl Batch {
                 }
             })
             .collect()
+    }
+}
+
+/// Rows as `model` takes them.
+fn input_of(rows: &attn_data::batch::Batch, model: &Model) -> ModelInput {
+    let tensor =
+        |values: &[i64]| Tensor::from_slice(values).view([rows.rows as i64, rows.cols as i64]);
+    let is_padded = rows.mask.contains(&0);
+    let segments = rows.segments.as_deref().filter(|_| model.config().has_segments());
+    ModelInput {
+        attention_mask: is_padded.then(|| tensor(&rows.mask)),
+        token_type_ids: segments.map(tensor),
+        ..ModelInput::new(tensor(&rows.ids))
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     attention::{Attention, Dims, Own, Projections},
 };
 
+pub mod cross;
 pub mod dilated;
 pub mod gated;
 pub mod global_local;
@@ -64,6 +65,7 @@ macro_rules! variants {
 
 variants! {
     Softmax => softmax,
+    Cross => cross,
     Window => window,
     Gated => gated,
     MaskMixture => mask_mixture,
