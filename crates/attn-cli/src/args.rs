@@ -82,6 +82,10 @@ pub(crate) enum Command {
     #[command(after_long_help = GENERATE_HELP)]
     Generate(GenerateArgs),
 
+    /// Draw who attends to whom in a text, a picture a layer
+    #[command(after_long_help = HEATMAP_HELP)]
+    Heatmap(HeatmapArgs),
+
     /// Change the attention of a model, its weights as they are, and write it as a folder of its own
     #[command(after_long_help = SWAP_HELP)]
     Swap(SwapArgs),
@@ -325,6 +329,42 @@ Examples:
   attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window
   attn swap --model DIR --attention gated --layers 0-1 --out DIR2
   attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json";
+
+const HEATMAP_HELP: &str = "\
+Writes layer-L.png, or layer-L-head-H.png where heads are named, and prints the paths. A row is a token that
+attends, a column one that is attended to: in layers of the kind `cross` a token of the first text. Of kinds
+without weights of their own these are the coefficients of the values, which need not sum to 1.
+
+Examples:
+  attn heatmap --model results/models/tiny-mlm --text \"i hated the soup\" --out maps
+  attn heatmap --model runs/mine/model --text \"hated it\" --text-pair \"good\" --layers 0 --out maps";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct HeatmapArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// The text, or the first of two
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text: String,
+
+    /// The second text of models that read pairs
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text_pair: Option<String>,
+
+    /// The layers to draw, counted from 0: 0,3-5. All where not given
+    #[arg(long, value_name = "LAYERS")]
+    pub(crate) layers: Option<String>,
+
+    /// The heads to draw, each by itself, counted from 0: 0,2. The mean over all where not given
+    #[arg(long, value_name = "HEADS", value_delimiter = ',')]
+    pub(crate) heads: Vec<i64>,
+
+    /// The folder of the pictures; made where it is missing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SwapArgs {

@@ -14,6 +14,7 @@ mod eval;
 mod finetune;
 mod forward;
 mod generate;
+mod heatmap;
 mod list;
 mod logging;
 mod monitor;
@@ -84,6 +85,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,
+        Command::Heatmap(args) => heatmap::run(&args, &mut out)?,
         Command::Swap(args) => swap::run(&args, &mut out)?,
         Command::Save(args) => save::run(&args, &mut out)?,
         Command::Tokenize(args) => tokenize::run(&args, &mut out)?,

@@ -77,7 +77,7 @@ fn variant(kind: &str, settings: &[String]) -> Result<Variant> {
 }
 
 /// `0,3-5` as the layers 0, 3, 4 and 5.
-fn layers(text: &str, n_layers: usize) -> Result<Vec<usize>> {
+pub(crate) fn layers(text: &str, n_layers: usize) -> Result<Vec<usize>> {
     let mut layers = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

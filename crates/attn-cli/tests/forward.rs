@@ -388,3 +388,68 @@ fn transformers_computes_the_same() {
     let ran = compare(&place, &python, &format!("{arguments} ids.json"));
     assert_eq!(ran.code, 2, "{}{}", ran.stdout, ran.stderr);
 }
+
+#[test]
+fn a_swapped_layer_reads_the_sequence_under_source() {
+    let place = Place::new();
+    model_folder(&place, "m", "distilbert", Head::LanguageModel);
+    place.done("swap --model m --attention cross --layers 1 --out x");
+    let pair = r#"{"input_ids": [[5, 6, 7]], "source": {"input_ids": [[8, 9, 3, 4, 2]]}}"#;
+    place.write("ids.json", pair);
+    place.done(
+        "forward --model x --input-ids ids.json --attentions --out o.safetensors --attention-table t.arrow",
+    );
+    let (model, _) = Model::load(&place.path("x"), &LoadOptions::default()).unwrap();
+    let row = |ids: &[i64]| ModelInput::new(Tensor::from_slice(ids).unsqueeze(0));
+    let input = row(&[5, 6, 7]).attending_to(row(&[8, 9, 3, 4, 2]));
+    let expected = model.forward(&input, &ForwardOptions::default()).unwrap().logits;
+    for (name, tensor) in tensors(&place, "o.safetensors") {
+        match name.as_str() {
+            "logits" => assert_close("logits", &tensor, &expected, 1e-6),
+            "attentions.0" => assert_eq!(tensor.size(), [1, 4, 3, 3]),
+            "attentions.1" => assert_eq!(tensor.size(), [1, 4, 3, 5]),
+            other => panic!("{other}"),
+        }
+    }
+
+    let run = "forward --model x --input-ids ids.json --out o.safetensors";
+    for (text, parts) in [
+        (r#"{"input_ids": [[5, 6, 7]]}"#, ["input `source`", "layer 1 attends"]),
+        (r#"{"input_ids": [[5]], "source": [[5]]}"#, ["`source` is a list", "`input_ids`"]),
+        (r#"{"input_ids": [[5]], "source": {"ids": [[5]]}}"#, ["`source.ids`", "`input_ids`"]),
+        (r#"{"input_ids": [[5]], "source": {"input_ids": [[5], [6]]}}"#, ["2 rows", "expected 1"]),
+    ] {
+        place.write("ids.json", text);
+        place.refused(run, &parts);
+    }
+    place.write("ids.json", pair);
+    let plain = run.replace("--model x", "--model m");
+    place.refused(&plain, &["input `source`", "no layer attends to another sequence"]);
+}
+
+#[test]
+fn who_attends_to_whom_is_drawn() {
+    let place = Place::new();
+    model_folder(&place, "m", "distilbert", Head::LanguageModel);
+    place.done("swap --model m --attention cross --layers 1 --out x");
+    let ran = place.shell("attn heatmap --model m --text 'a good film' --heads 0,3 --out maps");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let drawn: Vec<&str> = ran.stdout.lines().collect();
+    let expected = [
+        "maps/layer-0-head-0.png",
+        "maps/layer-0-head-3.png",
+        "maps/layer-1-head-0.png",
+        "maps/layer-1-head-3.png",
+    ];
+    assert_eq!(drawn, expected);
+    for file in expected {
+        assert_eq!(&place.bytes(file)[1..4], b"PNG", "{file}");
+    }
+    let ran = place.shell(
+        "attn heatmap --model x --text 'a good film' --text-pair 'a film' --layers 1 --out maps",
+    );
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "maps/layer-1.png"), "{}", ran.stderr);
+    place.refused("heatmap --model x --text a --out maps", &["layer 1 attends", "two texts"]);
+    place.refused("heatmap --model m --text a --heads 4 --out maps", &["head 4", "layer 0 has 4"]);
+    place.refused("heatmap --model m --text a --layers 2 --out maps", &["no layer 2"]);
+}

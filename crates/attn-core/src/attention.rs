@@ -266,6 +266,13 @@ pub trait Attention: std::fmt::Debug + Send {
         None
     }
 
+    /// What the kind learns from on this input, beside the task: a scalar of at least `f32`, the mean over real queries,
+    /// that is added to the loss of a training pass ([`Output::own_loss`](crate::Output)). Gradients flow to the kind's own
+    /// parameters alone. `None` where it has none, or its parameters are not trained.
+    fn own_loss(&self, _: &AttnInput) -> Option<Tensor> {
+        None
+    }
+
     /// Names the kind's own parameters.
     fn visit(&self, _: &mut crate::nn::Visitor<'_>) {}
 

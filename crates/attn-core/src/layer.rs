@@ -42,6 +42,8 @@ pub struct Tap {
     pub z: Vec<Tensor>,
     /// `[batch, q_len, hidden_size]` a layer.
     pub inputs: Vec<Tensor>,
+    /// What kinds learn from beside the task, of the layers that have such a loss, in training.
+    pub own_losses: Vec<Tensor>,
 }
 
 /// A sequence that keys and values are taken from instead of the layer's own input.
@@ -359,6 +361,9 @@ impl AttnLayer {
                 pass.tap.weights.push(self.weights(&input, &(0..q_len).collect::<Vec<_>>()))
             }
             Rows::Some(rows) => pass.tap.weights.push(self.weights(&input, rows)),
+        }
+        if pass.train {
+            pass.tap.own_losses.extend(self.kind.own_loss(&input));
         }
         let z = match &mut pass.state {
             Some(state) => self.kind.step(&input, &mut **state),

@@ -145,6 +145,9 @@ pub struct Output {
     pub z: Vec<Tensor>,
     /// `[batch, seq_len, hidden_size]` a layer: what queries, keys and values are projected from. Empty unless asked for.
     pub attention_inputs: Vec<Tensor>,
+    /// What attention kinds learn from on this input beside the task, a scalar, the sum over the layers: to be added to the
+    /// loss. `None` outside of training, and where no kind has such a loss.
+    pub own_loss: Option<Tensor>,
 }
 
 /// What [`Model::attend`] returns: an entry for each layer that was named.
@@ -154,6 +157,8 @@ pub struct Attended {
     pub z: Vec<Tensor>,
     /// `[batch, n_heads, rows, k_len]`. Empty unless asked for.
     pub attentions: Vec<Tensor>,
+    /// As [`Output::own_loss`], of these layers.
+    pub own_loss: Option<Tensor>,
 }
 
 /// Another sequence, as it comes into each layer that attends to it.
@@ -483,7 +488,7 @@ impl Model {
             };
             z.push(self.arch.layers()[layer].mix(hidden, &mut pass)?);
         }
-        Ok(Attended { z, attentions: tap.weights })
+        Ok(Attended { z, attentions: tap.weights, own_loss: sum(tap.own_losses) })
     }
 
     /// A second model on the same memory. Either can be swapped and run without the other's taking notice; a parameter
@@ -613,8 +618,9 @@ impl Model {
             true => self.arch.before_vocabulary(&read, options.train),
             false => self.arch.head(&read, options.train),
         };
-        let Tap { weights: attentions, z, inputs: attention_inputs, .. } = tap;
-        Ok(Output { logits, hidden_states, attentions, z, attention_inputs })
+        let Tap { weights: attentions, z, inputs: attention_inputs, own_losses, .. } = tap;
+        let own_loss = sum(own_losses);
+        Ok(Output { logits, hidden_states, attentions, z, attention_inputs, own_loss })
     }
 
     /// Reads the other sequence, up to the last layer that attends to it; `None` where no layer does.
@@ -882,6 +888,10 @@ impl From<&LoadOptions> for Options {
     }
 }
 
+fn sum(losses: Vec<Tensor>) -> Option<Tensor> {
+    losses.into_iter().reduce(|sum, one| sum + one)
+}
+
 /// Sets the wanted head; true where it is made anew.
 fn apply_head(config: &mut Config, wanted: &WantedHead) -> Result<bool, Error> {
     match wanted {
@@ -925,6 +935,7 @@ fn recomputed(
         std::iter::once(x).chain(pass.source.as_ref().map(|source| source.hidden)).collect();
     let run = move |inputs: &[Tensor]| {
         let arch = arch.lock().map_err(|_| "a block failed in an earlier pass")?;
+        let mut tap = Tap::default();
         let mut pass = LayerPass {
             mask: &mask,
             positions: &positions,
@@ -935,9 +946,18 @@ fn recomputed(
             source: source_mask.as_ref().map(|mask| Source { hidden: &inputs[1], mask }),
             state: None,
             at: at.as_ref(),
-            tap: &mut Tap::default(),
+            tap: &mut tap,
         };
-        Ok(vec![arch.block(layer, &inputs[0], &mut pass)?])
+        let out = arch.block(layer, &inputs[0], &mut pass)?;
+        if !tap.own_losses.is_empty() {
+            return Err(format!(
+                "layer {layer}: what `{}` learns from is not to be had while activations are recomputed\nhint: turn \
+                 gradient checkpointing off",
+                arch.layers()[layer].variant().name()
+            )
+            .into());
+        }
+        Ok(vec![out])
     };
     let mut out = attn_torch::checkpoint(run, &inputs)?;
     Ok(out.remove(0))

@@ -215,6 +215,7 @@ impl Case {
             attention_mask: self.input(probe, "attention_mask"),
             position_ids: self.input(probe, "position_ids"),
             token_type_ids: self.input(probe, "token_type_ids"),
+            source: None,
         };
         assert_eq!(input.position_ids.is_some(), source == Source::Given, "{}: {probe}", self.name);
         let options = ForwardOptions {

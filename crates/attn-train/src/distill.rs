@@ -231,7 +231,8 @@ impl Objective for Distillation<'_> {
                 self.layers.iter().map(|&layer| all[layer].shallow_clone()).collect()
             }
         };
-        let teacher = Attended { z: pick(taught.z), attentions: pick(taught.attentions) };
+        let teacher =
+            Attended { z: pick(taught.z), attentions: pick(taught.attentions), own_loss: None };
         if forced {
             let options = ForwardOptions {
                 train: true,
@@ -240,7 +241,8 @@ impl Objective for Distillation<'_> {
                 ..ForwardOptions::default()
             };
             let inputs = pick(taught.attention_inputs);
-            let own = model.attend(&input, &self.layers, &inputs, &options)?;
+            let mut own = model.attend(&input, &self.layers, &inputs, &options)?;
+            parts.extend(own.own_loss.take());
             parts.push(self.attention(&keep, &own, &teacher));
         }
         if reads_last || losses.reads_hidden() || free {
@@ -251,9 +253,12 @@ impl Objective for Distillation<'_> {
                 z: free,
                 ..base()
             };
-            let own = model.forward(&input, &options)?;
+            let mut own = model.forward(&input, &options)?;
+            // On the teacher's inputs it was taken above.
+            parts.extend(own.own_loss.take().filter(|_| !forced));
             if free {
-                let own = Attended { z: pick(own.z), attentions: pick(own.attentions) };
+                let own =
+                    Attended { z: pick(own.z), attentions: pick(own.attentions), own_loss: None };
                 parts.push(self.attention(&keep, &own, &teacher));
             }
             if losses.reads_hidden() {

@@ -1,6 +1,6 @@
 //! What a run minimizes.
 
-use attn_core::{ForwardOptions, Model, attention::Stream, config::Head};
+use attn_core::{ForwardOptions, Model, Output, attention::Stream, config::Head};
 use attn_data::batch::IGNORED;
 use tch::{Kind, Reduction, Tensor};
 
@@ -53,7 +53,7 @@ impl Objective for Classification {
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
         let options = ForwardOptions { train: true, stream, ..ForwardOptions::default() };
-        let logits = model.forward(&batch.input(model), &options)?.logits; // [b, classes]
+        let Output { logits, own_loss, .. } = model.forward(&batch.input(model), &options)?; // [b, classes]
         let n_classes = logits.size()[1];
         let labelled = batch.rows.labels.iter().zip(&batch.rows.indices);
         for (&label, &example) in labelled.filter(|(label, _)| **label != IGNORED) {
@@ -62,7 +62,7 @@ impl Objective for Classification {
                 return Err(Error::Label { example, label, n_classes });
             }
         }
-        Ok(cross_entropy(&logits, &batch.rows.labels))
+        Ok(with_own(cross_entropy(&logits, &batch.rows.labels), own_loss))
     }
 }
 
@@ -168,14 +168,25 @@ fn token_loss(
     let at = Tensor::from_slice(&places);
     let options =
         ForwardOptions { train: true, stream, logits_at: Some(&at), ..ForwardOptions::default() };
-    let logits = model.forward(&batch.input(model), &options)?.logits; // [places, vocab]
-    let Some(weights) = weights else { return Ok(cross_entropy(&logits, &labels)) };
+    let Output { logits, own_loss, .. } = model.forward(&batch.input(model), &options)?; // [places, vocab]
+    let Some(weights) = weights else {
+        return Ok(with_own(cross_entropy(&logits, &labels), own_loss));
+    };
     let weights: Vec<f32> = places.iter().map(|&place| weights[place as usize] as f32).collect();
     let weights = Tensor::from_slice(&weights).to_device(logits.device());
     let labels = Tensor::from_slice(&labels).to_device(logits.device());
     let each =
         wide(&logits).cross_entropy_loss::<Tensor>(&labels, None, Reduction::None, IGNORED, 0.0);
-    Ok((each * &weights).sum(None::<Kind>) / weights.sum(None::<Kind>))
+    let mean = (each * &weights).sum(None::<Kind>) / weights.sum(None::<Kind>);
+    Ok(with_own(mean, own_loss))
+}
+
+/// `loss` with what attention kinds learn from beside it.
+pub(crate) fn with_own(loss: Tensor, own: Option<Tensor>) -> Tensor {
+    match own {
+        Some(own) => loss + own,
+        None => loss,
+    }
 }
 
 /// `[b, n]` logits against one label each, mean over the labels that are not [`IGNORED`].

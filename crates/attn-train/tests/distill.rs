@@ -325,19 +325,67 @@ fn what_a_kind_asks_for_is_part_of_the_loss() {
 }
 
 #[test]
+fn what_a_kind_learns_from_by_itself_is_part_of_the_loss() {
+    let teacher = model("gpt2", "lm", 0.0, Kind::Float, 1);
+    let indexed = serde_json::json!({"kind": "indexed", "index_dim": 4, "top_k": 2});
+    // On the teacher's inputs and on its own: no other loss reaches the indexer.
+    for (loss, forced) in [("attention_output", true), ("forward_kl", false)] {
+        let mut student = teacher.alias().unwrap();
+        student.swap(&[0, 1], &serde_json::from_value(indexed.clone()).unwrap(), 0).unwrap();
+        let mut config = quick(60);
+        config.freeze = vec!["*".into(), "!*.kind.*".into()];
+        let losses = Losses { teacher_forced: forced, ..only(loss, 1.0) };
+        let objective = Distillation::new(&teacher, &student, &losses).unwrap();
+        let data = examples(64, &config);
+        let own = |student: &Model| {
+            let batch = data.batch(0, &data.plan(0)[0]).unwrap();
+            for (name, tensor) in student.parameters() {
+                let _ = tensor.set_requires_grad(name.contains(".kind."));
+            }
+            let options = ForwardOptions { train: true, ..ForwardOptions::default() };
+            let output = student.forward(&batch.input(student), &options).unwrap();
+            output.own_loss.unwrap().double_value(&[])
+        };
+        let before = own(&student);
+        train(&mut student, Run::new(&config, &objective, &data)).unwrap();
+        let after = own(&student);
+        assert!(after < 0.9 * before, "{loss}: {before} before, {after} after");
+        assert!(
+            student
+                .forward(
+                    &data.batch(0, &data.plan(0)[0]).unwrap().input(&student),
+                    &ForwardOptions::default()
+                )
+                .unwrap()
+                .own_loss
+                .is_none(),
+            "outside of training"
+        );
+
+        config.gradient_checkpointing = true;
+        let objective = Distillation::new(&teacher, &student, &losses).unwrap();
+        let error = train(&mut student, Run::new(&config, &objective, &data));
+        if !forced {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("gradient checkpointing off"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn a_stage_that_reaches_nothing_it_trains_is_refused_by_name() {
     let teacher = model("gpt2", "lm", 0.0, Kind::Float, 1);
     let mut student = teacher.alias().unwrap();
-    let indexed = serde_json::json!({"kind": "indexed", "index_dim": 4, "top_k": 2});
-    student.swap(&[0, 1], &serde_json::from_value(indexed).unwrap(), 0).unwrap();
+    let window = serde_json::json!({"kind": "window", "size": 2});
+    student.swap(&[0, 1], &serde_json::from_value(window).unwrap(), 0).unwrap();
     let mut config = quick(3);
-    config.freeze = vec!["*".into(), "!*.kind.*".into()];
+    config.freeze = vec!["*".into(), "!*ln_f*".into()];
     let losses = only("attention_output", 1.0);
     let objective = Distillation::new(&teacher, &student, &losses).unwrap();
     let data = examples(16, &config);
     let error = train(&mut student, Run::new(&config, &objective, &data)).unwrap_err().to_string();
     assert!(
-        error.contains("does not depend on anything that is trained") && error.contains("index_q"),
+        error.contains("does not depend on anything that is trained") && error.contains("ln_f"),
         "{error}"
     );
 }

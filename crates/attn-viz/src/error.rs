@@ -36,6 +36,19 @@ pub enum Error {
         n_bounds: usize,
     },
 
+    /// Values that are not one for each row and column.
+    #[error(
+        "{place} has {} x {} values, expected {} x {}, one for each row and column", found.0, found.1, expected.0, expected.1
+    )]
+    Cells {
+        /// The heat map.
+        place: String,
+        /// Rows and columns named.
+        expected: (usize, usize),
+        /// Rows of values, and the length of one that does not fit.
+        found: (usize, usize),
+    },
+
     /// An interval or a range that is empty or upside down.
     #[error("{place} goes from {low} to {high}, expected the first to be lower")]
     Range {

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use attn_viz::{
-    Bar, BarChart, Baseline, Color, Error, LineChart, Picture, RgbImage, Series, Size, Stroke,
-    Theme,
+    Bar, BarChart, Baseline, Color, Error, HeatMap, LineChart, Picture, RgbImage, Series, Size,
+    Stroke, Theme,
 };
 
 fn line_chart(series: Vec<Series>) -> LineChart {
@@ -441,4 +441,54 @@ fn a_picture_that_cannot_be_drawn_or_written_leaves_the_old_file() {
     let refused = bar_chart(&[1.]).png(&nowhere).unwrap_err();
     assert_eq!(refused.to_string(), format!("cannot write `{}`", nowhere.display()));
     assert!(std::error::Error::source(&refused).is_some());
+}
+
+fn heat_map(values: &[&[f64]]) -> HeatMap {
+    let names = |n: usize, what: &str| (0..n).map(|i| format!("{what}{i}")).collect();
+    HeatMap {
+        title: "layer 1".into(),
+        rows: names(values.len(), "r"),
+        columns: names(values[0].len(), "c"),
+        values: values.iter().map(|row| row.to_vec()).collect(),
+        ..HeatMap::default()
+    }
+}
+
+#[test]
+fn the_lowest_value_is_dark_and_the_highest_bright_each_in_its_cell() {
+    let (dark, bright): (Color, Color) = ([68, 1, 84], [254, 232, 37]);
+    let map = heat_map(&[&[0.0, 0.5, 0.5], &[0.5, 0.5, 1.0]]);
+    let image = map.render().unwrap();
+    // The colours beside the map are shades between the two.
+    let [left, top, right, bottom] = bounds(&image, dark);
+    let [other_left, other_top, other_right, other_bottom] = bounds(&image, bright);
+    assert!(right < other_left && bottom <= other_top + 1, "upper left and lower right");
+    let (width, height) = (right - left, bottom - top);
+    assert!(width > 200 && height > 200, "cells of {width} x {height}");
+    assert_near("as wide", other_right - other_left, f64::from(width));
+    assert_near("as high", other_bottom - other_top, f64::from(height));
+
+    // Under a range of its own nothing is as bright, and what is beyond it is drawn as its end.
+    let wide = HeatMap { range: Some((0., 2.)), ..map.clone() }.render().unwrap();
+    assert!(pixels(&wide, bright).is_empty() && !pixels(&wide, dark).is_empty());
+    let narrow = HeatMap { range: Some((0.5, 0.75)), ..map }.render().unwrap();
+    assert!(!pixels(&narrow, bright).is_empty() && !pixels(&narrow, dark).is_empty());
+}
+
+#[test]
+fn heat_maps_that_cannot_be_are_refused_by_name() {
+    let fine = heat_map(&[&[0.0, 1.0]]);
+    let said = |map: HeatMap| map.render().unwrap_err().to_string();
+    let ragged = HeatMap { values: vec![vec![1.0]], ..fine.clone() };
+    assert!(said(ragged).contains("1 x 1 values, expected 1 x 2"));
+    let nan = said(heat_map(&[&[0.0, f64::NAN]]));
+    assert!(nan.contains("row `r0`, column `c1` of heat map `layer 1`"), "{nan}");
+    assert!(said(HeatMap { rows: Vec::new(), ..fine.clone() }).contains("at least one row"));
+    assert!(said(HeatMap { range: Some((1., 1.)), ..fine }).contains("from 1 to 1"));
+    let one = heat_map(&[&[0.3]]);
+    assert!(one.render().is_ok(), "a single value has a colour");
+    let long = vec!["a very long name of a token that has no end at all".to_owned(); 90];
+    let values = vec![vec![0.1; 90]; 90];
+    let many = HeatMap { rows: long.clone(), columns: long, values, ..heat_map(&[&[0.3]]) };
+    assert!(many.render().is_ok(), "names that do not fit are cut or left out");
 }

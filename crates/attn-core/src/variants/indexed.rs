@@ -6,9 +6,15 @@
 //! ```
 //!
 //! DeepSeek-AI 2025, "DeepSeek-V3.2", <https://arxiv.org/abs/2512.02556>, section 2.1 (the lightning indexer). The
-//! indexer reads the hidden states detached: no gradient leaves it, and none of z's enters it through the choice; what it is
-//! to learn from is [`Indexed::index_scores`], against the dense attention's own distribution (section 2.1.1); training
-//! does not do that yet, so its choices stay random. Of equal scores the earlier key wins. As in the released code, q^I and
+//! indexer reads the hidden states detached: no gradient leaves it, and none of z's enters it through the choice. It learns
+//! from a loss of its own (section 2.1.1), added in every training pass:
+//!
+//! ```text
+//! mean_t Σ_s p_ts (ln p_ts − ln softmax_s(I_ts)),   p_ts = mean over heads of softmax_s(scale · q_t·k_s)
+//! ```
+//!
+//! over all keys that t sees. The paper does so in its first stage and compares the chosen keys alone afterwards; here all
+//! count throughout, which costs as much as dense attention. Of equal scores the earlier key wins. As in the released code, q^I and
 //! k^I are turned by their positions where the layer's queries and keys are (as many channels as a head has, at most); it
 //! also normalizes k^I, which is left out here.
 //!
@@ -274,6 +280,43 @@ impl Attention for Indexed {
         Some(Selection { chosen: join(|run| &run.chosen), margin: join(|run| &run.margin) })
     }
 
+    fn own_loss(&self, input: &AttnInput) -> Option<Tensor> {
+        let own = [&self.queries, &self.keys, &self.weights];
+        if !own.iter().any(|param| param.tensor.requires_grad()) {
+            return None;
+        }
+        let (b, q_len, k_len) = (input.q.size()[0], input.q.size()[2], input.k.size()[2]);
+        let (device, kind) = (input.q.device(), wide(input.q.kind()));
+        let real = match input.mask.keep() {
+            Some(keep) => keep.narrow(1, k_len - q_len, q_len).to_kind(kind),
+            None => Tensor::ones([b, q_len], (kind, device)),
+        };
+        let keys = self.index_keys(input);
+        let n_scores = b * k_len * self.softmax.dims.n_heads.max(self.weights.tensor.size()[0]);
+        let mut sum = Tensor::zeros([], (kind, device));
+        for (rows, n) in self.runs(input, piece(device, n_scores)) {
+            let index = Tensor::from_slice(&rows).to_device(device);
+            let dense = tch::no_grad(|| {
+                let weights = self.softmax.weights(input, &rows).narrow(3, 0, n).to_kind(kind);
+                weights.mean_dim([1i64].as_slice(), false, None::<Kind>) // [b, rows, n]
+            });
+            let tables = input
+                .rotary
+                .map(|(cos, sin)| (cos.index_select(2, &index), sin.index_select(2, &index)));
+            let hidden = input.hidden.index_select(1, &index);
+            let scores = self.scores(&hidden, tables.as_ref(), &keys.narrow(1, 0, n));
+            let allowed = input.mask.allowed_rows(&rows, q_len, k_len, device).narrow(3, 0, n);
+            let log = (scores + to_bias(&allowed.squeeze_dim(1), kind)).log_softmax(-1, kind);
+            let each = (dense.xlogy(&dense) - &dense * log).sum_dim_intlist(
+                [-1i64].as_slice(),
+                false,
+                None::<Kind>,
+            ); // [b, rows]
+            sum += (each * real.index_select(1, &index)).sum(None::<Kind>);
+        }
+        Some(sum / real.sum(None::<Kind>).clamp_min(1.0))
+    }
+
     fn start(&self) -> Box<dyn State> {
         Box::new(Decoding { tokens: KvCache::new(None), index_keys: KvCache::new(None) })
     }
@@ -327,7 +370,7 @@ mod tests {
     use super::*;
     use crate::{
         mask::Mask,
-        testing::{Probe, assert_close, naive_attention, naive_attention_of, randn},
+        testing::{Probe, assert_close, naive_attention, naive_attention_of, partly_hidden, randn},
     };
 
     const WIDTH: i64 = 3;
@@ -428,6 +471,94 @@ mod tests {
             let imposed = AttnInput { selection: Some(&chosen), ..probe.input(&mask) };
             assert_close("all keys, imposed", &kind.forward(&imposed), &z, 1e-12);
         }
+    }
+
+    #[test]
+    fn its_own_loss_is_the_divergence_from_dense_attention() {
+        for (causal, n) in [(true, 9), (false, 9), (true, 1)] {
+            let probe = Probe::new(84, [2, n, n], 4, 2, causal);
+            let kind = indexed(&probe, 2, 3);
+            let mask = partly_hidden(causal, 2, n);
+            let input = probe.input(&mask);
+            assert!(kind.own_loss(&input).is_none(), "nothing is trained");
+            let mut own = Vec::new();
+            kind.visit(&mut |_, tensor| own.push(tensor.set_requires_grad(true)));
+
+            let scores = naive_scores(&probe, &kind);
+            let allowed = mask.allowed(n, n, tch::Device::Cpu);
+            let sees = |b: i64, i: i64, j: i64| {
+                allowed.int64_value(&[b.min(allowed.size()[0] - 1), 0, i, j]) == 1
+            };
+            let (_, dense) = naive_attention_of(&probe, |b, _, i, j| sees(b, i, j));
+            let (mut total, mut n_real) = (0.0, 0);
+            for (b, i) in (0..2).flat_map(|b| (0..n).map(move |i| (b, i))) {
+                if mask.keep().is_some_and(|keep| keep.int64_value(&[b, i]) == 0) {
+                    continue;
+                }
+                n_real += 1;
+                let row = &scores[b as usize][i as usize];
+                let seen: Vec<i64> = (0..n).filter(|&j| sees(b, i, j)).collect();
+                let normalizer: f64 = seen.iter().map(|&j| row[j as usize].exp()).sum();
+                for &j in &seen {
+                    let p: f64 =
+                        (0..4).map(|head| dense.double_value(&[b, head, i, j]) / 4.0).sum();
+                    total += p * (p.ln() - (row[j as usize].exp() / normalizer).ln());
+                }
+            }
+            let loss = kind.own_loss(&input).unwrap();
+            let expected = Tensor::from(total / f64::from(n_real));
+            assert_close("own loss", &(&loss + 1.0), &(expected + 1.0), 1e-12);
+
+            loss.backward();
+            for tensor in &own {
+                let direction = randn(5, &tensor.size());
+                let promised = (tensor.grad() * &direction).sum(Kind::Double).double_value(&[]);
+                let start = tensor.detach().copy();
+                let at = |by: f64| {
+                    tch::no_grad(|| tensor.shallow_clone().copy_(&(&start + &direction * by)));
+                    kind.own_loss(&input).unwrap().double_value(&[])
+                };
+                let seen = (at(1e-6) - at(-1e-6)) / 2e-6;
+                let _ = at(0.0);
+                assert!((promised - seen).abs() < 1e-7, "{promised} promised, {seen} seen");
+            }
+        }
+    }
+
+    #[test]
+    fn its_own_loss_teaches_the_indexer_what_dense_attention_reads() {
+        let probe = Probe::new(85, [4, 24, 24], 1, 1, true);
+        let kind = indexed(&probe, 2, 4);
+        let mut own = Vec::new();
+        kind.visit(&mut |_, tensor| own.push(tensor.set_requires_grad(true)));
+        // Queries and keys that are functions of the hidden states, as a layer's are.
+        let project = |seed: u64| {
+            let weight = randn(seed, &[6, probe.dims.hidden_size]);
+            probe.hidden.matmul(&weight.transpose(0, 1)).unsqueeze(1)
+        };
+        let (q, k) = (project(1), project(2));
+        let mask = Mask::new(true);
+        let input = AttnInput { q: &q, k: &k, ..probe.input(&mask) };
+        let mass = || {
+            // The share of the dense weights that falls on the keys chosen.
+            let chosen = kind.selection(&input).unwrap().chosen.to_kind(Kind::Double);
+            let dense = kind.softmax.weights(&input, &(0..24).collect::<Vec<_>>());
+            (dense * chosen).sum(Kind::Double).double_value(&[]) / (4.0 * 24.0)
+        };
+        let (before, loss) = (mass(), kind.own_loss(&input).unwrap().double_value(&[]));
+        for _ in 0..200 {
+            kind.own_loss(&input).unwrap().backward();
+            for tensor in &mut own {
+                tch::no_grad(|| {
+                    let step = tensor.grad() * 0.1;
+                    let _ = tensor.g_sub_(&step);
+                });
+                tensor.zero_grad();
+            }
+        }
+        let (after, learnt) = (mass(), kind.own_loss(&input).unwrap().double_value(&[]));
+        assert!(learnt < 0.5 * loss, "{loss} before, {learnt} after");
+        assert!(after > before + 0.1, "{before} of the weights chosen before, {after} after");
     }
 
     #[test]
