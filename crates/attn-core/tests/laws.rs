@@ -40,6 +40,41 @@ fn every_variant_keeps_every_law_at_odd_sizes() {
     }
 }
 
+/// Kinds that carry sums along go by chunks, of 128 queries where nothing else is said.
+#[test]
+fn kinds_that_go_by_chunks_keep_the_laws_beyond_two() {
+    for settings in [
+        r#"{"kind": "performer", "n_features": 8}"#,
+        r#"{"kind": "t2r", "feature_dim": 7}"#,
+        r#"{"kind": "window_linear", "window": 9, "feature_dim": 5}"#,
+    ] {
+        let variant: Variant = serde_json::from_str(settings).unwrap();
+        let size = ProbeSize { batch: 2, seq_len: 260, n_heads: 1, n_kv_heads: 1, head_dim: 6 };
+        for verdict in laws::for_layer(&variant, size).unwrap() {
+            assert!(verdict.held(), "{settings}: {verdict}");
+        }
+    }
+}
+
+/// Hidden scores have the weight 0 to the last bit, so where later tokens are hidden and not summed up, no bit moves.
+#[test]
+fn the_past_keeps_every_bit_under_kinds_that_hide_the_future() {
+    for variant in with_settings().iter().filter(|variant| is_causal(variant)) {
+        let carries_sums = matches!(
+            variant,
+            Variant::Performer(_)
+                | Variant::Hedgehog(_)
+                | Variant::T2r(_)
+                | Variant::WindowLinear(_)
+        );
+        let probe = LayerProbe::new(ProbeSize::default(), true, false, 3);
+        let kind = probe.build(variant).unwrap();
+        let verdict = laws::ignores_the_future(kind.as_ref(), &probe);
+        let allowed = if carries_sums { 1e-12 } else { 0.0 };
+        assert!(verdict.error <= allowed, "{variant:?}: {verdict}");
+    }
+}
+
 /// For layers without rotations alone, so not among the others.
 #[test]
 fn a_single_head_of_low_rank_keeps_every_law() {

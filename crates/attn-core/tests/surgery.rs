@@ -165,6 +165,31 @@ fn a_swapped_folder_says_what_it_is_and_loads_again() {
 }
 
 #[test]
+fn every_kind_is_saved_and_loaded_whole() {
+    let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+    for base in ["llama", "distilbert"] {
+        for variant in kinds_of(base) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut model = model(base);
+            model.swap(&[1], &variant, 1).unwrap();
+            shake(&mut model);
+            model.save(dir.path(), &WriteOptions::default()).unwrap();
+            let (again, _) = Model::load(dir.path(), &options).unwrap();
+            assert_eq!(again.config().layers, model.config().layers, "{base} with {variant:?}");
+            let input = || {
+                let input = ModelInput::new(random_ids(5, [2, 21], 50));
+                match model.needs_source() {
+                    true => input.attending_to(ModelInput::new(random_ids(6, [2, 9], 50))),
+                    false => input,
+                }
+            };
+            let (before, after) = (logits(&model, &input()), logits(&again, &input()));
+            assert!(before.equal(&after), "{base} with {variant:?}");
+        }
+    }
+}
+
+#[test]
 fn a_plain_folder_keeps_its_type_and_unknown_fields() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = model("gpt2");
