@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Times fine-tuning and generation against transformers on this machine, both sides in turns, and writes what it found.
 #
-# Usage: scripts/bench_finetune.sh --python PYTHON [--section train|sst2|generate|start]... [--threads N] [--rounds N]
+# Usage: scripts/bench_finetune.sh --python PYTHON [--section train|distill|sst2|generate|start]... [--threads N] [--rounds N]
 #                                  [--out DIR]
 #   PYTHON  a Python with transformers, in an environment of its own that nothing else here needs (or set BENCH_PYTHON):
 #             python3 -m venv /path/to/venv
@@ -9,7 +9,8 @@
 #   N       threads of each side (1), and turns that each takes (5)
 #   DIR     where the figures go, one JSON file and one table a section (runs/bench-finetune)
 #
-# Sections: `train`, a step of GPT-2 124M against the matrix products alone; `sst2`, a pass over SST-2 with DistilBERT;
+# Sections: `train`, a step of GPT-2 124M against the matrix products alone; `distill`, a step of its distillation (only
+# where asked for); `sst2`, a pass over SST-2 with DistilBERT;
 # `generate`, greedy text of GPT-2 124M; `start`, from the start of the process to the first step. Models have random
 # weights; their configs and tokenizers, and SST-2, come from the Hub or its cache (HF_HUB_CACHE, HF_HUB_OFFLINE).
 # Our side is built in the dev profile, as every command of the README is; PROFILE=release builds the other one.

@@ -157,6 +157,40 @@ class Bench:
         rows.append(("ours / theirs", both(s["ratio"]), "at least 1.12x"))
         return results, title, rows
 
+    def distill(self):
+        results = take_turns(
+            [
+                self.theirs("theirs", 1, "distill", GPT2),
+                self.ours("ours", 1, "distill", GPT2),
+                self.theirs("products", 1, "products", GPT2, 256, 1),
+            ],
+            self.args.rounds,
+        )
+        title = "Distillation, GPT-2 124M, 4 x 256 tokens, forward KL, f32, dropout on, gradient clipped"
+        if not self.args.python:
+            tokens_s = spread([1024 / turn["s"] for turn in results["ours"]["turns"]])
+            return results, title, [("ours", f"{three(tokens_s)} tokens/s", "")]
+        turns = results["products"]["turns"]
+        products = {key: spread([turn[f"products_{key}"] for turn in turns]) for key in ["s", "cpu_s"]}
+        summary = results["summary"] = {
+            "gflop_per_step": results["products"]["facts"]["gflop"],
+            "ceiling_tokens_s": 1024 / products["s"]["median"],
+            "ratio": ratio(results, "theirs", "ours"),
+        }
+        rows = [("the products alone", f"{summary['ceiling_tokens_s']:.0f} tokens/s", "")]
+        for name in ["theirs", "ours"]:
+            share = {key: products[key]["median"] / results[name][key]["median"] for key in products}
+            tokens_s = spread([1024 / turn["s"] for turn in results[name]["turns"]])
+            above = results[name]["peak_gib"] - results[name]["facts"]["loaded_gib"]
+            summary[name] = {"tokens_s": tokens_s, "share_of_ceiling": share, "peak_above_weights_gib": above}
+            text = f"{three(tokens_s)} tokens/s, {share['s']:.0%} of that; by processor time {share['cpu_s']:.0%}"
+            rows.append((name, f"{text}; peak {above:.2f} GiB above both models' weights", ""))
+        memory = summary["ours"]["peak_above_weights_gib"] / summary["theirs"]["peak_above_weights_gib"]
+        summary["memory_ratio"] = memory
+        rows.append(("ours / theirs", both(summary["ratio"]), "at least 1.5x, aim 1.7x"))
+        rows.append(("peak, ours / theirs", f"{memory:.2f}x", "at most 0.5x"))
+        return results, title, rows
+
     def sst2(self):
         n, unit = self.args.rounds * 2, 2
         results = take_turns(
@@ -326,7 +360,7 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--section", action="append", choices=["train", "sst2", "generate", "start"])
+    parser.add_argument("--section", action="append", choices=["train", "distill", "sst2", "generate", "start"])
     args = parser.parse_args()
     sections = args.section or ["train", "sst2", "generate", "start"]
     if not args.python and {"sst2", "start"} & set(sections):

@@ -1,12 +1,13 @@
 """transformers' side of scripts/bench_finetune.sh; not to be run by hand.
 
-    theirs.py train|generate|sst2|products MODEL THREADS [random|grouped] [BATCHES]
+    theirs.py train|distill|generate|sst2|products MODEL THREADS [random|grouped] [BATCHES]
     theirs.py save MODEL THREADS FOLDER
 
 Prints a JSON line when ready, then does as many units of work as each line of stdin asks for and prints a line when
 they are done. The script measures.
 """
 
+import copy
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import transformers
 from huggingface_hub import snapshot_download
 
@@ -37,17 +39,38 @@ def new_model(kind, name: str, **options):
 
 
 def train(name: str):
-    """16 x 64 random ids a step; SDPA, fused AdamW, the gradient clipped, as our loop and their Trainer do it."""
+    """16 x 64 random ids a step, SDPA."""
     model = new_model(transformers.AutoModelForCausalLM, name).train()
+    fit(model, (16, 64), lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss, {})
+
+
+def distill(name: str):
+    """4 x 256 random ids a step, forward KL between the whole logits of two models."""
+    student = new_model(transformers.AutoModelForCausalLM, name).train()
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+
+    def loss(ids):
+        with torch.no_grad():
+            taught = teacher(input_ids=ids, use_cache=False).logits
+        own = student(input_ids=ids, use_cache=False).logits
+        log_q, p = F.log_softmax(own.flatten(0, 1), dim=-1), F.softmax(taught.flatten(0, 1), dim=-1)
+        return F.kl_div(log_q, p, reduction="batchmean")
+
+    status = Path("/proc/self/status").read_text().split()
+    fit(student, (4, 256), loss, {"loaded_gib": int(status[status.index("VmRSS:") + 1]) / 2**20})
+
+
+def fit(model, shape: tuple, loss_of, answer: dict):
+    """Random ids of `shape` a step; fused AdamW, the gradient clipped, as our loop and their Trainer do it."""
     no_decay = [p for p in model.parameters() if p.dim() < 2]
     decay = [p for p in model.parameters() if p.dim() >= 2]
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=5e-5, fused=True)
-    answer, tokens = {}, 0
+    tokens = 0
     while True:
         for _ in range(next_order(answer)):
-            ids = torch.randint(model.config.vocab_size, (16, 64), device=DEVICE)
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            ids = torch.randint(model.config.vocab_size, shape, device=DEVICE)
+            loss = loss_of(ids)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -190,29 +213,31 @@ def finish():
         torch.cuda.synchronize()
 
 
-def products(_: str):
-    """One unit is all matrix products of one training step of GPT-2 124M on 16 x 64 tokens,
-    and four reads of its weights.
+def products(_: str, length: int = 64, teachers: int = 0):
+    """One unit is all matrix products of one training step of GPT-2 124M on 1024 tokens in rows of `length`, with a
+    forward pass of each teacher, and four reads of its weights.
 
     Forward, the input's gradient, the weight's gradient; attention's own products in its batches of heads.
     """
     torch.set_default_device(DEVICE)
-    tokens, hidden, layers, heads, length = 1024, 768, 12, 12, 64
+    tokens, hidden, layers, heads = 1024, 768, 12, 12
+    passes = 3 + teachers
     operands, n_flop = [], 0
     for k, n, rows, times in [
         (hidden, 3 * hidden, tokens, layers),
         (hidden, hidden, tokens, layers),
         (hidden, 4 * hidden, tokens, layers),
         (4 * hidden, hidden, tokens, layers),
-        (hidden, 50257, tokens - 16, 1),
+        # The last token of a text predicts nothing, but for a teacher to agree with.
+        (hidden, 50257, tokens if teachers else tokens - tokens // length, 1),
     ]:
         # The head's matrix is [out, in], GPT-2's others are [in, out].
         weight = torch.randn(n, k).t() if n == 50257 else torch.randn(k, n)
         operands.append((torch.randn(rows, k), weight, torch.randn(rows, n), times))
-        n_flop += 3 * 2 * rows * k * n * times
-    q = torch.randn(16 * heads, length, hidden // heads)
-    scores = torch.randn(16 * heads, length, length)
-    n_flop += layers * 3 * 2 * 2 * q.shape[0] * length * length * q.shape[2]
+        n_flop += passes * 2 * rows * k * n * times
+    q = torch.randn(tokens // length * heads, length, hidden // heads)
+    scores = torch.randn(tokens // length * heads, length, length)
+    n_flop += layers * passes * 2 * 2 * q.shape[0] * length * length * q.shape[2]
     weights = torch.randn(124_000_000)
 
     answer = {"gflop": n_flop / 1e9}
@@ -222,11 +247,12 @@ def products(_: str):
             started, cpu_started = time.perf_counter(), time.process_time()
             for x, weight, grad, times in operands:
                 for _ in range(times):
-                    x @ weight
+                    for _ in range(1 + teachers):
+                        x @ weight
                     grad @ weight.t()
                     # In the weight's own layout.
                     grad.t() @ x if grad.shape[1] == 50257 else x.t() @ grad
-            for _ in range(3 * layers):
+            for _ in range(passes * layers):
                 q @ q.transpose(1, 2)
                 scores @ q
             finish()
@@ -250,9 +276,9 @@ def main():
         save(name, rest[0])
     elif section == "products":
         with torch.no_grad():
-            products(name)
+            products(name, *map(int, rest))
     else:
-        {"train": train, "generate": generate, "start": start}[section](name)
+        {"train": train, "distill": distill, "generate": generate, "start": start}[section](name)
 
 
 main()

@@ -2,7 +2,7 @@
 //! of work as each line of stdin asks for and prints a line when they are done. The script measures.
 //!
 //! ```text
-//! bench train|generate|sst2 MODEL THREADS [f32|bf16] [BATCHES]
+//! bench train|distill|generate|sst2 MODEL THREADS [f32|bf16] [BATCHES]
 //! bench kl MODEL THREADS TEXT-FILE
 //! ```
 //!
@@ -30,8 +30,8 @@ use attn_data::{
     tokenizer::{EncodeOptions, Input, TextTokenizer},
 };
 use attn_train::{
-    Batch, Batches, BoxError, CausalLm, Classification, Event, Examples, Objective, Run,
-    TrainConfig, train,
+    Batch, Batches, BoxError, CausalLm, Classification, Distillation, Event, Examples, Losses,
+    Objective, Run, TrainConfig, train,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     let arg = |at: usize| args.get(at).map(String::as_str);
     let (Some(section), Some(name), Some(threads)) = (arg(0), arg(1), arg(2)) else {
         return Err(
-            "usage: bench train|generate|sst2|kl MODEL THREADS [f32|bf16|TEXT-FILE] [BATCHES]"
+            "usage: bench train|distill|generate|sst2|kl MODEL THREADS [f32|bf16|TEXT-FILE] [BATCHES]"
                 .into(),
         );
     };
@@ -64,7 +64,18 @@ fn main() -> Result<()> {
         "train" => {
             let model = model(WantedHead::LanguageModel)?;
             let vocab_size = model.config().sizes.vocab_size;
-            fit(model, &CausalLm, &RandomIds { vocab_size }, json!({}))
+            let data = RandomIds { vocab_size, shape: [16, 64] };
+            fit(model, &CausalLm, &data, json!({}))
+        }
+        "distill" => {
+            let teacher = model(WantedHead::LanguageModel)?;
+            let mut student = teacher.alias()?;
+            student.own(&|_| true);
+            let losses = Losses { forward_kl: 1.0, ..Losses::default() };
+            let objective = Distillation::new(&teacher, &student, &losses)?;
+            let vocab_size = teacher.config().sizes.vocab_size;
+            let data = RandomIds { vocab_size, shape: [4, 256] };
+            fit(student, &objective, &data, json!({ "loaded_gib": resident_gib()? }))
         }
         "sst2" => {
             let n_batches = arg(4).ok_or("how many batches?")?.parse()?;
@@ -122,9 +133,19 @@ fn fit(
     Ok(())
 }
 
-/// Batches of 16 × 64 random ids.
+/// What this process holds in memory.
+fn resident_gib() -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).ok_or("no VmRSS")?;
+    Ok(kib.trim().parse::<f64>()? / f64::from(1 << 20))
+}
+
+/// Batches of random ids.
 struct RandomIds {
     vocab_size: i64,
+    /// Rows and ids a row.
+    shape: [usize; 2],
 }
 
 impl Batches for RandomIds {
@@ -135,10 +156,10 @@ impl Batches for RandomIds {
     fn batch(&self, _: u64, rows: &[usize]) -> std::result::Result<Batch, BoxError> {
         let mut rng = ChaCha8Rng::seed_from_u64(rows[0] as u64);
         let mut row = |index| {
-            let ids = (0..64).map(|_| rng.random_range(0..self.vocab_size as u32)).collect();
+            let ids = (0..self.shape[1]).map(|_| rng.random_range(0..self.vocab_size as u32)).collect();
             Encoded { ids, label: None, index, second_from: None }
         };
-        let rows: Vec<Encoded> = (0..16).map(&mut row).collect();
+        let rows: Vec<Encoded> = (0..self.shape[0]).map(&mut row).collect();
         Ok(collate(&rows.iter().collect::<Vec<_>>(), 0, Side::Right).into())
     }
 }

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     batch::Batch,
-    divergence::{CHUNK_BYTES, Losses, OfFeatures},
+    divergence::{CHUNK_BYTES, Losses, OfFeatures, Target, Teacher},
     error::{Error, Result},
     objective::{Objective, wide},
 };
@@ -97,7 +97,7 @@ impl<'a> Distillation<'a> {
             let [student, teacher] = [student, &teacher].map(wide);
             let n = student.size()[0] as f64;
             return Ok(apply(
-                OfLogits { losses: self.losses.clone(), teacher, labels, n },
+                OfLogits { losses: self.losses.clone(), teacher: Target::Logits(teacher), labels, n },
                 &[&student],
             )?
             .remove(0));
@@ -109,8 +109,8 @@ impl<'a> Distillation<'a> {
             [own.weight.requires_grad(), own.bias.as_ref().is_some_and(Tensor::requires_grad)];
         let function = OfFeatures {
             losses: self.losses.clone(),
-            teacher,
-            vocabulary,
+            teacher: Teacher::Features(teacher, vocabulary),
+            has_bias: own.bias.is_some(),
             labels,
             n_labels: n_labels as f64,
             trains,
@@ -293,7 +293,7 @@ impl Distillation<'_> {
 /// [`Losses::of_logits`] of logits that are there.
 struct OfLogits {
     losses: Losses,
-    teacher: Tensor,
+    teacher: Target,
     labels: Option<Tensor>,
     n: f64,
 }

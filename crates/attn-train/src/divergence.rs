@@ -139,6 +139,11 @@ impl Losses {
         self.weights()[..6].iter().any(|(_, weight)| *weight > 0.0)
     }
 
+    /// Whether any of them compares the predictions of every token.
+    fn reads_whole_predictions(&self) -> bool {
+        self.weights()[..4].iter().any(|(_, weight)| *weight > 0.0)
+    }
+
     /// Whether any of them compares hidden states.
     pub(crate) fn reads_hidden(&self) -> bool {
         self.hidden_mse > 0.0 || self.hidden_cosine > 0.0
@@ -149,21 +154,27 @@ impl Losses {
         self.attention_output > 0.0 || self.attention_weights > 0.0
     }
 
-    /// The losses of rows of logits, `[n, vocab_size]` each, with a token for each row to predict or −100: their sum, with
-    /// the divergences divided by `n_rows` and the cross-entropy by `n_labels`; and its gradient by the student's logits.
+    /// The losses that have a weight and that a teacher's likeliest tokens alone do not give, as a cache holds them.
+    pub(crate) fn beyond_likeliest(&self) -> Vec<&'static str> {
+        let has_weight = self.weights().into_iter().filter(|(_, weight)| *weight > 0.0);
+        let names = has_weight.map(|(name, _)| name);
+        names.filter(|name| !["top_k_kl", "cross_entropy"].contains(name)).collect()
+    }
+
+    /// The losses of rows of logits, `[n, vocab_size]`, with a token for each row to predict or −100: their sum, with the
+    /// divergences divided by `n_rows` and the cross-entropy by `n_labels`; and its gradient by the student's logits.
     /// Everything in the logits' kind, at least `f32`.
     pub(crate) fn of_logits(
         &self,
         student: &Tensor,
-        teacher: &Tensor,
+        teacher: &Target,
         labels: Option<&Tensor>,
         [n_rows, n_labels]: [f64; 2],
     ) -> (Tensor, Tensor) {
         let t = self.temperature;
         let scaled = |x: &Tensor| if t == 1.0 { x.shallow_clone() } else { x / t };
         let log_q = scaled(student).log_softmax(-1, None::<Kind>);
-        let log_p = scaled(teacher).log_softmax(-1, None::<Kind>);
-        let (q, p) = (log_q.exp(), log_p.exp());
+        let q = log_q.exp();
         let share = t * t / n_rows;
         let total = |x: Tensor| x.sum(None::<Kind>);
         let mut loss = Tensor::zeros([], (student.kind(), student.device()));
@@ -182,53 +193,57 @@ impl Losses {
             let mean = qg.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
             qg - &q * mean
         };
-        if self.forward_kl > 0.0 {
-            let value = total(&p * (&log_p - &log_q)) * share;
-            add(self.forward_kl, value, (&q - &p) * (share / t));
-        }
-        if self.reverse_kl > 0.0 {
-            let apart = &log_q - &log_p;
-            add(self.reverse_kl, total(&q * &apart) * share, through_softmax(&apart) * (share / t));
-        }
-        if self.jensen_shannon > 0.0 {
-            let b = self.beta;
-            // Where both are too small for a number, m is, too, and neither counts.
-            let m = (&p * b + &q * (1.0 - b)).clamp_min(f64::from(f32::MIN_POSITIVE));
-            let log_m = m.log();
-            let of_q = &log_q - &log_m;
-            let value = total(&p * (&log_p - &log_m)) * b + total(&q * &of_q) * (1.0 - b);
-            add(
-                self.jensen_shannon,
-                value * share,
-                through_softmax(&of_q) * ((1.0 - b) * share / t),
-            );
-        }
-        if self.total_variation > 0.0 {
-            let apart = &q - &p;
-            let value = total(apart.abs()) * (0.5 * share);
-            add(self.total_variation, value, through_softmax(&apart.sign()) * (0.5 * share / t));
+        if let Target::Logits(teacher) = teacher
+            && self.reads_whole_predictions()
+        {
+            let log_p = scaled(teacher).log_softmax(-1, None::<Kind>);
+            let p = log_p.exp();
+            if self.forward_kl > 0.0 {
+                let value = total(&p * (&log_p - &log_q)) * share;
+                add(self.forward_kl, value, (&q - &p) * (share / t));
+            }
+            if self.reverse_kl > 0.0 {
+                let apart = &log_q - &log_p;
+                add(self.reverse_kl, total(&q * &apart) * share, through_softmax(&apart) * (share / t));
+            }
+            if self.jensen_shannon > 0.0 {
+                let b = self.beta;
+                // Where both are too small for a number, m is, too, and neither counts.
+                let m = (&p * b + &q * (1.0 - b)).clamp_min(SMALLEST);
+                let log_m = m.log();
+                let of_q = &log_q - &log_m;
+                let value = total(&p * (&log_p - &log_m)) * b + total(&q * &of_q) * (1.0 - b);
+                add(
+                    self.jensen_shannon,
+                    value * share,
+                    through_softmax(&of_q) * ((1.0 - b) * share / t),
+                );
+            }
+            if self.total_variation > 0.0 {
+                let apart = &q - &p;
+                let value = total(apart.abs()) * (0.5 * share);
+                add(self.total_variation, value, through_softmax(&apart.sign()) * (0.5 * share / t));
+            }
         }
         if self.top_k_kl > 0.0 {
-            let k = self.top_k.min(p.size()[1]);
-            let (top_p, at) = p.topk(k, -1, true, false);
-            let top_q = q.gather(-1, &at, false);
-            let (log_top_p, log_top_q) =
-                (log_p.gather(-1, &at, false), log_q.gather(-1, &at, false));
-            // The tails' own sums: one minus the rest would lose all digits where the rest is nearly all.
-            let tail = |x: &Tensor| {
-                x.scatter_value(-1, &at, 0.0).sum_dim_intlist(
-                    [-1i64].as_slice(),
-                    true,
-                    None::<Kind>,
-                )
+            let made;
+            let likeliest = match teacher {
+                Target::Likeliest(given) => given,
+                Target::Logits(teacher) => {
+                    let log_p = scaled(teacher).log_softmax(-1, None::<Kind>);
+                    made = Likeliest::of(&log_p, self.top_k);
+                    &made
+                }
             };
-            let floor = f64::from(f32::MIN_POSITIVE);
-            let (tail_p, tail_q) = (tail(&p), tail(&q).clamp_min(floor));
-            let of_tail = &tail_p * (tail_p.clamp_min(floor).log() - tail_q.log());
-            let value = total(&top_p * (log_top_p - log_top_q)) + total(of_tail);
+            let Likeliest { ids, log_p, log_tail } = likeliest;
+            let (top_p, tail_p) = (log_p.exp(), log_tail.exp());
+            let (top_q, log_top_q) = (q.gather(-1, ids, false), log_q.gather(-1, ids, false));
+            let tail_q = sum_of_others(&q, ids).clamp_min(SMALLEST);
+            let of_tail = &tail_p * (log_tail - tail_q.log());
+            let value = total(&top_p * (log_p - log_top_q)) + total(of_tail);
             // q − p where a token is told apart; where not, the tail's share of it.
             let by_tail: Tensor = &q * (1.0 - &tail_p / &tail_q);
-            let by_logits = by_tail.scatter(-1, &at, &(top_q - top_p));
+            let by_logits = by_tail.scatter(-1, ids, &(top_q - top_p));
             add(self.top_k_kl, value * share, by_logits * (share / t));
         }
         if self.cross_entropy > 0.0
@@ -251,23 +266,101 @@ impl Losses {
     }
 }
 
-/// Bytes that the logits of one chunk of rows may take.
+/// The smallest number whose logarithm is one.
+const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
+
+/// What a student's logits are held against.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// The teacher's logits, `[n, vocab_size]`.
+    Logits(Tensor),
+    /// What a cache holds of them; of the divergences it gives `top_k_kl` alone, at temperature 1.
+    Likeliest(Likeliest),
+}
+
+impl Target {
+    fn narrow(&self, start: i64, len: i64) -> Self {
+        match self {
+            Self::Logits(logits) => Self::Logits(logits.narrow(0, start, len)),
+            Self::Likeliest(likeliest) => Self::Likeliest(likeliest.narrow(start, len)),
+        }
+    }
+}
+
+/// The likeliest tokens of n predictions.
+#[derive(Debug)]
+pub(crate) struct Likeliest {
+    /// `[n, k]`, likeliest first.
+    pub(crate) ids: Tensor,
+    /// `[n, k]`: the logarithms of their probabilities.
+    pub(crate) log_p: Tensor,
+    /// `[n, 1]`: the logarithm of what all others have together.
+    pub(crate) log_tail: Tensor,
+}
+
+impl Likeliest {
+    /// The `k` likeliest tokens, or as many as there are, of `log_p`, `[n, vocab_size]`.
+    pub(crate) fn of(log_p: &Tensor, k: i64) -> Self {
+        let (top, ids) = log_p.topk(k.min(log_p.size()[1]), -1, true, true);
+        let log_tail = sum_of_others(&log_p.exp(), &ids).clamp_min(SMALLEST).log();
+        Self { ids, log_p: top, log_tail }
+    }
+
+    fn narrow(&self, start: i64, len: i64) -> Self {
+        let [ids, log_p, log_tail] =
+            [&self.ids, &self.log_p, &self.log_tail].map(|x| x.narrow(0, start, len));
+        Self { ids, log_p, log_tail }
+    }
+}
+
+/// `[n, 1]`: the sum of each row of `p`, `[n, vocab_size]`, without the tokens `ids`, `[n, k]`. One minus the rest would lose
+/// all digits where the rest is nearly all.
+fn sum_of_others(p: &Tensor, ids: &Tensor) -> Tensor {
+    p.scatter_value(-1, ids, 0.0).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>)
+}
+
+/// Bytes that the logits of one chunk of rows may take: enough rows for the matrix products to run at full speed.
 pub(crate) const CHUNK_BYTES: i64 = 32 << 20;
+
+/// Bytes of logits that the losses are computed of at a time: few enough that what they compute on the way stays in the
+/// processor's cache.
+const PART_BYTES: i64 = 1 << 20;
 
 /// [`Losses::of_logits`] of what the vocabulary matrices make of `features`, the gradient computed on the way: inputs are
 /// the student's features `[n, hidden]`, its matrix `[vocab, hidden]` and, where there is one, its bias `[vocab]`.
 pub(crate) struct OfFeatures {
     pub(crate) losses: Losses,
-    /// `[n, hidden]` of the teacher.
-    pub(crate) teacher: Tensor,
-    pub(crate) vocabulary: Vocabulary,
+    pub(crate) teacher: Teacher,
     /// `[n]`, −100 where there is none.
     pub(crate) labels: Option<Tensor>,
     pub(crate) n_labels: f64,
+    /// Whether the student's vocabulary has a bias.
+    pub(crate) has_bias: bool,
     /// Whether the student's matrix and bias are trained.
     pub(crate) trains: [bool; 2],
     /// [`CHUNK_BYTES`] outside of tests.
     pub(crate) chunk_bytes: i64,
+}
+
+/// Where a teacher's predictions come from.
+pub(crate) enum Teacher {
+    /// Of its features, `[n, hidden]`, and what makes logits of them.
+    Features(Tensor, Vocabulary),
+    /// They are there, of n rows.
+    Likeliest(Likeliest),
+}
+
+impl Teacher {
+    /// What `len` rows of the student's logits from `start` on are held against.
+    fn target(&self, start: i64, len: i64, wide: Kind) -> std::result::Result<Target, BoxError> {
+        Ok(match self {
+            Self::Features(features, Vocabulary { weight, bias }) => {
+                let logits = features.narrow(0, start, len).f_linear(weight, bias.as_ref())?;
+                Target::Logits(logits.to_kind(wide))
+            }
+            Self::Likeliest(likeliest) => Target::Likeliest(likeliest.narrow(start, len)),
+        })
+    }
 }
 
 impl Function for OfFeatures {
@@ -275,7 +368,9 @@ impl Function for OfFeatures {
         let (features, weight, bias) = (&inputs[0], &inputs[1], inputs.get(2));
         let [n, vocab_size] = [features.size()[0], weight.size()[0]];
         let wide = if features.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let rows = (self.chunk_bytes / (vocab_size * wide.elt_size_in_bytes() as i64)).clamp(1, n);
+        let rows_of =
+            |bytes: i64| (bytes / (vocab_size * wide.elt_size_in_bytes() as i64)).clamp(1, n);
+        let (rows, few) = (rows_of(self.chunk_bytes), rows_of(PART_BYTES));
         let options = (wide, features.device());
         let mut loss = Tensor::zeros([], options);
         let by_features = Tensor::empty_like(features);
@@ -285,20 +380,24 @@ impl Function for OfFeatures {
         while start < n {
             let len = rows.min(n - start);
             let own = features.narrow(0, start, len);
-            let student = own.f_linear(weight, bias)?.to_kind(wide);
-            let teacher = self
-                .teacher
-                .narrow(0, start, len)
-                .f_linear(&self.vocabulary.weight, self.vocabulary.bias.as_ref())?
-                .to_kind(wide);
+            // Becomes the gradient, part by part.
+            let logits = own.f_linear(weight, bias)?.to_kind(wide);
+            let target = self.teacher.target(start, len, wide)?;
             let labels = self.labels.as_ref().map(|labels| labels.narrow(0, start, len));
-            let (part, grad) = self.losses.of_logits(
-                &student,
-                &teacher,
-                labels.as_ref(),
-                [n as f64, self.n_labels],
-            );
-            loss += part;
+            for first in (0..len).step_by(few as usize) {
+                let len = few.min(len - first);
+                let mut student = logits.narrow(0, first, len);
+                let labels = labels.as_ref().map(|labels| labels.narrow(0, first, len));
+                let (part, grad) = self.losses.of_logits(
+                    &student,
+                    &target.narrow(first, len),
+                    labels.as_ref(),
+                    [n as f64, self.n_labels],
+                );
+                loss += part;
+                student.copy_(&grad);
+            }
+            let grad = logits;
             let grad_low = grad.to_kind(features.kind());
             by_features.narrow(0, start, len).copy_(&grad_low.f_matmul(weight)?);
             if let Some(by_weight) = &mut by_weight {
@@ -324,14 +423,8 @@ impl Function for OfFeatures {
         let times = |x: &Tensor| if scale == 1.0 { x.shallow_clone() } else { x * scale };
         let mut all = vec![Some(times(&saved[0]))];
         all.extend((1..=2).map(|i| self.trains[i - 1].then(|| times(&saved[i]))));
-        all.truncate(if self.vocabulary_has_bias() { 3 } else { 2 });
+        all.truncate(if self.has_bias { 3 } else { 2 });
         Ok(all)
-    }
-}
-
-impl OfFeatures {
-    fn vocabulary_has_bias(&self) -> bool {
-        self.vocabulary.bias.is_some()
     }
 }
 
@@ -359,11 +452,14 @@ mod tests {
             let inputs = [leaf(1, &[n, hidden]), leaf(2, &[vocab, hidden]), leaf(3, &[vocab])];
             let function = OfFeatures {
                 losses: losses.clone(),
-                teacher: randn(4, &[n, hidden]),
-                vocabulary: Vocabulary {
-                    weight: randn(5, &[vocab, hidden]),
-                    bias: Some(randn(6, &[vocab])),
-                },
+                teacher: Teacher::Features(
+                    randn(4, &[n, hidden]),
+                    Vocabulary {
+                        weight: randn(5, &[vocab, hidden]),
+                        bias: Some(randn(6, &[vocab])),
+                    },
+                ),
+                has_bias: true,
                 labels: Some(labels.shallow_clone()),
                 n_labels: 5.0,
                 trains: [true, true],
@@ -392,7 +488,7 @@ mod tests {
         let json = r#"{"forward_kl": 1.0, "reverse_kl": 1.0, "jensen_shannon": 1.0, "total_variation": 1.0,
             "top_k_kl": 1.0, "top_k": 2}"#;
         let losses: Losses = serde_json::from_str(json).unwrap();
-        let (loss, grad) = losses.of_logits(&student, &teacher, None, [1.0, 1.0]);
+        let (loss, grad) = losses.of_logits(&student, &Target::Logits(teacher), None, [1.0, 1.0]);
         assert!(loss.double_value(&[]).is_finite());
         assert_eq!(grad.isfinite().all().int64_value(&[]), 1, "{grad}");
     }
