@@ -22,7 +22,7 @@ use tch::Kind;
 
 pub use error::{Error, TensorProblem};
 pub use read::{Checkpoint, read_json, read_metadata, read_tensors};
-pub use write::{FolderWriter, WriteOptions, write_folder, write_tensors};
+pub use write::{FolderWriter, WriteOptions, write_file, write_folder, write_tensors};
 
 /// The configuration of a model folder.
 pub const CONFIG_FILE: &str = "config.json";

@@ -156,7 +156,8 @@ impl Batches for RandomIds {
     fn batch(&self, _: u64, rows: &[usize]) -> std::result::Result<Batch, BoxError> {
         let mut rng = ChaCha8Rng::seed_from_u64(rows[0] as u64);
         let mut row = |index| {
-            let ids = (0..self.shape[1]).map(|_| rng.random_range(0..self.vocab_size as u32)).collect();
+            let ids =
+                (0..self.shape[1]).map(|_| rng.random_range(0..self.vocab_size as u32)).collect();
             Encoded { ids, label: None, index, second_from: None }
         };
         let rows: Vec<Encoded> = (0..self.shape[0]).map(&mut row).collect();

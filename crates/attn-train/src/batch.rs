@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use attn_core::{Model, ModelInput};
+use attn_core::{Model, ModelInput, attention::Stream};
 use attn_data::{
     batch::{BatchPlan, Encoded, IGNORED, Masked, Masking, Side, collate, mask_tokens},
     needle::{Haystack, Recipe},
     tokenizer::TextTokenizer,
 };
+use rand::Rng;
 use tch::Tensor;
 
 use crate::error::BoxError;
@@ -23,11 +24,14 @@ pub struct Batch {
     /// As how many targets each position counts in the loss, `[rows, cols]`; each as one where absent. Only the next
     /// token ([`CausalLm`](crate::CausalLm)) is weighted.
     pub weights: Option<Vec<u32>>,
+    /// After how many of its tokens a student goes on with each row by itself, 0 where it is taken as it is; as it is, too,
+    /// where absent. For [`Distillation`](crate::Distillation) alone.
+    pub prompts: Option<Vec<usize>>,
 }
 
 impl From<attn_data::batch::Batch> for Batch {
     fn from(rows: attn_data::batch::Batch) -> Self {
-        Self { rows, token_labels: None, weights: None }
+        Self { rows, token_labels: None, weights: None, prompts: None }
     }
 }
 
@@ -129,6 +133,17 @@ pub struct Needles {
     pub answer_weight: u32,
 }
 
+/// Rows that a student goes on with by itself, to be corrected on what it writes (GKD, Agarwal et al. 2024,
+/// <https://arxiv.org/abs/2306.13649>, section 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OnPolicy {
+    /// The share of the rows, drawn anew each epoch: λ of the paper.
+    pub share: f64,
+    /// How many tokens of such a row are kept; the student writes as many as the row had beyond. Rows that have no more
+    /// tokens than this are taken as they are.
+    pub prompt_tokens: usize,
+}
+
 /// Tokenized examples in memory: bucketed by length, padded on the right, and masked if asked to.
 #[derive(Debug, Clone)]
 pub struct Examples {
@@ -140,6 +155,7 @@ pub struct Examples {
     masking: Option<Masking>,
     answers: Option<Vec<Range<usize>>>,
     needles: Option<Needles>,
+    on_policy: Option<OnPolicy>,
 }
 
 impl Examples {
@@ -147,7 +163,35 @@ impl Examples {
     /// the epoch. `pad_id` fills short rows; where the tokenizer has no padding token any id will do, as it is masked.
     pub fn new(examples: Vec<Encoded>, plan: BatchPlan, pad_id: u32, seed: u64) -> Self {
         let lengths = examples.iter().map(|example| example.ids.len()).collect();
-        Self { examples, lengths, plan, pad_id, seed, masking: None, answers: None, needles: None }
+        Self {
+            examples,
+            lengths,
+            plan,
+            pad_id,
+            seed,
+            masking: None,
+            answers: None,
+            needles: None,
+            on_policy: None,
+        }
+    }
+
+    /// Lets the student go on with some of the rows. Without [`Self::with_masking`], [`Self::with_answers`] and
+    /// [`Self::with_needles`].
+    pub fn with_on_policy(self, on_policy: OnPolicy) -> Self {
+        Self { on_policy: Some(on_policy), ..self }
+    }
+
+    /// After how many tokens the student goes on with each row of a batch. Depends on seed, epoch and row alone.
+    fn prompts(&self, on_policy: OnPolicy, epoch: u64, rows: &[usize]) -> Vec<usize> {
+        let OnPolicy { share, prompt_tokens } = on_policy;
+        let of_row = |&row: &usize| {
+            // Another sequence than those of attention kinds, which have the same seed.
+            let stream = Stream { seed: self.seed ^ 0x676b_6421, step: epoch, layer: row as u64 };
+            let is_chosen = stream.rng().random::<f64>() < share;
+            if is_chosen && self.lengths[row] > prompt_tokens { prompt_tokens } else { 0 }
+        };
+        rows.iter().map(of_row).collect()
     }
 
     /// Hides tokens, other ones each epoch.
@@ -232,7 +276,10 @@ impl Batches for Examples {
             return Ok(Batch::answered(collated, &answers));
         }
         match &self.masking {
-            None => Ok(collated.into()),
+            None => {
+                let prompts = self.on_policy.map(|policy| self.prompts(policy, epoch, rows));
+                Ok(Batch { prompts, ..collated.into() })
+            }
             Some(masking) => {
                 let masked = mask_tokens(&collated, masking, self.seed, epoch)?;
                 Ok(Batch::masked(collated, masked))
@@ -248,7 +295,8 @@ pub(crate) fn fingerprint(plan: &[Vec<usize>], first: &Batch) -> String {
     let labels = first.rows.labels.iter().chain(first.token_labels.iter().flatten());
     let content = first.rows.ids.iter().chain(labels).map(|&n| n as u64);
     let weights = first.weights.iter().flatten().map(|&n| n.into());
-    let numbers = order.map(|n| n as u64).chain(content).chain(weights);
+    let prompts = first.prompts.iter().flatten().map(|&n| n as u64);
+    let numbers = order.map(|n| n as u64).chain(content).chain(weights).chain(prompts);
     let hash = numbers.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });

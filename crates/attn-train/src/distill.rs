@@ -1,8 +1,16 @@
 //! Distillation: a student learns to do what its teacher does.
 
-use attn_core::{Attended, ForwardOptions, Model, Rows, attention::Stream, config::Head};
+use std::ops::{ControlFlow, Range};
+
+use attn_core::{
+    Attended, ForwardOptions, Model, Rows, Vocabulary,
+    attention::Stream,
+    config::Head,
+    generate::{Limits, Sampling, generate},
+};
 use attn_data::batch::IGNORED;
 use attn_torch::{BoxError, Forward, Function, apply};
+use rand::Rng;
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -10,6 +18,7 @@ use crate::{
     divergence::{CHUNK_BYTES, Losses, OfFeatures, Target, Teacher},
     error::{Error, Result},
     objective::{Objective, wide},
+    teacher_cache::TeacherCache,
 };
 
 /// What a student differs from its teacher by: a mean over the real tokens of a batch, each held against the teacher's at
@@ -20,6 +29,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Distillation<'a> {
     teacher: &'a Model,
+    /// What the teacher predicts, where it is not asked itself.
+    cache: Option<&'a TeacherCache>,
     losses: Losses,
     /// The layers whose attention differs.
     layers: Vec<usize>,
@@ -81,27 +92,50 @@ impl<'a> Distillation<'a> {
                 ));
             }
         }
-        Ok(Self { teacher, losses: losses.clone(), layers })
+        Ok(Self { teacher, cache: None, losses: losses.clone(), layers })
     }
 
-    /// The divergence of predictions; `hidden` are what the heads made of both.
-    fn predictions(
+    /// Takes the teacher's predictions from `cache`; the teacher does not run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for losses that a cache does not give ([`Losses::fit_cache`]), and for another `top_k` than that
+    /// of the cache.
+    pub fn with_cache(self, cache: &'a TeacherCache) -> Result<Self> {
+        self.losses.fit_cache()?;
+        if self.losses.top_k != cache.top_k() {
+            return Err(Error::Setting {
+                field: "top_k",
+                value: self.losses.top_k.to_string(),
+                expected: "that of the teacher cache",
+            });
+        }
+        Ok(Self { cache: Some(cache), ..self })
+    }
+
+    /// The divergence of classes; the logits of both, `[n, n_classes]`.
+    fn classes(
         &self,
-        model: &Model,
         labels: Option<Tensor>,
         student: &Tensor,
-        teacher: Tensor,
+        teacher: &Tensor,
     ) -> Result<Tensor> {
-        let (Some(own), Some(vocabulary)) = (model.vocabulary(), self.teacher.vocabulary()) else {
-            // Classes are few: what autograd keeps of them is no matter.
-            let [student, teacher] = [student, &teacher].map(wide);
-            let n = student.size()[0] as f64;
-            return Ok(apply(
-                OfLogits { losses: self.losses.clone(), teacher: Target::Logits(teacher), labels, n },
-                &[&student],
-            )?
-            .remove(0));
-        };
+        // Classes are few: what autograd keeps of them is no matter.
+        let [student, teacher] = [student, teacher].map(wide);
+        let n = student.size()[0] as f64;
+        let teacher = Target::Logits(teacher);
+        let function = OfLogits { losses: self.losses.clone(), teacher, labels, n };
+        Ok(apply(function, &[&student])?.remove(0))
+    }
+
+    /// The divergence of predictions over the vocabulary; `student` is what the student makes them of, `[n, hidden]`.
+    fn predictions(
+        &self,
+        own: &Vocabulary,
+        labels: Option<Tensor>,
+        student: &Tensor,
+        teacher: Teacher,
+    ) -> Result<Tensor> {
         let n_labels = labels
             .as_ref()
             .map_or(1, |labels| labels.ge(0).sum(Kind::Int64).int64_value(&[]).max(1));
@@ -109,7 +143,7 @@ impl<'a> Distillation<'a> {
             [own.weight.requires_grad(), own.bias.as_ref().is_some_and(Tensor::requires_grad)];
         let function = OfFeatures {
             losses: self.losses.clone(),
-            teacher: Teacher::Features(teacher, vocabulary),
+            teacher,
             has_bias: own.bias.is_some(),
             labels,
             n_labels: n_labels as f64,
@@ -186,21 +220,21 @@ impl Objective for Distillation<'_> {
     fn n_targets(&self, batch: &Batch) -> usize {
         match self.teacher.config().head {
             Head::Classifier { .. } => batch.rows.rows,
-            _ => batch.rows.mask.iter().filter(|&&real| real == 1).count(),
+            _ => compared(batch).iter().filter(|&&is_compared| is_compared == 1).count(),
         }
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {
         let losses = &self.losses;
+        let continued = continued(model, batch, stream)?;
+        let batch = continued.as_ref().unwrap_or(batch);
         let input = batch.input(model);
         let cells = [batch.rows.rows as i64, batch.rows.cols as i64];
-        let keep = Tensor::from_slice(&batch.rows.mask)
-            .view(cells)
-            .to_device(model.device())
-            .to_kind(Kind::Float);
+        let compared = Tensor::from_slice(&compared(batch));
+        let keep = compared.view(cells).to_device(model.device()).to_kind(Kind::Float);
         let is_classifier = matches!(model.config().head, Head::Classifier { .. });
-        // The real tokens, by place in the flattened batch.
-        let places = Tensor::from_slice(&batch.rows.mask).nonzero().view([-1]);
+        // By place in the flattened batch.
+        let places = compared.nonzero().view([-1]);
         let attends = losses.reads_attention();
         let rows = if losses.attention_weights > 0.0 { Rows::All } else { Rows::None };
         let reads_last = losses.reads_predictions();
@@ -213,6 +247,23 @@ impl Objective for Distillation<'_> {
         };
         let forced = attends && losses.teacher_forced;
         let free = attends && !losses.teacher_forced;
+        if let Some(cache) = self.cache {
+            if continued.is_some() {
+                let problem = "its cache holds the data's rows, not what the student makes of them";
+                return Err(Error::Teacher { problem: problem.into() });
+            }
+            let Some(vocabulary) = model.vocabulary() else {
+                unreachable!(
+                    "a cache is of a model with a vocabulary, and the student has the same head"
+                )
+            };
+            let options = ForwardOptions { train: true, stream, ..base() };
+            let own = model.forward(&input, &options)?.logits;
+            let labels = (losses.cross_entropy > 0.0)
+                .then(|| self.labels(batch, &places, false).to_device(model.device()));
+            let likeliest = cache.likeliest(batch, model.device())?;
+            return self.predictions(&vocabulary, labels, &own, Teacher::Likeliest(likeliest));
+        }
         let taught = {
             let _no_grad = tch::no_grad_guard();
             let options = ForwardOptions {
@@ -268,7 +319,13 @@ impl Objective for Distillation<'_> {
                 let labels = (losses.cross_entropy > 0.0)
                     .then(|| self.labels(batch, &places, is_classifier));
                 let labels = labels.map(|labels| labels.to_device(model.device()));
-                parts.push(self.predictions(model, labels, &own.logits, taught.logits)?);
+                parts.push(match (model.vocabulary(), self.teacher.vocabulary()) {
+                    (Some(vocabulary), Some(of_teacher)) => {
+                        let teacher = Teacher::Features(taught.logits, of_teacher);
+                        self.predictions(&vocabulary, labels, &own.logits, teacher)?
+                    }
+                    _ => self.classes(labels, &own.logits, &taught.logits)?,
+                });
             }
         }
         Ok(total(parts))
@@ -281,13 +338,71 @@ impl Distillation<'_> {
         if is_classifier {
             return Tensor::from_slice(&batch.rows.labels);
         }
-        let by_cell = match (&batch.token_labels, self.teacher.config().is_causal()) {
+        let mut by_cell = match (&batch.token_labels, self.teacher.config().is_causal()) {
             (Some(labels), _) => labels.clone(),
             (None, true) => batch.next_tokens(),
             (None, false) => vec![IGNORED; batch.rows.ids.len()],
         };
+        // What a student wrote itself is no text to learn by heart.
+        for (row, _) in batch.prompts.iter().flatten().enumerate().filter(|(_, n)| **n > 0) {
+            by_cell[row * batch.rows.cols..(row + 1) * batch.rows.cols].fill(IGNORED);
+        }
         Tensor::from_slice(&by_cell).index_select(0, places)
     }
+}
+
+/// Where models are compared, `[rows · cols]`, 1 or 0: at the real tokens, and in rows that the student goes on with where
+/// the next token is its own.
+fn compared(batch: &Batch) -> Vec<i64> {
+    let mut all = batch.rows.mask.clone();
+    for (row, &n_prompt) in batch.prompts.iter().flatten().enumerate().filter(|(_, n)| **n > 0) {
+        let tokens = tokens_of(batch, row);
+        let before_own = tokens.start + n_prompt - 1..tokens.end - 1;
+        for cell in tokens.filter(|cell| !before_own.contains(cell)) {
+            all[cell] = 0;
+        }
+    }
+    all
+}
+
+/// The cells of a row's real tokens.
+fn tokens_of(batch: &Batch, row: usize) -> Range<usize> {
+    let cols = batch.rows.cols;
+    let mut real = (row * cols..(row + 1) * cols).filter(|&cell| batch.rows.mask[cell] == 1);
+    let first = real.next().expect("a row has a token");
+    first..real.last().unwrap_or(first) + 1
+}
+
+/// The batch with what the student writes in the rows that it goes on with, drawn at temperature 1; `None` where it is to
+/// go on with none. End-of-text tokens end nothing, as in the blocks that it learns from.
+fn continued(model: &Model, batch: &Batch, stream: Stream) -> Result<Option<Batch>> {
+    let rows: Vec<(Range<usize>, usize)> = (0..)
+        .zip(batch.prompts.iter().flatten())
+        .filter(|(_, n_prompt)| **n_prompt > 0)
+        .map(|(row, &n_prompt)| (tokens_of(batch, row), n_prompt))
+        .collect();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let prompts: Vec<Vec<i64>> = rows
+        .iter()
+        .map(|(tokens, n)| batch.rows.ids[tokens.start..tokens.start + n].to_vec())
+        .collect();
+    let n_new = |(tokens, n): &(Range<usize>, usize)| tokens.len() - n;
+    // A sequence that no layer has.
+    let seed = Stream { layer: u64::MAX, ..stream }.rng().random();
+    let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
+    let limits =
+        Limits { max_new_tokens: rows.iter().map(n_new).max().unwrap_or(0), stop_ids: Vec::new() };
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let written = generate(model, &prompts, &sampling, &limits, go_on)?;
+    let mut continued = batch.clone();
+    for ((tokens, n_prompt), written) in rows.into_iter().zip(written) {
+        let own = tokens.start + n_prompt..tokens.end;
+        let n_own = own.len();
+        continued.rows.ids[own].copy_from_slice(&written.ids[..n_own]);
+    }
+    Ok(Some(continued))
 }
 
 /// [`Losses::of_logits`] of logits that are there.

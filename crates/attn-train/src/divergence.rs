@@ -14,7 +14,7 @@
 use attn_core::Vocabulary;
 use attn_torch::{BoxError, Forward, Function};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -154,11 +154,28 @@ impl Losses {
         self.attention_output > 0.0 || self.attention_weights > 0.0
     }
 
-    /// The losses that have a weight and that a teacher's likeliest tokens alone do not give, as a cache holds them.
-    pub(crate) fn beyond_likeliest(&self) -> Vec<&'static str> {
-        let has_weight = self.weights().into_iter().filter(|(_, weight)| *weight > 0.0);
-        let names = has_weight.map(|(name, _)| name);
-        names.filter(|name| !["top_k_kl", "cross_entropy"].contains(name)).collect()
+    /// Checks that a [`TeacherCache`](crate::TeacherCache) gives all that is asked for: it holds the likeliest tokens'
+    /// probabilities at temperature 1 and nothing else of the teacher.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] with the first loss that it does not give, or with the temperature.
+    pub fn fit_cache(&self) -> Result<()> {
+        let given = ["top_k_kl", "cross_entropy"];
+        let mut beyond = self.weights().into_iter().filter(|(name, _)| !given.contains(name));
+        if let Some((field, weight)) = beyond.find(|(_, weight)| *weight > 0.0) {
+            let expected = "0 beside a teacher cache, which holds the likeliest tokens alone: `top_k_kl` and \
+                            `cross_entropy` can be had from it";
+            return Err(Error::Setting { field, value: weight.to_string(), expected });
+        }
+        if self.temperature != 1.0 {
+            return Err(Error::Setting {
+                field: "temperature",
+                value: self.temperature.to_string(),
+                expected: "1 beside a teacher cache, whose tail cannot be heated",
+            });
+        }
+        Ok(())
     }
 
     /// The losses of rows of logits, `[n, vocab_size]`, with a token for each row to predict or −100: their sum, with the
@@ -204,7 +221,11 @@ impl Losses {
             }
             if self.reverse_kl > 0.0 {
                 let apart = &log_q - &log_p;
-                add(self.reverse_kl, total(&q * &apart) * share, through_softmax(&apart) * (share / t));
+                add(
+                    self.reverse_kl,
+                    total(&q * &apart) * share,
+                    through_softmax(&apart) * (share / t),
+                );
             }
             if self.jensen_shannon > 0.0 {
                 let b = self.beta;
@@ -222,7 +243,11 @@ impl Losses {
             if self.total_variation > 0.0 {
                 let apart = &q - &p;
                 let value = total(apart.abs()) * (0.5 * share);
-                add(self.total_variation, value, through_softmax(&apart.sign()) * (0.5 * share / t));
+                add(
+                    self.total_variation,
+                    value,
+                    through_softmax(&apart.sign()) * (0.5 * share / t),
+                );
             }
         }
         if self.top_k_kl > 0.0 {
@@ -306,7 +331,23 @@ impl Likeliest {
         Self { ids, log_p: top, log_tail }
     }
 
-    fn narrow(&self, start: i64, len: i64) -> Self {
+    /// One after another.
+    pub(crate) fn cat(parts: &[Self]) -> Self {
+        let all =
+            |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        Self { ids: all(|x| &x.ids), log_p: all(|x| &x.log_p), log_tail: all(|x| &x.log_tail) }
+    }
+
+    /// On `device`, in kinds to compute with.
+    pub(crate) fn on(&self, device: Device) -> Self {
+        Self {
+            ids: self.ids.to_device(device).to_kind(Kind::Int64),
+            log_p: self.log_p.to_device(device),
+            log_tail: self.log_tail.to_device(device),
+        }
+    }
+
+    pub(crate) fn narrow(&self, start: i64, len: i64) -> Self {
         let [ids, log_p, log_tail] =
             [&self.ids, &self.log_p, &self.log_tail].map(|x| x.narrow(0, start, len));
         Self { ids, log_p, log_tail }
@@ -324,7 +365,7 @@ pub(crate) const CHUNK_BYTES: i64 = 32 << 20;
 
 /// Bytes of logits that the losses are computed of at a time: few enough that what they compute on the way stays in the
 /// processor's cache.
-const PART_BYTES: i64 = 1 << 20;
+pub(crate) const PART_BYTES: i64 = 1 << 20;
 
 /// [`Losses::of_logits`] of what the vocabulary matrices make of `features`, the gradient computed on the way: inputs are
 /// the student's features `[n, hidden]`, its matrix `[vocab, hidden]` and, where there is one, its bias `[vocab]`.

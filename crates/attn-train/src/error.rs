@@ -73,6 +73,17 @@ pub enum Error {
         problem: String,
     },
 
+    /// A teacher's predictions on disk that cannot stand in for it.
+    #[error("cannot use the teacher cache `{}`: {problem}\nhint: {hint}", path.display())]
+    TeacherCache {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+
     /// A class that the model does not have.
     #[error("example {example} is of class {label}, but the model has {n_classes}, counted from 0")]
     Label {

@@ -75,6 +75,15 @@ pub fn write_tensors(
     atomic::write_file(path, |file| stream(file, path, &plan.iter().collect::<Vec<_>>(), metadata))
 }
 
+/// Writes a small file in one step.
+///
+/// # Errors
+///
+/// If `path` is no file, or the system refuses. `path` is then as it was.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
+    atomic::write_file(path, |mut file| file.write_all(content).map_err(Error::io("write", path)))
+}
+
 /// A folder that is written file by file and appears in one step.
 ///
 /// Everything goes into a hidden folder beside the final one and is brought to the disk there; [`Self::commit`] then

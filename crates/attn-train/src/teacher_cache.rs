@@ -1,0 +1,301 @@
+//! A teacher's predictions on disk, to distil from without running it again.
+//!
+//! ```text
+//! <dir>/manifest.json                   a Manifest: which teacher, which rows, how many tokens are told apart
+//! <dir>/shard-00000.safetensors         of the real tokens of 256 rows, one after another: `ids` [n, k], `log_p` [n, k]
+//!                                       and `log_tail` [n, 1], what all other tokens have together
+//! <dir>/shard-00000.safetensors.sha256  its checksum, as `sha256sum` writes and checks it
+//! ```
+//!
+//! A shard and its checksum appear by a rename, the checksum last: a kill loses the shard under way and no other.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::{self, Read},
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use attn_core::{
+    ForwardOptions, Model, Vocabulary,
+    checkpoint::{Checkpoint, write_file, write_tensors},
+};
+use attn_data::batch::{Encoded, Side, collate};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    batch::Batch,
+    divergence::{Likeliest, PART_BYTES},
+    error::{Error, Result},
+    objective::wide,
+};
+
+const FORMAT_VERSION: u32 = 1;
+const MANIFEST_FILE: &str = "manifest.json";
+const ROWS_PER_SHARD: usize = 256;
+/// Rows that go through the teacher together.
+const BATCH_ROWS: usize = 8;
+
+/// What a cache was made of. Probabilities are those at temperature 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format_version: u32,
+    /// [`fingerprint`] of the teacher.
+    teacher: String,
+    /// SHA-256 of the rows' ids: another text, tokenizer, length or selection of rows is another cache.
+    data: String,
+    n_rows: usize,
+    n_tokens: usize,
+    /// How many tokens a position tells apart.
+    top_k: i64,
+}
+
+/// Tells teachers apart: by their weights ([`Model::fingerprint`]), what they run in, and their attention.
+pub fn fingerprint(teacher: &Model) -> String {
+    let weights = teacher.fingerprint(&|_| true);
+    let kinds: Vec<_> = teacher.config().layers.iter().map(|layer| &layer.variant).collect();
+    let about = format!("{:?} {kinds:?}", teacher.kind());
+    format!("{weights}-{}", &hex(Sha256::digest(about))[..16])
+}
+
+/// The likeliest tokens of a teacher at every position of a list of rows.
+#[derive(Debug)]
+pub struct TeacherCache {
+    top_k: i64,
+    shards: Vec<Likeliest>,
+    /// Where the positions of each row are, by [`Encoded::index`]: the shard, and those in it.
+    places: HashMap<usize, (usize, Range<i64>)>,
+}
+
+impl TeacherCache {
+    /// Opens the cache in `dir`, after making what is missing of it: the `top_k` likeliest tokens of `teacher` at each
+    /// token of `rows`, whose `index` must tell them apart. Shards that are there are checked and kept, so that an
+    /// interrupted call is gone on with by the next. `observe` is told how many rows are done.
+    ///
+    /// Returns `None` where `stop` was set before the end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TeacherCache`] for a cache of another teacher, of other rows or another `top_k`, and for a damaged shard;
+    /// [`Error::Teacher`] for a teacher without predictions of tokens, or that hides some from itself;
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    ///
+    /// Where two rows have the same `index`.
+    pub fn open_or_make(
+        dir: &Path,
+        teacher: &Model,
+        rows: &[Encoded],
+        top_k: i64,
+        stop: &AtomicBool,
+        observe: &mut dyn FnMut(usize),
+    ) -> Result<Option<Self>> {
+        let refuse = |problem: &str| Err(Error::Teacher { problem: problem.to_owned() });
+        let Some(vocabulary) = teacher.vocabulary() else {
+            return refuse("it predicts no tokens, and a cache holds nothing else");
+        };
+        if !teacher.config().is_causal() {
+            return refuse("it is a masked language model: other tokens are hidden in each epoch");
+        }
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            teacher: fingerprint(teacher),
+            data: digest_of_rows(rows),
+            n_rows: rows.len(),
+            n_tokens: rows.iter().map(|row| row.ids.len()).sum(),
+            top_k,
+        };
+        let lock_path = dir.join(".lock");
+        let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
+        // Runs of a sweep share a cache: whoever comes second waits until it is there.
+        if let Err(error) = lock.lock() {
+            tracing::warn!("cannot lock `{}`: {error}", lock_path.display());
+        }
+        manifest.agree(dir)?;
+        let (mut shards, mut places) = (Vec::new(), HashMap::new());
+        for (number, rows) in rows.chunks(ROWS_PER_SHARD).enumerate() {
+            let path = dir.join(format!("shard-{number:05}.safetensors"));
+            if !is_there(&path)? {
+                let Some(made) = predict(teacher, &vocabulary, rows, top_k, stop)? else {
+                    return Ok(None);
+                };
+                write_shard(&path, made)?;
+            }
+            shards.push(read_shard(&path)?);
+            let mut start = 0;
+            for row in rows {
+                let end = start + row.ids.len() as i64;
+                let other = places.insert(row.index, (number, start..end));
+                assert!(other.is_none(), "two rows have the index {}", row.index);
+                start = end;
+            }
+            observe(number * ROWS_PER_SHARD + rows.len());
+        }
+        Ok(Some(Self { top_k, shards, places }))
+    }
+
+    /// How many tokens a position tells apart.
+    pub fn top_k(&self) -> i64 {
+        self.top_k
+    }
+
+    /// What the teacher predicts at the real tokens of `batch`, row by row.
+    pub(crate) fn likeliest(&self, batch: &Batch, device: Device) -> Result<Likeliest> {
+        let rows = &batch.rows;
+        let mut parts = Vec::with_capacity(rows.rows);
+        for (row, index) in rows.indices.iter().enumerate() {
+            let cells = &rows.mask[row * rows.cols..(row + 1) * rows.cols];
+            let n_tokens = cells.iter().sum::<i64>();
+            let Some((shard, range)) =
+                self.places.get(index).filter(|(_, range)| range.end - range.start == n_tokens)
+            else {
+                let problem = format!("its cache holds no row {index} of {n_tokens} tokens");
+                return Err(Error::Teacher { problem });
+            };
+            parts.push(self.shards[*shard].narrow(range.start, n_tokens));
+        }
+        Ok(Likeliest::cat(&parts).on(device))
+    }
+}
+
+impl Manifest {
+    /// Compares with the one in `dir`, or puts this one there.
+    fn agree(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(MANIFEST_FILE);
+        let refuse =
+            |problem: String, hint| Err(Error::TeacherCache { path: path.clone(), problem, hint });
+        let found: Self = match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(found) => found,
+                Err(error) => {
+                    return refuse(
+                        format!("it is damaged: {error}"),
+                        "remove the folder: it is made anew",
+                    );
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let text = serde_json::to_vec_pretty(self).expect("plain fields have a JSON form");
+                return Ok(write_file(&path, &text)?);
+            }
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        let [ours, theirs] = [self, &found]
+            .map(|manifest| serde_json::to_value(manifest).expect("plain fields have a JSON form"));
+        let fields = ["format_version", "teacher", "top_k", "n_rows", "n_tokens", "data"];
+        match fields.into_iter().find(|field| ours[field] != theirs[field]) {
+            None => Ok(()),
+            Some(field) => refuse(
+                format!("its `{field}` is {}, and this run's is {}", theirs[field], ours[field]),
+                "name another folder for it, or remove this one: it is made anew",
+            ),
+        }
+    }
+}
+
+fn checksum_file(shard: &Path) -> PathBuf {
+    shard.with_added_extension("sha256")
+}
+
+/// Whether a shard is there, whole.
+fn is_there(shard: &Path) -> Result<bool> {
+    let path = checksum_file(shard);
+    let line = match fs::read_to_string(&path) {
+        Ok(line) => line,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    };
+    let expected = line.split_whitespace().next().unwrap_or_default();
+    let found = digest_of_file(shard).map_err(Error::io("read", shard))?;
+    if found != expected {
+        return Err(Error::TeacherCache {
+            path: shard.to_owned(),
+            problem: format!("its SHA-256 is {found}, and its checksum file says {expected}"),
+            hint: "remove the damaged file and its `.sha256`: the shard is made again",
+        });
+    }
+    Ok(true)
+}
+
+fn write_shard(path: &Path, Likeliest { ids, log_p, log_tail }: Likeliest) -> Result<()> {
+    let tensors = [("ids", ids.to_kind(Kind::Int)), ("log_p", log_p), ("log_tail", log_tail)];
+    write_tensors(path, &tensors.map(|(name, x)| (name.to_owned(), x)), &BTreeMap::new())?;
+    let hash = digest_of_file(path).map_err(Error::io("read", path))?;
+    let name = path.file_name().expect("a shard has a name").to_string_lossy();
+    Ok(write_file(&checksum_file(path), format!("{hash}  {name}\n").as_bytes())?)
+}
+
+fn read_shard(path: &Path) -> Result<Likeliest> {
+    let file = Checkpoint::open_file(path)?;
+    let tensor = |name, kind| file.tensor(name, kind, Device::Cpu);
+    Ok(Likeliest {
+        ids: tensor("ids", Some(Kind::Int))?,
+        log_p: tensor("log_p", None)?,
+        log_tail: tensor("log_tail", None)?,
+    })
+}
+
+/// What the teacher expects at each token of `rows`; `None` where `stop` was set.
+fn predict(
+    teacher: &Model,
+    vocabulary: &Vocabulary,
+    rows: &[Encoded],
+    top_k: i64,
+    stop: &AtomicBool,
+) -> Result<Option<Likeliest>> {
+    let _no_grad = tch::no_grad_guard();
+    let mut parts = Vec::new();
+    for rows in rows.chunks(BATCH_ROWS) {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        // Any id fills short rows: it is masked.
+        let batch = Batch::from(collate(&rows.iter().collect::<Vec<_>>(), 0, Side::Right));
+        let places = Tensor::from_slice(&batch.rows.mask).nonzero().view([-1]);
+        let options = ForwardOptions {
+            before_vocabulary: true,
+            logits_at: Some(&places),
+            ..ForwardOptions::default()
+        };
+        let features = teacher.forward(&batch.input(teacher), &options)?.logits; // [n, hidden]
+        let n_vocab = vocabulary.weight.size()[0];
+        let few = (PART_BYTES / (4 * n_vocab)).max(1);
+        for features in features.split(few, 0) {
+            let logits = features.linear(&vocabulary.weight, vocabulary.bias.as_ref());
+            let log_p = wide(&logits).log_softmax(-1, None::<Kind>);
+            parts.push(Likeliest::of(&log_p, top_k).on(Device::Cpu));
+        }
+    }
+    Ok(Some(Likeliest::cat(&parts)))
+}
+
+fn digest_of_rows(rows: &[Encoded]) -> String {
+    let mut hash = Sha256::new();
+    for row in rows {
+        hash.update((row.ids.len() as u64).to_le_bytes());
+        row.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    }
+    hex(hash.finalize())
+}
+
+fn digest_of_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
