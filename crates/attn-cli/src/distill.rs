@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
     LoadOptions, Model, Variant,
     checkpoint::{Checkpoint, write_tensors},
@@ -21,7 +21,10 @@ use attn_data::{
     tokenizer::TextTokenizer,
 };
 use attn_eval::{Batching, Divergence, Error as EvalError, LanguageScore, divergence};
-use attn_train::{Distillation, Event, Examples, METRICS_FILE, Metric, Run, train, trainable};
+use attn_train::{
+    Distillation, Event, Examples, METRICS_FILE, Metric, Run, TeacherCache, teacher_fingerprint,
+    train, trainable,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -30,7 +33,7 @@ use crate::{
     data::REPORT_STREAM,
     monitor::{Monitor, count_rows, grouped},
     plots,
-    run_dir::{BEFORE_FILE, SUMMARY_FILE, peak_memory_mib, write_json},
+    run_dir::{BEFORE_FILE, SUMMARY_FILE, TEACHER_FILE, peak_memory_mib, write_json},
     settings::{Distill, KIND_PARAMETERS, Stage, is_nothing},
     start::{Start, invocation, quoted, tokenizer_files},
     surgery::{describe, variants},
@@ -131,6 +134,14 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     check(config, &folder, other.as_ref())?;
     let max_len =
         max_len(config.examples.max_len, &folder.config, &folder.tokenizer, "`examples.max_len`")?;
+    for (name, stage) in config.stages() {
+        let n_kept = stage.on_policy.map_or(0, |on_policy| on_policy.prompt_tokens);
+        ensure!(
+            n_kept < max_len,
+            "`{name}.on_policy.prompt_tokens` is {n_kept}, and rows have {max_len} tokens: nothing is left for the student \
+             to write"
+        );
+    }
     let tokenizer = folder.tokenizer.clone().reaching(max_len);
     let masking = match folder.config.is_causal() {
         true => None,
@@ -171,6 +182,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         start.write_config()?;
         start.dir.write_environment(&student)?;
     }
+    check_teacher(&teacher, &start)?;
     start.listen()?;
     let scorer = |rows| Scorer {
         rows,
@@ -193,8 +205,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     say("at the swap", &at_swap);
 
     let mut stages = Vec::new();
-    for (name, stage) in [("transfer", &config.transfer), ("tune", &config.tune)] {
-        let Some(stage) = stage else { continue };
+    for (name, stage) in config.stages() {
         let mut data = Examples::new(
             train_rows.clone(),
             stage.train.plan()?,
@@ -203,6 +214,9 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         );
         if let Some(masking) = &masking {
             data = data.with_masking(masking.clone());
+        }
+        if let Some(on_policy) = stage.on_policy {
+            data = data.with_on_policy(on_policy);
         }
         let work = Work { name, stage, teacher: &teacher, data: &data, tokenizer: &tokenizer };
         match work.run(&mut student, &chooser, &reporter, &start)? {
@@ -263,6 +277,20 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
         folder.name,
         folder.config.head
     );
+    for (name, stage) in config.stages().filter(|_| !folder.config.is_causal()) {
+        let refuse = |setting: &str, why: &str| {
+            bail!(
+                "`{name}.{setting}` is set, and `{}` is a masked language model, which {why}\nhint: leave it away",
+                folder.name
+            )
+        };
+        if stage.teacher_cache.is_some() {
+            refuse("teacher_cache", "has other tokens hidden in each epoch")?;
+        }
+        if stage.on_policy.is_some() {
+            refuse("on_policy", "writes no text")?;
+        }
+    }
     let mut changed = folder.config.clone();
     ensure!(
         !matches!(config.attention, Some(Variant::Cross(_))),
@@ -284,6 +312,21 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
             Ok(())
         }
     }
+}
+
+/// Holds the teacher against the one that the run began with: its predictions are in the folder's figures, and in the
+/// stages that have finished.
+fn check_teacher(teacher: &Model, start: &Start<Distill>) -> Result<()> {
+    let now = teacher_fingerprint(teacher);
+    match start.dir.read_json::<String>(TEACHER_FILE)? {
+        Some(then) => ensure!(
+            then == now,
+            "cannot go on: the teacher is another model than when the run began (fingerprint {now}, which was {then})\n\
+             hint: put its folder back as it was, or begin a new run"
+        ),
+        None => start.dir.write_json(TEACHER_FILE, &now)?,
+    }
+    Ok(())
 }
 
 /// The text as blocks: to train on, to choose by, to report on.
@@ -406,7 +449,9 @@ impl Work<'_> {
                 finished
             }
             None => {
-                let outcome = self.fit(student, &training, chooser, &dir, start)?;
+                let Some(outcome) = self.fit(student, &training, chooser, &dir, start)? else {
+                    return Ok(StageEnd::Stopped(0));
+                };
                 if outcome.outcome == attn_train::Outcome::Interrupted {
                     return Ok(StageEnd::Stopped(outcome.step));
                 }
@@ -449,10 +494,16 @@ impl Work<'_> {
         chooser: &Scorer,
         dir: &Path,
         start: &Start<Distill>,
-    ) -> Result<attn_train::Summary> {
+    ) -> Result<Option<attn_train::Summary>> {
         let Self { name, stage, teacher, data, tokenizer } = self;
-        let objective = Distillation::new(teacher, student, &stage.loss)
+        let cache;
+        let mut objective = Distillation::new(teacher, student, &stage.loss)
             .with_context(|| format!("cannot use `[{name}]`"))?;
+        if let Some(folder) = &stage.teacher_cache {
+            let Some(found) = self.cache(folder, start)? else { return Ok(None) };
+            cache = found;
+            objective = objective.with_cache(&cache)?;
+        }
         fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
         let evaluate = |model: &Model| -> Result<Vec<Metric>, attn_train::BoxError> {
             Ok(metrics(&chooser.try_score(model, teacher)?))
@@ -473,7 +524,18 @@ impl Work<'_> {
             }),
             ..Run::new(training, &objective, *data)
         };
-        train(student, run).with_context(|| format!("`{name}` failed"))
+        train(student, run).map(Some).with_context(|| format!("`{name}` failed"))
+    }
+
+    /// The teacher's predictions in `folder`; `None` where the user stopped their making.
+    fn cache(&self, folder: &Path, start: &Start<Distill>) -> Result<Option<TeacherCache>> {
+        let Self { name, stage, teacher, data, .. } = self;
+        let (rows, top_k) = (data.examples(), stage.loss.top_k);
+        tracing::info!("`{name}`: the teacher's predictions in `{}`", folder.display());
+        TeacherCache::open_or_make(folder, teacher, rows, top_k, &start.stop, &mut |n_done| {
+            tracing::debug!("{} of {} rows", grouped(n_done), grouped(rows.len()));
+        })
+        .with_context(|| format!("cannot use `{name}.teacher_cache`"))
     }
 }
 

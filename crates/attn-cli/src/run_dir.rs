@@ -39,8 +39,14 @@ pub(crate) const SUMMARY_FILE: &str = "summary.json";
 pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 
 /// What a run writes before its first step.
-const FIRST_FILES: [&str; 5] =
-    [CONFIG_FILE, ENVIRONMENT_FILE, BEFORE_FILE, UNTOUCHED_FILE, attn_train::METRICS_FILE];
+const FIRST_FILES: [&str; 6] = [
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    BEFORE_FILE,
+    UNTOUCHED_FILE,
+    TEACHER_FILE,
+    attn_train::METRICS_FILE,
+];
 const FIRST_FOLDERS: [&str; 6] = [
     checkpoint::FOLDER,
     TOKENIZER_DIR,
@@ -49,6 +55,9 @@ const FIRST_FOLDERS: [&str; 6] = [
     "transfer",
     "tune",
 ];
+
+/// What tells the teacher of a distillation from others, as text.
+pub(crate) const TEACHER_FILE: &str = "teacher.json";
 
 /// The score before training, kept so that a run that is resumed does not look again.
 pub(crate) const BEFORE_FILE: &str = "before.json";

@@ -1,6 +1,9 @@
 //! The tables of a config. `configs/README.md` is the user's reference; a test holds it to the fields here.
 
-use std::num::{NonZeroU16, NonZeroUsize};
+use std::{
+    num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{Lora, Variant};
@@ -11,7 +14,7 @@ use attn_data::{
     select::Part,
     tokenizer::Style,
 };
-use attn_train::{Losses, TrainConfig};
+use attn_train::{Losses, OnPolicy, TrainConfig};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -526,6 +529,13 @@ pub(crate) struct Distill {
 pub(crate) struct Stage {
     /// What is minimized: weights of losses.
     pub(crate) loss: Losses,
+    /// A folder that holds the teacher's predictions on the rows to train on, so that it does not run in training: made
+    /// where it is not there, for `loss.top_k` tokens a position. The losses are then `top_k_kl` and `cross_entropy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) teacher_cache: Option<PathBuf>,
+    /// Lets the student go on with some of the rows by itself, and compares what both predict of its words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) on_policy: Option<OnPolicy>,
     /// Trains low-rank adapters beside the matrices, and what the attention kind adds; they are merged at the stage's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lora: Option<LoraChoice>,
@@ -557,6 +567,12 @@ impl Default for Distill {
 pub(crate) const KIND_PARAMETERS: &str = "*.kind.*";
 
 impl Distill {
+    /// The stages with their names, in their order.
+    pub(crate) fn stages(&self) -> impl Iterator<Item = (&'static str, &Stage)> {
+        let all = [("transfer", &self.transfer), ("tune", &self.tune)];
+        all.into_iter().filter_map(|(name, stage)| Some((name, stage.as_ref()?)))
+    }
+
     /// What rows held out are scored by.
     pub(crate) const METRICS: [&str; 5] = ["kl", "reverse_kl", "agreement", "loss", "perplexity"];
 
@@ -580,7 +596,24 @@ impl Distill {
         for (name, stage, usual) in stages {
             let Some(stage) = stage else { continue };
             if stage.loss == Losses::default() {
-                stage.loss = usual;
+                stage.loss = match stage.teacher_cache {
+                    Some(_) => Losses { top_k_kl: 1.0, ..Losses::default() },
+                    None => usual,
+                };
+            }
+            if stage.teacher_cache.is_some() {
+                stage
+                    .loss
+                    .fit_cache()
+                    .with_context(|| format!("cannot use `{name}.teacher_cache`"))?;
+                ensure!(
+                    stage.on_policy.is_none(),
+                    "`{name}.on_policy` is set beside `{name}.teacher_cache`, which holds the data's rows and not what \
+                     the student makes of them\nhint: leave one of them away"
+                );
+            }
+            if let Some(on_policy) = &stage.on_policy {
+                on_policy.validate().with_context(|| format!("cannot use `{name}.on_policy`"))?;
             }
             if name == "transfer" && stage.train.freeze.is_empty() && stage.lora.is_none() {
                 stage.train.freeze = vec!["*".into(), format!("!{KIND_PARAMETERS}")];

@@ -114,7 +114,7 @@ impl RunConfig for Distill {
     }
 
     fn training(&self) -> Vec<&TrainConfig> {
-        [&self.transfer, &self.tune].into_iter().flatten().map(|stage| &stage.train).collect()
+        self.stages().map(|(_, stage)| &stage.train).collect()
     }
 }
 

@@ -121,10 +121,17 @@ fn what_a_kind_adds_is_transferred_first_and_adapters_leave_the_teacher_alone() 
 
 #[test]
 fn an_interrupted_distillation_ends_where_an_unbroken_one_does() {
+    for more in ["", "--set tune.teacher_cache=cache", "--set tune.on_policy.share=0.4"] {
+        interrupted_and_unbroken(more);
+    }
+}
+
+fn interrupted_and_unbroken(more: &str) {
     let place = place("gpt2");
-    let settings =
-        "distill distill.toml --set attention.kind=window --set attention.size=2 --set threads=1";
-    let every = "--set tune.train.checkpoint_every=5 --set tune.train.max_steps=200";
+    let settings = format!(
+        "distill distill.toml --set attention.kind=window --set attention.size=2 --set threads=1 {more}"
+    );
+    let every = "--set tune.train.checkpoint_every=5 --set tune.train.max_steps=100";
     place.done(&format!("{settings} {every} --out whole"));
     let mut child = place.command(&format!("{settings} {every} --out broken")).spawn().unwrap();
     let saved = |n: usize| {
@@ -140,10 +147,68 @@ fn an_interrupted_distillation_ends_where_an_unbroken_one_does() {
     assert!(!place.path("broken/summary.json").exists(), "it was killed before its end");
     place.done("distill --out broken --resume");
     let of = |run: &str| place.bytes(&format!("{run}/model/model.safetensors"));
-    assert!(of("whole") == of("broken"));
+    assert!(of("whole") == of("broken"), "{more}");
     let score =
         |run: &str| place.json(&format!("{run}/summary.json"))["stages"][0]["after"].clone();
     assert_eq!(score("whole"), score("broken"));
+}
+
+#[test]
+fn finished_stages_are_taken_over_as_they_were() {
+    let place = place("gpt2");
+    // Both a kind with parameters of its own and adapters, which are merged once.
+    let settings = "--set tune.lora.rank=2 --set tune.lora.alpha=8 --set threads=1";
+    place.done(&format!("distill distill.toml {settings} --out run"));
+    let weights = || place.bytes("run/model/model.safetensors");
+    let stages = || place.json("run/summary.json")["stages"].clone();
+    let (whole, scores) = (weights(), stages());
+    let undo = |stage: Option<&str>| {
+        std::fs::remove_file(place.path("run/summary.json")).unwrap();
+        std::fs::remove_dir_all(place.path("run/model")).unwrap();
+        if let Some(stage) = stage {
+            std::fs::remove_dir_all(place.path("run").join(stage)).unwrap();
+        }
+    };
+
+    // As a kill between the last stage and the summary leaves it.
+    undo(None);
+    place.done("distill --out run --resume");
+    assert!(weights() == whole, "both stages were taken over");
+    assert_eq!(stages(), scores);
+
+    // As one between the stages does.
+    undo(Some("tune"));
+    place.done("distill --out run --resume");
+    assert!(weights() == whole, "the first stage was taken over, the second one trained again");
+    assert_eq!(stages()[1]["after"], scores[1]["after"]);
+
+    // What was learnt from one teacher is not gone on with by another.
+    undo(None);
+    place.done("pretrain lm.toml --seed 7 --out other");
+    let file = "model/model.safetensors";
+    std::fs::write(place.path("lm").join(file), place.bytes(&format!("other/{file}"))).unwrap();
+    place.refused("distill --out run --resume", &["the teacher is another model", "hint: put its"]);
+}
+
+#[test]
+fn a_student_learns_from_predictions_on_disk_and_from_its_own_words() {
+    let place = place("gpt2");
+    let kind = "--set attention.kind=window --set attention.size=1 --set tune.train.max_steps=40";
+    for more in ["tune.teacher_cache=cache", "tune.on_policy={share=0.5,prompt_tokens=4}"] {
+        let _ = std::fs::remove_dir_all(place.path("run"));
+        place.done(&format!("distill distill.toml {kind} --set {more} --out run"));
+        let summary = place.json("run/summary.json");
+        let [before, after] = [&summary["at_swap"], &summary["stages"][0]["after"]].map(kl);
+        assert!(after < 0.8 * before, "{more}: {before} to {after}");
+    }
+    // The next run finds it there; another text is another cache.
+    let shard = "cache/shard-00000.safetensors";
+    let made = place.path(shard).metadata().unwrap().modified().unwrap();
+    let cached = format!("distill distill.toml {kind} --set tune.teacher_cache=cache");
+    place.done(&format!("{cached} --seed 3 --out again"));
+    assert_eq!(place.path(shard).metadata().unwrap().modified().unwrap(), made);
+    let other = format!("{cached} --set examples.limit=20 --out no");
+    place.refused(&other, &["cannot use `tune.teacher_cache`", "`n_rows`", "hint: name another"]);
 }
 
 #[test]
@@ -157,6 +222,19 @@ fn what_cannot_be_distilled_is_refused_before_the_weights_are_read() {
         ("distill distill.toml --set tune.loss.forward_kl=-1 --out o", "`forward_kl` is -1"),
         ("distill distill.toml --set attention= --out o", "the student would be its teacher"),
         ("distill distill.toml --set transfer= --set tune= --out o", "nothing is trained"),
+        (
+            "distill distill.toml --set tune.teacher_cache=c --set tune.loss.hidden_mse=1 --out o",
+            "cannot use `tune.teacher_cache`",
+        ),
+        (
+            "distill distill.toml --set tune.teacher_cache=c --set tune.on_policy.share=0.5 --out o",
+            "leave one of them away",
+        ),
+        ("distill distill.toml --set tune.on_policy.share=1.5 --out o", "`share` is 1.5"),
+        (
+            "distill distill.toml --set tune.on_policy.prompt_tokens=24 --out o",
+            "`tune.on_policy.prompt_tokens` is 24, and rows have 24 tokens",
+        ),
         ("distill lm.toml --out o", "this is a config for `pretrain`"),
         ("swap --model lm/model --attention window --set size=0 --out o", "size"),
         ("swap --model lm/model --attention windo --out o", "expected one of"),
@@ -166,5 +244,10 @@ fn what_cannot_be_distilled_is_refused_before_the_weights_are_read() {
         assert_eq!(ran.code, 1, "{arguments}: {}", ran.stderr);
         assert!(ran.stderr.contains(problem), "{arguments}: {}", ran.stderr);
         assert!(!place.path("o").exists(), "{arguments}");
+    }
+    let place = self::place("distilbert");
+    for setting in ["teacher_cache=c", "on_policy.share=0.5"] {
+        let arguments = format!("distill distill.toml --set tune.{setting} --out o");
+        place.refused(&arguments, &["is a masked language model", "hint: leave it away"]);
     }
 }

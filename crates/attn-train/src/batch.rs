@@ -9,9 +9,10 @@ use attn_data::{
     tokenizer::TextTokenizer,
 };
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::error::BoxError;
+use crate::error::{BoxError, Error};
 
 /// Examples that go through the model together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,13 +136,39 @@ pub struct Needles {
 
 /// Rows that a student goes on with by itself, to be corrected on what it writes (GKD, Agarwal et al. 2024,
 /// <https://arxiv.org/abs/2306.13649>, section 3).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct OnPolicy {
     /// The share of the rows, drawn anew each epoch: λ of the paper.
     pub share: f64,
     /// How many tokens of such a row are kept; the student writes as many as the row had beyond. Rows that have no more
     /// tokens than this are taken as they are.
     pub prompt_tokens: usize,
+}
+
+impl Default for OnPolicy {
+    /// Half of the rows, after a first glance at each.
+    fn default() -> Self {
+        Self { share: 0.5, prompt_tokens: 16 }
+    }
+}
+
+impl OnPolicy {
+    /// Checks both fields.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] with the one that is out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        let refuse = |field, value, expected| Err(Error::Setting { field, value, expected });
+        if !(self.share > 0.0 && self.share <= 1.0) {
+            return refuse("share", self.share.to_string(), "a share above 0, at most 1");
+        }
+        if self.prompt_tokens == 0 {
+            return refuse("prompt_tokens", "0".into(), "at least 1: a text begins somewhere");
+        }
+        Ok(())
+    }
 }
 
 /// Tokenized examples in memory: bucketed by length, padded on the right, and masked if asked to.
