@@ -210,12 +210,33 @@ fn score_language(
     let masking = task.masking()?;
     let batching = task.batching();
     let mut progress = count_rows(rows.len(), &NEVER);
-    let scored = match &masking {
-        Some(masking) => masked_token(model, &rows, masking, args.seed, &batching, &mut progress),
-        None => next_token(model, &rows, &batching, &mut progress),
+    let (language, divergence) = match baseline {
+        None => {
+            let scored = match &masking {
+                Some(masking) => {
+                    masked_token(model, &rows, masking, args.seed, &batching, &mut progress)
+                }
+                None => next_token(model, &rows, &batching, &mut progress),
+            };
+            (scored.with_context(|| format!("cannot score `{}`", args.model))?, None)
+        }
+        Some(folder) => {
+            let options = LoadOptions {
+                kind: model.kind(),
+                device: model.device(),
+                ..LoadOptions::default()
+            };
+            let baseline = load_model(&folder.path, None, &options, hub)
+                .with_context(|| format!("cannot load the model `{}`", folder.name))?;
+            let masking = masking.as_ref().map(|masking| (masking, args.seed));
+            let found = divergence(model, &baseline, &rows, masking, &batching, &mut progress)
+                .with_context(|| {
+                    format!("cannot hold `{}` against `{}`", args.model, folder.name)
+                })?;
+            (found.model.clone(), Some((found, folder)))
+        }
     };
     drop(progress);
-    let language = scored.with_context(|| format!("cannot score `{}`", args.model))?;
     let interval = language
         .loss_interval_95
         .map(|Interval { low, high }| format!(" (95 % interval {low:.4} to {high:.4})"));
@@ -249,27 +270,10 @@ fn score_language(
     } else {
         "one text each, cut to max_len"
     };
-    let divergence = match baseline {
-        None => None,
-        Some(folder) => {
-            let options = LoadOptions {
-                kind: model.kind(),
-                device: model.device(),
-                ..LoadOptions::default()
-            };
-            let baseline = load_model(&folder.path, None, &options, hub)
-                .with_context(|| format!("cannot load the model `{}`", folder.name))?;
-            let mut progress = count_rows(rows.len(), &NEVER);
-            let masking = masking.as_ref().map(|masking| (masking, args.seed));
-            let found = divergence(model, &baseline, &rows, masking, &batching, &mut progress)
-                .with_context(|| {
-                    format!("cannot hold `{}` against `{}`", args.model, folder.name)
-                })?;
-            drop(progress);
-            print_divergence(&found, &folder.name, out)?;
-            Some(found)
-        }
-    };
+    if let Some((found, folder)) = &divergence {
+        print_divergence(found, &folder.name, out)?;
+    }
+    let divergence = divergence.map(|(found, _)| found);
     let mask_seed = masking.map(|_| args.seed);
     let against = args.against.clone();
     let score =

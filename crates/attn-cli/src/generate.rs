@@ -159,7 +159,7 @@ fn prompt_ids(tokenizer: &TextTokenizer, text: &str) -> Result<Vec<i64>> {
 }
 
 /// The ids that end a text: those of `generation_config.json` or `config.json`, and the tokenizer's.
-fn stop_ids(folder: &Path, tokenizer: &TextTokenizer) -> Result<Vec<i64>> {
+pub(crate) fn stop_ids(folder: &Path, tokenizer: &TextTokenizer) -> Result<Vec<i64>> {
     let mut ids: Vec<i64> = tokenizer.eos_id().map(i64::from).into_iter().collect();
     for file in ["generation_config.json", "config.json"] {
         if !folder.join(file).exists() {

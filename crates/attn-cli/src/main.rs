@@ -11,6 +11,7 @@ mod data;
 mod distill;
 mod doctor;
 mod eval;
+mod explain;
 mod finetune;
 mod forward;
 mod generate;
@@ -81,6 +82,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
             outcome = sweep::run(&sweep, &logging::flags(args.verbose, args.quiet), &mut out)?;
         }
         Command::Eval(args) => eval::run(&args, &mut out)?,
+        Command::Explain(args) => outcome = explain::run(&args, &mut out)?,
         Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,

@@ -7,29 +7,44 @@ use attn_core::{
     generate::{Limits, Sampling, generate},
     laws,
 };
-use attn_data::batch::Encoded;
+use attn_data::batch::{Encoded, Masking};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    divergence::divergence,
+    divergence::{Divergence, divergence},
     error::{Error, Result},
-    language::check_decoder,
     rows::{Batching, Progress, for_each_batch, to_input},
-    text::Wording,
+    text::{Wording, entities_kept},
 };
 
 /// How a model and its baseline are made to write.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Writing {
+#[derive(Clone, Copy)]
+pub struct Writing<'a> {
+    /// Texts to write, from rows that are spread evenly over those long enough.
+    pub n_prompts: usize,
     /// Tokens of a row that are the prompt.
     pub prompt_len: usize,
     /// Most new tokens.
     pub max_new_tokens: usize,
-    /// How they are drawn, by both alike.
-    pub sampling: Sampling,
+    /// Seed of what is drawn.
+    pub seed: u64,
     /// Tokens that end a text.
-    pub stop_ids: Vec<i64>,
+    pub stop_ids: &'a [i64],
+    /// Makes text of tokens.
+    pub decode: &'a dyn Fn(&[i64]) -> attn_data::Result<String>,
+}
+
+/// What came of a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The value is within its bounds.
+    Passed,
+    /// It is not, or it is no number.
+    Failed,
+    /// The test says nothing of such a model.
+    NotRun,
 }
 
 /// One test.
@@ -41,30 +56,76 @@ pub struct Check {
     pub value: Option<f64>,
     /// The least and the most that pass.
     pub bounds: [f64; 2],
-    /// Whether it is within; false where nothing was measured.
-    pub passed: bool,
-    /// In words.
+    /// Whether it is within.
+    pub verdict: Verdict,
+    /// What the value is; of a test that was not run, why.
     pub meaning: String,
 }
 
 impl Check {
-    fn new(test: &str, value: Option<f64>, bounds: [f64; 2], meaning: String) -> Self {
-        let passed = value.is_some_and(|value| (bounds[0]..=bounds[1]).contains(&value));
-        Self { test: test.to_owned(), value, bounds, passed, meaning }
+    fn new(test: &str, value: f64, bounds: [f64; 2], meaning: String) -> Self {
+        let verdict = match (bounds[0]..=bounds[1]).contains(&value) {
+            true => Verdict::Passed,
+            false => Verdict::Failed,
+        };
+        let value = Some(value).filter(|value| value.is_finite());
+        Self { test: test.to_owned(), value, bounds, verdict, meaning }
+    }
+
+    fn not_run(test: &str, bounds: [f64; 2], why: &str) -> Self {
+        let meaning = why.to_owned();
+        Self { test: test.to_owned(), value: None, bounds, verdict: Verdict::NotRun, meaning }
     }
 }
 
-/// What both wrote from one prompt.
+/// How tokens were chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// The likeliest each time: where a model repeats itself, it shows here.
+    Greedy,
+    /// By their probabilities, nothing cut off: what the model holds for text.
+    Drawn,
+}
+
+/// Texts of both models from the same prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Written {
+    /// How the tokens were chosen.
+    pub way: Way,
+    /// KL(baseline ‖ model), in nats per token, on what the model wrote.
+    pub kl_free_running: f64,
+    /// What the model wrote.
+    pub model: Texts,
+    /// What the baseline wrote.
+    pub baseline: Texts,
+    /// The texts side by side.
+    pub samples: Vec<Sample>,
+}
+
+/// Figures of the texts of one model, prompts left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Texts {
+    /// Repetition and variety; absent where texts are shorter than four tokens.
+    pub wording: Option<Wording>,
+    /// Perplexity by the baseline.
+    pub perplexity_by_baseline: f64,
+    /// Share of what a prompt names that the text names again ([`entities_kept`]), mean over the prompts that name
+    /// anything; absent where none does.
+    pub entities_kept: Option<f64>,
+}
+
+/// What both wrote from one prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// [`Encoded::index`] of the row that it begins.
     pub index: usize,
-    /// Token ids.
-    pub prompt: Vec<i64>,
+    /// What stood there.
+    pub prompt: String,
     /// What the model wrote.
-    pub model: Vec<i64>,
+    pub model: String,
     /// What the baseline wrote.
-    pub baseline: Vec<i64>,
+    pub baseline: String,
 }
 
 /// What was found.
@@ -74,32 +135,34 @@ pub struct Explanation {
     pub checks: Vec<Check>,
     /// KL(baseline ‖ model) in nats per token, the model's predictions at t against the baseline's at t + shift.
     pub kl_by_shift: Vec<(i64, f64)>,
-    /// KL(baseline ‖ model) on the rows.
-    pub kl_teacher_forced: f64,
-    /// On what the model wrote itself.
-    pub kl_free_running: f64,
-    /// Perplexity, by the baseline, of what the model wrote, and of what the baseline wrote.
-    pub perplexity_by_baseline: [f64; 2],
-    /// Of what the model wrote, and of what the baseline wrote; absent where texts are shorter than four tokens.
-    pub wording: [Option<Wording>; 2],
-    /// The texts.
-    pub samples: Vec<Sample>,
+    /// How far the two are apart on the rows.
+    pub divergence: Divergence,
+    /// What they wrote; nothing of masked language models.
+    pub written: Vec<Written>,
 }
 
 /// Shifts that are tried.
 const SHIFTS: [i64; 5] = [-2, -1, 0, 1, 2];
+
+/// Below this a KL is no more than rounding, in nats.
+const NO_KL: f64 = 1e-6;
+
+const ALONE: [f64; 2] = [0.0, 0.0];
+const TWICE: [f64; 2] = [0.0, 2.0];
+const ENTROPY: [f64; 2] = [0.7, 1.4];
 
 /// Tests `model` against `baseline` on `rows`, of which those longer than the prompt are written on from.
 ///
 /// - `future_leak`: [`laws::model_causality`] on a row.
 /// - `best_shift`: where in −2 … 2 the baseline's predictions are nearest to the model's, 0 unless it was trained on shifted
 ///   ones.
-/// - `free_running_over_teacher_forced`: KL on what the model wrote over KL on the rows, at most 2: more, and its errors
-///   feed on each other.
-/// - `rep_4_over_baseline`: rep-4 of what it wrote over that of what the baseline wrote, at most 2.
+/// - `free_running_over_teacher_forced`: KL on what the model wrote (drawn) over KL on the rows, at most 2: more, and its
+///   errors feed on each other.
+/// - `rep_4`: repeated 4-grams of what it wrote (greedy), at most twice those of what the baseline wrote.
 /// - `entropy_ratio`: entropy of its predictions over the baseline's on the rows, 0.7 to 1.4.
 ///
-/// The bounds are rules of thumb: a test that fails says where to look.
+/// The bounds are rules of thumb: a test that fails says where to look. Masked language models, of which `masking` says
+/// what is hidden, have a shift and an entropy alone: they read both sides, and write nothing.
 ///
 /// # Errors
 ///
@@ -108,12 +171,45 @@ pub fn explain(
     model: &Model,
     baseline: &Model,
     rows: &[Encoded],
-    writing: &Writing,
+    masking: Option<(&Masking, u64)>,
+    writing: &Writing<'_>,
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<Explanation> {
-    check_decoder(model.config(), "explaining what a model writes")?;
-    let forced = divergence(model, baseline, rows, None, batching, progress)?;
+    let forced = divergence(model, baseline, rows, masking, batching, progress)?;
+    let kl_by_shift = by_shift(model, baseline, rows, batching)?;
+    let nearest = kl_by_shift
+        .iter()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map_or(f64::NAN, |&(shift, _)| shift as f64);
+    let shift = Check::new(
+        "best_shift",
+        nearest,
+        ALONE,
+        "places by which the baseline's predictions are nearest to the model's".into(),
+    );
+    let entropy = Check::new(
+        "entropy_ratio",
+        forced.entropy_nats / forced.baseline_entropy_nats,
+        ENTROPY,
+        format!(
+            "entropy of {:.4} nats, where the baseline has {:.4}",
+            forced.entropy_nats, forced.baseline_entropy_nats
+        ),
+    );
+    if masking.is_some() {
+        let none = |test, bounds, why| Check::not_run(test, bounds, why);
+        const WRITES: &str = "a masked language model writes no text";
+        let checks = vec![
+            none("future_leak", ALONE, "a masked language model reads both sides"),
+            shift,
+            none("free_running_over_teacher_forced", TWICE, WRITES),
+            none("rep_4", TWICE, WRITES),
+            entropy,
+        ];
+        return Ok(Explanation { checks, kl_by_shift, divergence: forced, written: Vec::new() });
+    }
+
     let usable: Vec<&Encoded> =
         rows.iter().filter(|row| row.ids.len() > writing.prompt_len).collect();
     let Some(first) = usable.first() else {
@@ -123,110 +219,127 @@ pub fn explain(
     let ids = Tensor::from_slice(&ids).view([1, -1]).to_device(model.device());
     let leak = tch::no_grad(|| laws::model_causality(model, &ids))?;
 
-    let kl_by_shift = by_shift(model, baseline, rows, batching)?;
-    let nearest =
-        kl_by_shift.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|&(shift, _)| shift as f64);
+    let n = usable.len().min(writing.n_prompts);
+    let begun: Vec<&Encoded> = (0..n).map(|i| usable[i * usable.len() / n]).collect();
+    let work = Work { model, baseline, rows: &begun, writing, batching };
+    let (greedy, drawn) = (work.write(Way::Greedy)?, work.write(Way::Drawn)?);
 
-    let prompts: Vec<Vec<i64>> = usable
-        .iter()
-        .map(|row| row.ids[..writing.prompt_len].iter().map(|&id| id.into()).collect())
-        .collect();
-    let texts = |of: &Model| write(of, &prompts, writing, batching);
-    let (own, other) = (texts(model)?, texts(baseline)?);
-    let whole = |texts: &[Vec<i64>]| -> Vec<Encoded> {
-        let joined = prompts.iter().zip(texts).zip(&usable);
-        joined
-            .map(|((prompt, text), row)| Encoded {
-                ids: prompt.iter().chain(text).map(|&id| id as u32).collect(),
-                label: None,
-                index: row.index,
-                second_from: None,
-            })
-            .collect()
+    let (kl, free) = (forced.kl_nats_per_token, drawn.kl_free_running);
+    let growth = if kl > NO_KL { free / kl } else { 1.0 };
+    let rep_4 = match (&greedy.model.wording, &greedy.baseline.wording) {
+        (Some(own), Some(other)) => Check::new(
+            "rep_4",
+            own.rep_4,
+            [0.0, 2.0 * other.rep_4],
+            format!("repeated 4-grams of its greedy texts; the baseline's have {:.4}", other.rep_4),
+        ),
+        _ => Check::not_run("rep_4", TWICE, "no text of four tokens was written"),
     };
-    let of_new =
-        |texts: &[Vec<i64>]| written(model, baseline, &whole(texts), writing.prompt_len, batching);
-    let ((free, loss), (_, baseline_loss)) = (of_new(&own)?, of_new(&other)?);
-    let wording = [Wording::of(&own), Wording::of(&other)];
-    let rep_4 = match &wording {
-        [Some(own), Some(other)] if other.rep_4 > 0.0 => Some(own.rep_4 / other.rep_4),
-        [Some(own), Some(_)] if own.rep_4 == 0.0 => Some(1.0),
-        [Some(_), Some(_)] => Some(f64::INFINITY),
-        _ => None,
-    };
-    let kl = forced.kl_nats_per_token;
-    // Of two models that are the same, neither figure is more than rounding.
-    let growth = if kl > 1e-6 { free / kl } else { 1.0 };
     let checks = vec![
         Check::new(
             "future_leak",
-            Some(leak.error).filter(|error| error.is_finite()),
+            leak.error,
             [0.0, leak.tolerance],
             format!("how far outputs move when a later token changes; {}", leak.place),
         ),
-        Check::new(
-            "best_shift",
-            nearest,
-            [0.0, 0.0],
-            "places by which the baseline's predictions are nearest to the model's".into(),
-        ),
+        shift,
         Check::new(
             "free_running_over_teacher_forced",
-            Some(growth),
-            [0.0, 2.0],
-            format!("KL of {free:.4} nats on its own text, {kl:.4} on the rows"),
+            growth,
+            TWICE,
+            format!("KL of {free:.4} nats on text it drew itself, {kl:.4} on the rows"),
         ),
-        Check::new(
-            "rep_4_over_baseline",
-            rep_4.filter(|ratio| ratio.is_finite()),
-            [0.0, 2.0],
-            "repeated 4-grams of its texts, over those of the baseline's texts".into(),
-        ),
-        Check::new(
-            "entropy_ratio",
-            Some(forced.entropy_nats / forced.baseline_entropy_nats),
-            [0.7, 1.4],
-            format!(
-                "entropy of {:.4} nats, where the baseline has {:.4}",
-                forced.entropy_nats, forced.baseline_entropy_nats
-            ),
-        ),
+        rep_4,
+        entropy,
     ];
-    let samples = usable
-        .iter()
-        .zip(prompts)
-        .zip(own.into_iter().zip(other))
-        .map(|((row, prompt), (model, baseline))| Sample {
-            index: row.index,
-            prompt,
-            model,
-            baseline,
+    Ok(Explanation { checks, kl_by_shift, divergence: forced, written: vec![greedy, drawn] })
+}
+
+/// Two models and the rows that they write on from.
+struct Work<'a> {
+    model: &'a Model,
+    baseline: &'a Model,
+    rows: &'a [&'a Encoded],
+    writing: &'a Writing<'a>,
+    batching: &'a Batching,
+}
+
+impl Work<'_> {
+    fn write(&self, way: Way) -> Result<Written> {
+        let Self { model, baseline, rows, writing, batching } = *self;
+        let decode = writing.decode;
+        let temperature = match way {
+            Way::Greedy => 0.0,
+            Way::Drawn => 1.0,
+        };
+        let sampling = Sampling { temperature, seed: writing.seed, ..Sampling::default() };
+        let prompts: Vec<Vec<i64>> = rows
+            .iter()
+            .map(|row| row.ids[..writing.prompt_len].iter().map(|&id| id.into()).collect())
+            .collect();
+        let texts = |of: &Model| write(of, &prompts, &sampling, writing, batching);
+        let (own, other) = (texts(model)?, texts(baseline)?);
+        let judged = |texts: &[Vec<i64>]| {
+            let joined = prompts.iter().zip(texts).zip(rows);
+            let whole: Vec<Encoded> = joined
+                .map(|((prompt, text), row)| Encoded {
+                    ids: prompt.iter().chain(text).map(|&id| id as u32).collect(),
+                    label: None,
+                    index: row.index,
+                    second_from: None,
+                })
+                .collect();
+            written(model, baseline, &whole, writing.prompt_len, batching)
+        };
+        let ((kl_free_running, loss), (_, baseline_loss)) = (judged(&own)?, judged(&other)?);
+        let samples = (rows.iter().zip(&prompts))
+            .zip(own.iter().zip(&other))
+            .map(|((row, prompt), (model, baseline))| {
+                Ok(Sample {
+                    index: row.index,
+                    prompt: decode(prompt)?,
+                    model: decode(model)?,
+                    baseline: decode(baseline)?,
+                })
+            })
+            .collect::<Result<Vec<Sample>>>()?;
+        let figures = |texts: &[Vec<i64>], loss: f64, text: &dyn Fn(&Sample) -> &str| Texts {
+            wording: Wording::of(texts),
+            perplexity_by_baseline: loss.exp(),
+            entities_kept: mean(
+                samples.iter().filter_map(|one| entities_kept(&one.prompt, text(one))),
+            ),
+        };
+        Ok(Written {
+            way,
+            kl_free_running,
+            model: figures(&own, loss, &|sample| &sample.model),
+            baseline: figures(&other, baseline_loss, &|sample| &sample.baseline),
+            samples,
         })
-        .collect();
-    Ok(Explanation {
-        checks,
-        kl_by_shift,
-        kl_teacher_forced: kl,
-        kl_free_running: free,
-        perplexity_by_baseline: [loss.exp(), baseline_loss.exp()],
-        wording,
-        samples,
-    })
+    }
+}
+
+/// `None` of nothing.
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (n, sum) = values.fold((0usize, 0.0), |(n, sum), value| (n + 1, sum + value));
+    (n > 0).then(|| sum / n as f64)
 }
 
 /// New tokens for each prompt. All prompts are of one length, so that rows share a pass without padding.
 fn write(
     model: &Model,
     prompts: &[Vec<i64>],
-    writing: &Writing,
+    sampling: &Sampling,
+    writing: &Writing<'_>,
     batching: &Batching,
 ) -> Result<Vec<Vec<i64>>> {
     let limits =
-        Limits { max_new_tokens: writing.max_new_tokens, stop_ids: writing.stop_ids.clone() };
+        Limits { max_new_tokens: writing.max_new_tokens, stop_ids: writing.stop_ids.to_vec() };
     let mut texts = Vec::with_capacity(prompts.len());
     for (batch, prompts) in (0..).zip(prompts.chunks(batching.batch_size.max(1))) {
-        let seed = writing.sampling.seed.wrapping_add(batch);
-        let sampling = Sampling { seed, ..writing.sampling.clone() };
+        let seed = sampling.seed.wrapping_add(batch);
+        let sampling = Sampling { seed, ..sampling.clone() };
         let rows =
             generate(model, prompts, &sampling, &limits, &mut |_, _| ControlFlow::Continue(()))?;
         texts.extend(rows.into_iter().map(|row| row.ids));

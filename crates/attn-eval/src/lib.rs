@@ -25,7 +25,7 @@ pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
-pub use explain::{Check, Explanation, Sample, Writing, explain};
+pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};
 pub use heads::{HeadScores, Method, Normalize, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use recall::{Recall, Recalled, recall};

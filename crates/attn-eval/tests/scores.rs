@@ -13,8 +13,8 @@ use attn_data::{
     prompt::{Completion, Question},
 };
 use attn_eval::{
-    Batching, Choices, Convention, Error, Recall, Writing, choices, classify, divergence, explain,
-    masked_token, next_token, recall, stats::Interval,
+    Batching, Choices, Convention, Error, Recall, Verdict, Writing, choices, classify, divergence,
+    explain, masked_token, next_token, recall, stats::Interval,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
 use tch::{Kind, Tensor};
@@ -522,23 +522,23 @@ fn a_divergence_matches_its_definition_whatever_the_batch() {
 fn tests_name_what_is_wrong_and_pass_what_is_not() {
     let baseline = language_model("gpt2", Kind::Double);
     let rows: Vec<Encoded> = rows(40, 2).into_iter().filter(|row| row.ids.len() > 5).collect();
+    let decode = |ids: &[i64]| Ok(ids.iter().map(|id| format!("{id} ")).collect());
     let writing = Writing {
+        n_prompts: 1000,
         prompt_len: 5,
         max_new_tokens: 12,
-        sampling: attn_core::generate::Sampling {
-            temperature: 1.0,
-            seed: 3,
-            ..Sampling::default()
-        },
-        stop_ids: Vec::new(),
+        seed: 3,
+        stop_ids: &[],
+        decode: &decode,
     };
     let of = |model: &Model| {
-        let found = explain(model, &baseline, &rows, &writing, &Batching::default(), &mut go_on);
+        let batching = Batching::default();
+        let found = explain(model, &baseline, &rows, None, &writing, &batching, &mut go_on);
         let found = found.unwrap();
         let failed: Vec<String> = found
             .checks
             .iter()
-            .filter(|check| !check.passed)
+            .filter(|check| check.verdict != Verdict::Passed)
             .map(|check| check.test.clone())
             .collect();
         (found, failed)
@@ -547,9 +547,11 @@ fn tests_name_what_is_wrong_and_pass_what_is_not() {
     // The same model passes everything, and writes the same.
     let (same, failed) = of(&baseline.alias().unwrap());
     assert_eq!(failed, [""; 0]);
-    assert!(same.kl_free_running.abs() < 1e-12);
-    assert!(same.samples.iter().all(|sample| sample.model == sample.baseline));
-    assert_eq!(same.samples.len(), rows.len());
+    for written in &same.written {
+        assert!(written.kl_free_running.abs() < 1e-12);
+        assert!(written.samples.iter().all(|sample| sample.model == sample.baseline));
+        assert_eq!((written.samples.len(), &written.model), (rows.len(), &written.baseline));
+    }
 
     // A sharper head has less entropy: the last norm's gain scales every logit.
     let mut sharp = baseline.alias().unwrap();
@@ -563,9 +565,10 @@ fn tests_name_what_is_wrong_and_pass_what_is_not() {
     assert!(failed.contains(&"entropy_ratio".to_owned()), "{:?}", found.checks);
     assert!(!failed.contains(&"future_leak".to_owned()), "{:?}", found.checks);
     // What it writes is less likely to the baseline than what the baseline writes, or as likely.
-    assert!(found.kl_teacher_forced > 0.1, "{found:?}");
+    assert!(found.divergence.kl_nats_per_token > 0.1, "{found:?}");
 
     let none = Writing { prompt_len: 100, ..writing };
-    let refused = explain(&baseline, &baseline, &rows, &none, &Batching::default(), &mut go_on);
+    let batching = Batching::default();
+    let refused = explain(&baseline, &baseline, &rows, None, &none, &batching, &mut go_on);
     assert!(matches!(refused, Err(Error::Nothing(_))), "{refused:?}");
 }
