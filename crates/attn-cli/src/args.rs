@@ -409,10 +409,16 @@ it (acc), and by it per byte of the answer (acc_norm where answers are ASCII).
 Data that `attn list` does not name is described as in the [data] table of a config
 (configs/README.md). A file without a `split_column` is one split, `train`.
 
+--task blimp asks which of two sentences is likelier, as a sum over its tokens: the share of pairs
+of which that is the good one, all, by field, phenomenon and paradigm, of the first --limit pairs
+of each paradigm; --set data.source=DIR where the data stands elsewhere, a folder a paradigm.
+
 Examples:
   attn eval --model runs/sst2/model --task sst2 --out eval.json
   attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json
   attn eval --model openai-community/gpt2 --task sst2 --prompt sst2 --out prompt.json
+  attn eval --model openai-community/gpt2 --task blimp --limit 100 --out blimp.json
+  attn eval --model DIR --task notes.txt --split train --conventions --out perplexity.json
   attn eval --model runs/mine/model --task reviews.csv --split train \\
             --set data.text=review --set data.label=stars --out eval.json";
 
@@ -507,6 +513,11 @@ pub(crate) struct EvalArgs {
     /// The model that this one was made of: say how far their predictions of the text are apart
     #[arg(long, value_name = "DIR|ID", conflicts_with = "prompt")]
     pub(crate) against: Option<String>,
+
+    /// Tell the perplexity of running text by every convention: windows by context, by half of it, by page as
+    /// lm-evaluation-harness; raw and detokenised; per token, word and byte
+    #[arg(long)]
+    pub(crate) conventions: bool,
 
     /// Put each row as a prompt, and take the answer that is likeliest: sst2, mnli, mnli_chat, or what
     /// --set prompt.template=TEXT says (configs/README.md)

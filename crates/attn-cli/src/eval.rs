@@ -18,8 +18,10 @@ use toml::{Table, Value};
 
 use crate::{
     args::EvalArgs,
+    blimp,
     config::Written,
     monitor::{count_rows, grouped},
+    perplexity::{self, Labelled},
     pretrain::convention,
     run_dir::{check_writable, write_json},
     scoring::{Asking, Rows, Scores},
@@ -61,6 +63,9 @@ enum Score {
         /// Of running text that was scored as a whole.
         #[serde(skip_serializing_if = "Option::is_none")]
         per_text: Option<PerText>,
+        /// With `--conventions`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        conventions: Option<Vec<Labelled>>,
         /// Seed of the tokens that were hidden.
         #[serde(skip_serializing_if = "Option::is_none")]
         mask_seed: Option<u64>,
@@ -110,10 +115,16 @@ struct Settings {
 pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
     let Settings { data, prompt } = settings(args)?;
+    if args.rows.task == blimp::TASK {
+        return blimp::run(args, &data, out);
+    }
     // A device that is not there is said before anything is read.
     args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data, prompt.as_ref(), &args.compute, &hub)?;
+    if args.conventions {
+        perplexity::check(&task)?;
+    }
     let asked = prompt.as_ref().map(|prompt| ask(prompt, &task)).transpose()?;
     let baseline = match &args.against {
         None => None,
@@ -270,15 +281,31 @@ fn score_language(
     } else {
         "one text each, cut to max_len"
     };
+    let n_rows = rows.len();
+    let conventions = match args.conventions {
+        true => {
+            let stream = rows.into_iter().flat_map(|row| row.ids).collect();
+            Some(perplexity::conventions(model, task, stream)?)
+        }
+        false => None,
+    };
+    perplexity::print(conventions.as_deref().unwrap_or_default(), out)?;
     if let Some((found, folder)) = &divergence {
         print_divergence(found, &folder.name, out)?;
     }
     let divergence = divergence.map(|(found, _)| found);
     let mask_seed = masking.map(|_| args.seed);
     let against = args.against.clone();
-    let score =
-        Score::Language { language, rows: rows_are, per_text, mask_seed, against, divergence };
-    Ok((score, rows.len()))
+    let score = Score::Language {
+        language,
+        rows: rows_are,
+        per_text,
+        conventions,
+        mask_seed,
+        against,
+        divergence,
+    };
+    Ok((score, n_rows))
 }
 
 fn print_divergence(found: &Divergence, against: &str, out: &mut dyn Write) -> Result<()> {

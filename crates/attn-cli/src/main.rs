@@ -5,6 +5,7 @@
 
 mod args;
 mod attention_table;
+mod blimp;
 mod complain;
 mod config;
 mod data;
@@ -20,6 +21,7 @@ mod list;
 mod logging;
 mod monitor;
 mod needle;
+mod perplexity;
 mod plots;
 mod pretrain;
 mod run_dir;

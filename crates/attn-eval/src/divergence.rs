@@ -1,6 +1,6 @@
 //! How far a language model is from another: the one that it was made of.
 
-use attn_core::{ForwardOptions, Model};
+use attn_core::{ForwardOptions, Model, Vocabulary};
 use attn_data::batch::{Encoded, IGNORED, Masking, mask_tokens};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -128,18 +128,14 @@ pub fn divergence(
         let (own, other) = (own?, other?);
         let targets = Tensor::from_slice(&targets).to_device(model.device());
         let n = places.len() as i64;
-        let rows_at_once = (CHUNK_BYTES / (4 * own.1.weight.size()[0])).clamp(1, n);
+        let rows_at_once = rows_at_once(&own.1).min(n);
         let mut start = 0;
         while start < n {
             let len = rows_at_once.min(n - start);
-            let log_p = |(features, vocabulary): &(Tensor, attn_core::Vocabulary)| {
-                let logits = features
-                    .narrow(0, start, len)
-                    .linear(&vocabulary.weight, vocabulary.bias.as_ref());
-                let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-                logits.log_softmax(-1, wide)
+            let of = |(features, vocabulary): &(Tensor, Vocabulary)| {
+                log_p(&features.narrow(0, start, len), vocabulary)
             };
-            let tokens = Tokens::of(&log_p(&own), &log_p(&other), &targets.narrow(0, start, len));
+            let tokens = Tokens::of(&of(&own), &of(&other), &targets.narrow(0, start, len));
             for token in 0..len as usize {
                 let place = places[start as usize + token] as usize;
                 let (row, col) = (positions[place / batch.cols], place % batch.cols);
@@ -150,6 +146,18 @@ pub fn divergence(
         Ok(())
     })?;
     totals.finish(convention)
+}
+
+/// How many tokens make a chunk of logits.
+pub(crate) fn rows_at_once(vocabulary: &Vocabulary) -> i64 {
+    (CHUNK_BYTES / (4 * vocabulary.weight.size()[0])).max(1)
+}
+
+/// Log-probabilities of `features` (`[n, hidden_size]`), in f32 at least: `[n, vocab_size]`.
+pub(crate) fn log_p(features: &Tensor, vocabulary: &Vocabulary) -> Tensor {
+    let logits = features.linear(&vocabulary.weight, vocabulary.bias.as_ref());
+    let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    logits.log_softmax(-1, wide)
 }
 
 /// What is known of each of a few tokens.

@@ -2,7 +2,7 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses.
+//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
@@ -15,6 +15,7 @@ mod error;
 mod explain;
 mod heads;
 mod language;
+mod likelihood;
 mod recall;
 mod row_loss;
 mod rows;
@@ -28,6 +29,9 @@ pub use error::{Error, Result};
 pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};
 pub use heads::{HeadScores, Method, Normalize, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
+pub use likelihood::{
+    Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
+};
 pub use recall::{Recall, Recalled, recall};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};

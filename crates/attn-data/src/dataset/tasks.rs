@@ -30,7 +30,7 @@ pub fn tasks() -> &'static [Task] {
     &TASKS
 }
 
-const TASKS: [Task; 4] = [
+const TASKS: [Task; 5] = [
     Task {
         name: "sst2",
         about: "sentiment of sentences and phrases from film reviews (67,349 / 872 / 1,821 rows; test unlabelled)",
@@ -74,6 +74,17 @@ const TASKS: [Task; 4] = [
         label: None,
         classes: &[],
         validation_split: "validation",
+    },
+    Task {
+        name: "blimp",
+        about: "which of two sentences is English? for `attn eval` alone (67 paradigms of 1,000 pairs)",
+        source: "nyu-mll/blimp",
+        config: None,
+        text: "sentence_good",
+        text_pair: Some("sentence_bad"),
+        label: None,
+        classes: &[],
+        validation_split: "train",
     },
 ];
 
