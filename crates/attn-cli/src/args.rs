@@ -66,6 +66,10 @@ pub(crate) enum Command {
     #[command(after_long_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
 
+    /// Measure every distilled student of a folder of runs beside its teacher, as one table
+    #[command(after_long_help = LEADERBOARD_HELP)]
+    Leaderboard(LeaderboardArgs),
+
     /// Score the heads of a model by what they do for a task
     #[command(after_long_help = SCORE_HEADS_HELP)]
     ScoreHeads(ScoreHeadsArgs),
@@ -436,8 +440,8 @@ FILE is a TOML file:
 One folder a run, DIR/SETTING,seed=N, as the base's command leaves it. The same command goes on
 where it was stopped: runs that have finished are kept, one that was begun goes on from its
 last checkpoint. Ctrl-C stops with a checkpoint and exits with code 130. Where a run fails the
-others go on, and the exit code is 1. The table at the end stands in DIR/sweep.json and, of
-fine-tunings, a line a run, in DIR/sweep.csv (results/SCHEMA.md).
+others go on, and the exit code is 1. The table at the end stands in DIR/sweep.json and, a line a
+run, in DIR/sweep.csv (results/SCHEMA.md).
 
 Examples:
   attn sweep configs/sweep/sample.toml --dry-run
@@ -590,6 +594,62 @@ pub(crate) struct ExplainArgs {
     /// Seed of what is drawn, of hidden tokens, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+const LEADERBOARD_HELP: &str = "\
+DIR holds runs of `attn distill`, such as a sweep of them. OUT.csv has a line for the teacher and
+one a run (results/SCHEMA.md): KL at the swap, after transfer and after tuning, perplexity and
+agreement, from the run's summary; measured here what `attn explain` tells of its texts, BLiMP,
+the tokens that it decodes in a second, and the bytes that it keeps between tokens after 1,024 and
+16,384 of them, each layer fed by itself, as a table of positions would end before. OUT.csv is
+written anew, whole, after each run.
+
+Examples:
+  attn leaderboard runs/attention --against DIR --task wikitext-2 --out table.csv";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LeaderboardArgs {
+    /// The folder of runs
+    pub(crate) dir: PathBuf,
+
+    /// The teacher of all of them
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) against: String,
+
+    /// The text to test on and to write on from: a name of `attn list`, a file, a folder or a Hub id
+    #[arg(long, value_name = "TASK")]
+    pub(crate) task: String,
+
+    /// The split of it; its validation split where not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+
+    /// Where to write the table; folders that are missing are made
+    #[arg(long, value_name = "OUT.csv")]
+    pub(crate) out: PathBuf,
+
+    /// Blocks of text to test on
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) rows: usize,
+
+    /// Length of a block in tokens; 512 where not given, or what the model has positions for
+    #[arg(long, value_name = "N")]
+    pub(crate) max_len: Option<usize>,
+
+    /// Texts that each model writes, greedy and drawn
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) prompts: usize,
+
+    /// Most tokens of a text
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) max_new_tokens: usize,
+
+    /// Pairs of each paradigm of BLiMP; 0 leaves it out, and its columns empty
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) blimp_pairs: usize,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 }
 
 /// Where a model runs, and with which weights.

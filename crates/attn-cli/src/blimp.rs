@@ -109,13 +109,13 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
 }
 
 /// The paradigm of each pair, and the two sentences, the good one first.
-struct Pairs {
+pub(crate) struct Pairs {
     of: Vec<Paradigm>,
     sentences: Vec<Window>,
 }
 
 /// Sentences as lm-evaluation-harness puts them: behind the token that begins texts, and a blank.
-fn read(
+pub(crate) fn read(
     data: &DatasetSpec,
     split: &str,
     limit: Option<usize>,
@@ -138,7 +138,7 @@ fn read(
     Ok(pairs)
 }
 
-fn score(model: &Model, pairs: &Pairs, batching: &Batching) -> Result<Blimp> {
+pub(crate) fn score(model: &Model, pairs: &Pairs, batching: &Batching) -> Result<Blimp> {
     let mut progress = count_rows(pairs.sentences.len(), &NEVER);
     let log_p = log_likelihoods(model, &pairs.sentences, batching, &mut progress)?;
     drop(progress);

@@ -91,12 +91,12 @@ pub(crate) struct Finished {
     pub(crate) stage: String,
     pub(crate) n_trained: usize,
     selected_step: u64,
-    total_steps: u64,
+    pub(crate) total_steps: u64,
     n_tokens: u64,
     train_loss: Option<f64>,
     /// Of the last part of a stage that was resumed.
     pub(crate) tokens_per_s: f64,
-    elapsed_s: f64,
+    pub(crate) elapsed_s: f64,
     /// Against the teacher, after the stage.
     pub(crate) after: Divergence,
 }

@@ -17,6 +17,7 @@ mod finetune;
 mod forward;
 mod generate;
 mod heatmap;
+mod leaderboard;
 mod list;
 mod logging;
 mod monitor;
@@ -86,6 +87,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Explain(args) => outcome = explain::run(&args, &mut out)?,
         Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
+        Command::Leaderboard(args) => leaderboard::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,

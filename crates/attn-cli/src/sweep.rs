@@ -33,6 +33,8 @@ use crate::{
     run_dir::{self, RunDir},
     start::{invocation, name_of, quoted},
 };
+pub(crate) use report::line as csv_line;
+
 use plan::{Plan, Planned, Status};
 
 /// What marks a folder as that of a sweep: its FILE, as it was when last started.

@@ -488,3 +488,111 @@ fn prompts_that_cannot_be_asked_are_refused_before_the_model_is_read() {
     model_folder(&place, "model", "gpt2", CLASSES);
     ask(&["a classifier", "a prompt needs a language-model head"]);
 }
+
+/// Lines of running text as WikiText's, of two pages.
+fn wikitext(place: &Place) {
+    let sentences = rows(40).into_iter().map(|(text, _)| format!("{text} , well @-@ made . "));
+    let sentences: Vec<String> = sentences.collect();
+    let page = |name: &str, of: &[String]| {
+        let lines = format!(" = {name} = \n\n {}\n = = Part = = \n {}\n", of[0], of[1..].concat());
+        lines
+            .lines()
+            .map(|line| {
+                json!({"text": if line.is_empty() { String::new() } else { format!("{line}\n") }})
+                    .to_string()
+                    + "\n"
+            })
+            .collect::<String>()
+    };
+    place.write("w.jsonl", &(page("One", &sentences[..20]) + &page("Two", &sentences[20..])));
+}
+
+#[test]
+fn every_convention_of_perplexity_is_told_by_its_name() {
+    let place = Place::new();
+    model_folder(&place, "model", "gpt2", Head::LanguageModel);
+    wikitext(&place);
+    let eval = "eval --model model --task w.jsonl --split train --max-len 16 --out o.json";
+
+    let ran = place.done(&format!("{eval} --conventions"));
+
+    let found = place.json("o.json");
+    let all = found["conventions"].as_array().unwrap();
+    let named: Vec<(&str, &str)> = all
+        .iter()
+        .map(|one| (one["text"].as_str().unwrap(), one["windows"].as_str().unwrap()))
+        .collect();
+    let windows = ["context", "half_context", "lm_eval"];
+    let expected: Vec<(&str, &str)> =
+        ["raw", "detokenized"].into_iter().flat_map(|text| windows.map(|of| (text, of))).collect();
+    assert_eq!(named, expected);
+    let number = |at: usize, key: &str| all[at][key].as_f64().unwrap();
+    // The first is what the command tells anyway.
+    let loss = found["language"]["loss_nats_per_token"].as_f64().unwrap();
+    assert!((number(0, "loss_nats_per_token") / loss - 1.0).abs() < 1e-5);
+    let word = found["per_text"]["word_perplexity"].as_f64().unwrap();
+    assert!((number(0, "word_perplexity") / word - 1.0).abs() < 1e-5);
+    assert_eq!(number(1, "n_scored"), number(1, "n_tokens") - 1.0);
+    assert_eq!(number(2, "n_scored"), number(2, "n_tokens"));
+    // Marks that are undone are fewer tokens, and the words stay those of the text as it stands.
+    assert!(number(5, "n_tokens") < number(2, "n_tokens"));
+    assert_eq!(number(5, "n_words"), number(2, "n_words"));
+    assert!(ran.stdout.contains("detokenised, lm-evaluation-harness"), "{}", ran.stdout);
+
+    place.write(
+        "plain.txt",
+        &rows(30).iter().map(|(text, _)| format!("{text}\n")).collect::<String>(),
+    );
+    place.done("eval --model model --task plain.txt --split train --conventions --out p.json");
+    let plain = place.json("p.json");
+    assert_eq!(plain["conventions"].as_array().unwrap().len(), 3, "nothing to detokenise");
+    place.refused(&format!("{eval} --conventions --by-text"), &["`--conventions`", "hint: "]);
+}
+
+#[test]
+fn blimp_counts_the_pairs_whose_good_sentence_is_likelier() {
+    let place = Place::new();
+    model_folder(&place, "model", "gpt2", Head::LanguageModel);
+    let (model, tokenizer) = load(&place);
+    let pair = |i: usize| (format!("{} .", rows(60)[i].0), format!("{} .", rows(60)[i + 7].0));
+    for (at, paradigm) in attn_data::blimp::paradigms().enumerate() {
+        let lines = (0..3).map(|i| {
+            let (good, bad) = pair((at + 5 * i) % 50);
+            json!({"sentence_good": good, "sentence_bad": bad}).to_string() + "\n"
+        });
+        place.write(&format!("blimp/{}/train.jsonl", paradigm.name), &lines.collect::<String>());
+    }
+
+    let eval = "eval --model model --task blimp --set data.source=blimp --out o.json";
+    let ran = place.done(&format!("{eval} --limit 2"));
+
+    // Σ ln p over the tokens of a sentence, one after another.
+    let log_p = |sentence: &str| -> f64 {
+        let mut ids = vec![i64::from(tokenizer.bos_id().or(tokenizer.eos_id()).unwrap())];
+        ids.extend(
+            tokenizer.ids(&format!(" {sentence}"), false).unwrap().iter().map(|&id| i64::from(id)),
+        );
+        let input = attn_core::ModelInput::new(tch::Tensor::from_slice(&ids).view([1, -1]));
+        let logits = model.forward(&input, &attn_core::ForwardOptions::default()).unwrap().logits;
+        let log_p = logits.to_kind(tch::Kind::Double).log_softmax(-1, tch::Kind::Double).get(0);
+        (1..ids.len()).map(|at| log_p.double_value(&[at as i64 - 1, ids[at]])).sum()
+    };
+    let mut n_right = 0;
+    let found = place.json("o.json");
+    for (at, paradigm) in attn_data::blimp::paradigms().enumerate() {
+        let right = |i: &usize| {
+            let (good, bad) = pair((at + 5 * i) % 50);
+            log_p(&good) > log_p(&bad)
+        };
+        let right = (0..2).filter(right).count();
+        n_right += right;
+        let of =
+            found["paradigms"].as_array().unwrap().iter().find(|one| one["name"] == paradigm.name);
+        assert_eq!(of.unwrap()["accuracy"].as_f64(), Some(right as f64 / 2.0), "{}", paradigm.name);
+    }
+    assert!(0 < n_right && n_right < 134, "a test of nothing");
+    assert_eq!(found["accuracy"].as_f64(), Some(n_right as f64 / 134.0));
+    assert_eq!((&found["n_pairs"], found["fields"].as_array().unwrap().len()), (&json!(134), 4));
+    assert!(ran.stdout.contains("island_effects"), "{}", ran.stdout);
+    place.refused(&format!("{eval} --by-text"), &["`--by-text`", "pairs of sentences"]);
+}

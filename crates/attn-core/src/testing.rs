@@ -8,9 +8,22 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     attention::{Attention, AttnInput, Dims, Own, Projections, Stream},
     mask::Mask,
+    model::Model,
     variants::Variant,
     weights::Weights,
 };
+
+/// Puts a kind of no variant, such as a faulty one, into layer `layer` of a model.
+pub fn plant(
+    model: &mut Model,
+    layer: usize,
+    faulty: impl Fn(Box<dyn Attention>) -> Box<dyn Attention>,
+) {
+    let layer = model.arch.layer_mut(layer);
+    let variant = layer.variant().clone();
+    let kind = layer.build(&variant, 0).expect("the layer has such a kind");
+    layer.install(&variant, faulty(kind));
+}
 
 /// `rms(actual − expected) / rms(expected)`; the plain rms where `expected` is all zeros.
 pub fn relative_rms(actual: &Tensor, expected: &Tensor) -> f64 {

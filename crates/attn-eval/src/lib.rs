@@ -10,6 +10,7 @@
 
 mod choices;
 mod classify;
+mod cost;
 mod divergence;
 mod error;
 mod explain;
@@ -24,6 +25,7 @@ mod text;
 
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
+pub use cost::{decoding_tokens_per_s, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
 pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};

@@ -2,19 +2,23 @@
 
 mod common;
 
-use std::ops::ControlFlow;
+use std::{num::NonZeroU32, ops::ControlFlow};
 
 use attn_core::{
-    ForwardOptions, Model, ModelInput,
+    ForwardOptions, Model, ModelInput, Variant,
+    attention::{Attention, AttnInput, Dims},
     generate::{Limits, Sampling, generate},
+    testing::plant,
+    variants::window,
 };
 use attn_data::{
     batch::{BatchPlan, Encoded, IGNORED, Masking, Side, collate, mask_tokens},
     prompt::{Completion, Question},
 };
 use attn_eval::{
-    Batching, Choices, Convention, Error, Recall, Verdict, Writing, choices, classify, divergence,
-    explain, masked_token, next_token, recall, stats::Interval,
+    Batching, Choices, Convention, Document, Error, Recall, Verdict, Window, Windows, Writing,
+    choices, classify, decoding_tokens_per_s, divergence, explain, log_likelihoods, masked_token,
+    next_token, perplexity, recall, state_bytes, stats::Interval,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
 use tch::{Kind, Tensor};
@@ -571,4 +575,115 @@ fn tests_name_what_is_wrong_and_pass_what_is_not() {
     let batching = Batching::default();
     let refused = explain(&baseline, &baseline, &rows, None, &none, &batching, &mut go_on);
     assert!(matches!(refused, Err(Error::Nothing(_))), "{refused:?}");
+}
+
+/// A kind that is given, as each token's value, that of the second token after it.
+#[derive(Debug)]
+struct Leaky(Box<dyn Attention>);
+
+impl Attention for Leaky {
+    fn forward(&self, input: &AttnInput) -> Tensor {
+        self.0.forward(&AttnInput { v: &input.v.roll([-2], [2]), ..*input })
+    }
+
+    fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
+        self.0.weights(input, rows)
+    }
+
+    fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), attn_core::Error> {
+        self.0.select_heads(heads, dims)
+    }
+
+    fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), attn_core::Error> {
+        self.0.regroup_kv(groups, dims)
+    }
+}
+
+#[test]
+fn a_model_that_sees_the_future_is_told() {
+    let baseline = language_model("gpt2", Kind::Double);
+    let mut leaky = baseline.alias().unwrap();
+    plant(&mut leaky, 1, |kind| Box::new(Leaky(kind)));
+    let rows: Vec<Encoded> = rows(40, 2).into_iter().filter(|row| row.ids.len() > 5).collect();
+    let decode = |_: &[i64]| Ok(String::new());
+    let writing = Writing {
+        n_prompts: 4,
+        prompt_len: 5,
+        max_new_tokens: 8,
+        seed: 3,
+        stop_ids: &[],
+        decode: &decode,
+    };
+
+    let batching = Batching::default();
+    let found = explain(&leaky, &baseline, &rows, None, &writing, &batching, &mut go_on).unwrap();
+
+    let leak = &found.checks[0];
+    assert_eq!((leak.test.as_str(), leak.verdict), ("future_leak", Verdict::Failed), "{leak:?}");
+    assert!(leak.value.unwrap() > 1e-3, "{leak:?}");
+}
+
+/// By the definition: one token at a time, in f64.
+#[test]
+fn likelihoods_of_windows_match_their_definition() {
+    let model = language_model("gpt2", Kind::Double);
+    let text: Vec<u32> = rows(40, 2).into_iter().flat_map(|row| row.ids).take(61).collect();
+    for windows in [Windows::Context, Windows::HalfContext, Windows::LmEval] {
+        let windows = windows.of(&text, 16, 7);
+        let expected: Vec<f64> = windows
+            .iter()
+            .map(|Window { ids, n_scored }| {
+                let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+                let loss = |at: usize| naive_loss(&logits(&model, &ids[..at]).get(-1), ids[at]);
+                -(ids.len() - n_scored..ids.len()).map(loss).sum::<f64>()
+            })
+            .collect();
+        for batching in batchings() {
+            let found = log_likelihoods(&model, &windows, &batching, &mut go_on).unwrap();
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-9, "{found} against {expected}");
+            }
+        }
+    }
+
+    let document = Document { ids: text, n_words: 20, n_bytes: 90 };
+    let batching = Batching::default();
+    let score = perplexity(
+        &model,
+        &[document.clone(), document],
+        Windows::Context,
+        16,
+        7,
+        &batching,
+        &mut go_on,
+    )
+    .unwrap();
+    let nats = score.loss_nats_per_token * 122.0;
+    assert_eq!((score.n_tokens, score.n_scored, score.n_words, score.n_bytes), (122, 114, 40, 180));
+    assert!((score.word_perplexity.ln() - nats / 40.0).abs() < 1e-12);
+    assert!((score.byte_perplexity.ln() - nats / 180.0).abs() < 1e-12);
+    assert!((score.bits_per_byte - nats / 180.0 / 2f64.ln()).abs() < 1e-12);
+}
+
+#[test]
+fn states_take_what_decoding_keeps() {
+    let mut model = language_model("gpt2", Kind::Float);
+    let per_token = 2 * 24 * 4; // k and v of a layer, f32
+    assert_eq!(state_bytes(&model, 1024).unwrap(), 2 * 1024 * per_token);
+    assert_eq!(state_bytes(&model, 16384).unwrap(), 2 * 16384 * per_token);
+    let window = Variant::Window(window::Config { size: NonZeroU32::new(8).unwrap() });
+    model.swap(&[1], &window, 0).unwrap();
+    assert_eq!(state_bytes(&model, 16384).unwrap(), (16384 + 8) * per_token);
+
+    // As the whole model counts it, where it has positions.
+    for variant in Variant::all() {
+        let mut model = language_model("gpt2", Kind::Float);
+        model.swap(&[0, 1], &variant, 0).unwrap();
+        let mut state = model.start();
+        let ids = attn_core::testing::random_ids(1, [1, 30], VOCAB);
+        let _no_grad = tch::no_grad_guard();
+        model.step(&ModelInput::new(ids), &mut state, &ForwardOptions::default()).unwrap();
+        assert_eq!(state_bytes(&model, 30).unwrap(), state.bytes(), "{variant:?}");
+    }
+    assert!(decoding_tokens_per_s(&model, &[1, 2, 3], 8).unwrap() > 0.0);
 }

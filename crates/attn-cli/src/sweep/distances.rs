@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{
     Failure,
     plan::Plan,
-    report::{Environment, Failed, Figure},
+    report::{Environment, Failed, Figure, keys, line, values},
 };
 use crate::{
     distill::{Finished, Summary},
@@ -76,6 +76,8 @@ struct Run {
     n_trained: Vec<usize>,
     /// Of each stage.
     tokens_per_s: Vec<f64>,
+    /// Of each stage, evaluation left in.
+    s_per_step: Vec<f64>,
     peak_memory_mib: Option<u64>,
     elapsed_s: f64,
     /// Of the program that ran it.
@@ -106,6 +108,10 @@ impl Run {
             n_added: summary.n_added,
             n_trained: stages.iter().map(|stage| stage.n_trained).collect(),
             tokens_per_s: stages.iter().map(|stage| stage.tokens_per_s).collect(),
+            s_per_step: stages
+                .iter()
+                .map(|stage| stage.elapsed_s / stage.total_steps.max(1) as f64)
+                .collect(),
             peak_memory_mib: summary.peak_memory_mib,
             elapsed_s: summary.elapsed_s,
             commit,
@@ -113,7 +119,7 @@ impl Run {
     }
 }
 
-/// Writes `sweep.json` and prints the table.
+/// Writes `sweep.json` and `sweep.csv`, and prints the table.
 pub(super) fn tell(
     plan: &Plan,
     dir: &Path,
@@ -166,10 +172,59 @@ pub(super) fn tell(
         failed: failed.collect(),
     };
     run_dir::write_json(&dir.join("sweep.json"), &report)?;
+    run_dir::write(&dir.join("sweep.csv"), report.csv().as_bytes())?;
     report.print(out)
 }
 
 impl Report<'_> {
+    /// A line a finished run.
+    fn csv(&self) -> String {
+        const FIGURES: [&str; 14] = [
+            "kl_at_swap",
+            "kl_after_transfer",
+            "kl_after_tune",
+            "kl",
+            "reverse_kl",
+            "agreement",
+            "loss_nats_per_token",
+            "perplexity",
+            "entropy_ratio",
+            "n_added",
+            "n_trained",
+            "s_per_step",
+            "peak_memory_mib",
+            "elapsed_s",
+        ];
+        let keys = keys(self.settings.iter().map(|setting| &setting.set));
+        let head = ["setting", "seed"].into_iter().chain(keys.iter().map(|key| key.as_str()));
+        let mut text = line(head.chain(FIGURES).chain(["folder"]).map(str::to_owned));
+        let or_none = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+        for setting in &self.settings {
+            for run in &setting.runs {
+                let figures = [
+                    or_none(Some(run.kl_at_swap)),
+                    or_none(run.kl_after_transfer),
+                    or_none(run.kl_after_tune),
+                    or_none(Some(run.kl)),
+                    or_none(Some(run.reverse_kl)),
+                    or_none(Some(run.agreement)),
+                    or_none(Some(run.loss_nats_per_token)),
+                    or_none(Some(run.perplexity)),
+                    or_none(Some(run.entropy_ratio)),
+                    run.n_added.to_string(),
+                    run.n_trained.iter().max().map_or(String::new(), ToString::to_string),
+                    or_none(run.s_per_step.last().copied()),
+                    run.peak_memory_mib.map_or(String::new(), |mib| mib.to_string()),
+                    or_none(Some(run.elapsed_s)),
+                ];
+                let head = [setting.name.clone(), run.seed.to_string()].into_iter();
+                let cells = head.chain(values(&keys, &setting.set)).chain(figures);
+                text += &line(cells.chain([run.folder.clone()]));
+            }
+        }
+        text
+    }
+
     fn print(&self, out: &mut dyn Write) -> Result<()> {
         if let Some(LanguageScore { loss_nats_per_token, perplexity, n_tokens, .. }) = &self.teacher
         {

@@ -205,12 +205,7 @@ impl Report {
 
     /// A line a finished run.
     fn csv(&self) -> String {
-        let mut keys: Vec<&String> = Vec::new();
-        for key in self.settings.iter().flat_map(|setting| setting.set.keys()) {
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
+        let keys = keys(self.settings.iter().map(|setting| &setting.set));
         let mut text = line(
             ["setting", "seed"]
                 .into_iter()
@@ -233,11 +228,6 @@ impl Report {
         );
         for setting in &self.settings {
             for run in &setting.runs {
-                let value = |key: &&String| match setting.set.get(*key) {
-                    None => String::new(),
-                    Some(Value::String(text)) => text.clone(),
-                    Some(other) => other.to_string(),
-                };
                 let head = [setting.name.clone(), run.seed.to_string()];
                 let tail = [
                     run.before.to_string(),
@@ -250,7 +240,7 @@ impl Report {
                     run.elapsed_s.to_string(),
                     run.folder.clone(),
                 ];
-                text += &line(head.into_iter().chain(keys.iter().map(value)).chain(tail));
+                text += &line(head.into_iter().chain(values(&keys, &setting.set)).chain(tail));
             }
         }
         text
@@ -492,8 +482,28 @@ fn n_differing(first: &Map<String, Value>, second: &Map<String, Value>) -> usize
     differing + second.keys().filter(|key| !first.contains_key(*key)).count()
 }
 
+/// What any setting of a sweep sets, in order.
+pub(super) fn keys<'a>(sets: impl Iterator<Item = &'a Map<String, Value>>) -> Vec<&'a String> {
+    let mut keys: Vec<&String> = Vec::new();
+    for key in sets.flat_map(Map::keys) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys
+}
+
+/// The cells of `keys` for a setting.
+pub(super) fn values(keys: &[&String], set: &Map<String, Value>) -> impl Iterator<Item = String> {
+    keys.iter().map(|key| match set.get(*key) {
+        None => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    })
+}
+
 /// A line of a CSV file.
-fn line(cells: impl Iterator<Item = String>) -> String {
+pub(crate) fn line(cells: impl Iterator<Item = String>) -> String {
     let cells = cells.map(|cell| match cell.contains([',', '"', '\n']) {
         true => format!("\"{}\"", cell.replace('"', "\"\"")),
         false => cell,
