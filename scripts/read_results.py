@@ -106,6 +106,13 @@ def spread(root):
     return pd.DataFrame(columns)
 
 
+def leaderboard(path):
+    """A row a model, of what `attn leaderboard` wrote: the teacher, then each student, nearest first."""
+    found = pd.read_csv(path)
+    found["kl"] = found["kl_after_tune"].fillna(found["kl_after_transfer"]).fillna(found["kl_at_swap"])
+    return found.sort_values("kl", na_position="first", ignore_index=True)
+
+
 def attention(path):
     """A row a query: `row`, `layer`, `head`, `query` and `weights`, of a file of `attn forward --attention-table`."""
     found = pyarrow.ipc.open_file(path).read_all()

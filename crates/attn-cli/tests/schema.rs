@@ -39,6 +39,7 @@ fn is_whole(name: &str, title: &str) -> bool {
         "data",
         "prompt",
         "divergence",
+        "conventions",
     ];
     let of_distances = [
         "set",
@@ -68,6 +69,10 @@ fn is_whole(name: &str, title: &str) -> bool {
             "stages[].after",
         ]
         .contains(&name),
+        "OUT.json of `eval --task blimp`" => {
+            ["attention", "data", "interval_95", "fields", "terms", "paradigms"].contains(&name)
+        }
+        "OUT.json of `explain`" => ["attention", "data", "divergence", "written"].contains(&name),
         "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
         "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
@@ -211,8 +216,48 @@ fn a_distillation_and_a_sweep_of_them_have_the_fields_of_the_schema() {
     assert_eq!(settings[0]["kl_after_transfer"]["n"], 2);
     assert_eq!(json["failed"].as_array().unwrap().len(), 2);
     let base = "eval --model out/near,seed=1/model --task text.txt --split train --max-len 24";
-    place.done(&format!("{base} --against model --out eval.json"));
+    place.done(&format!("{base} --against model --conventions --out eval.json"));
     check(&place.json("eval.json"), "OUT.json of `eval`");
+    let explain = base.replace("eval", "explain");
+    place.attn(&format!("{explain} --against model --prompts 2 --out explain.json"));
+    check(&place.json("explain.json"), "OUT.json of `explain`");
+
+    // A line a run, and of the table one more, of the teacher.
+    let csv = place.read("out/sweep.csv");
+    assert_eq!(csv.lines().count(), 1 + 4, "{csv}");
+    place.done("leaderboard out --against model --task text.txt --split train --max-len 24 --rows 8 --prompts 4 --blimp-pairs 0 --out board.csv");
+    let board = place.read("board.csv");
+    assert_eq!(board.lines().count(), 1 + 1 + 4, "{board}");
+    assert!(board.lines().nth(1).unwrap().starts_with("untouched,softmax,,,,"), "{board}");
+    let described = fs::read_to_string(repository().join("results/SCHEMA.md")).unwrap();
+    for header in [csv.lines().next().unwrap(), board.lines().next().unwrap()] {
+        for column in header.split(',').filter(|column| !column.contains('.')) {
+            assert!(described.contains(&format!("`{column}`")), "{column}");
+        }
+    }
+    // Of 2 layers of 16 channels, k and v in f32; the window keeps 2 tokens.
+    let cell = |line: usize, column: &str| -> f64 {
+        let at = board.lines().next().unwrap().split(',').position(|name| name == column).unwrap();
+        // The name of a run has a comma, and stands in quotes.
+        let line = board.lines().nth(line).unwrap().replace(",seed", " seed");
+        line.split(',').nth(at).unwrap().parse().unwrap()
+    };
+    assert_eq!(cell(1, "state_bytes_16k"), 16384.0 * 2.0 * 2.0 * 16.0 * 4.0);
+    assert_eq!(cell(4, "state_bytes_16k"), 2.0 * 2.0 * 2.0 * 16.0 * 4.0);
+    assert_eq!(cell(4, "state_bytes_1k"), cell(4, "state_bytes_16k"));
+    assert!(cell(4, "decode_tokens_per_s") > 0.0 && cell(4, "kl_at_swap") > 0.0);
+}
+
+#[test]
+fn pairs_of_sentences_have_the_fields_of_the_schema() {
+    let place = Place::new();
+    model_folder(&place, "model", "gpt2", Head::LanguageModel);
+    for paradigm in attn_data::blimp::paradigms() {
+        let line = r#"{"sentence_good": "the film was good", "sentence_bad": "film the was good"}"#;
+        place.write(&format!("pairs/{}/train.jsonl", paradigm.name), &format!("{line}\n"));
+    }
+    place.done("eval --model model --task blimp --set data.source=pairs --out eval.json");
+    check(&place.json("eval.json"), "OUT.json of `eval --task blimp`");
 }
 
 #[test]

@@ -57,17 +57,20 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 13] = [
+const OF_THE_HUB: [&str; 16] = [
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
+    "attn eval --model openai-community/gpt2 --task blimp --limit 100 --out blimp.json",
     "attn eval --model openai-community/gpt2 --task sst2 --prompt sst2 --out prompt.json",
     "attn eval --model openai-community/gpt2 --task wikitext-2-raw --out gpt2.json",
     "attn eval --model runs/2026-01-31-default/model --task sst2 --out eval.json",
     "attn eval --model runs/sst2/model --task sst2 --out eval.json",
+    "attn explain --model runs/mine/model --against runs/mine/model --task wikitext-2 --out e.json",
     "attn finetune configs/finetune/kshot.toml --set examples.few_shot=8",
     "attn finetune configs/finetune/sst2.toml",
     "attn finetune configs/finetune/sst2.toml --out runs/sst2",
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
+    "attn leaderboard runs/attention --against DIR --task wikitext-2 --out table.csv",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
     "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
     "attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window",
