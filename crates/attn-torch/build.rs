@@ -65,9 +65,20 @@ fn build() -> Result<(), String> {
     shim.files(["autograd", "context", "list", "optim"].map(|name| format!("cpp/{name}.cpp")));
     compile(&mut shim, "attn_torch_shim")?;
     // This one computes, on LibTorch's own threads, which are OpenMP's.
-    let mut kernels = base;
-    kernels.opt_level(3).flag("-fopenmp").file("cpp/matvec.cpp");
+    let mut kernels = base.clone();
+    kernels.opt_level(3).flag("-fopenmp").files(["cpp/matvec.cpp", "cpp/attend.cpp"]);
     compile(&mut kernels, "attn_torch_kernels")?;
+    // Once for each set of instructions, of which the one that the processor has is taken when the program runs.
+    let sets: &[(&str, &[&str])] = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("x86_64") => &[("avx2", &["-mavx2", "-mfma"]), ("avx512", &["-mavx512f", "-mfma"])],
+        _ => &[("plain", &[])],
+    };
+    for (name, flags) in sets {
+        let mut set = base.clone();
+        // A product and a sum in one instruction, which ISO C++ leaves apart.
+        set.opt_level(3).flag("-ffp-contract=fast").flags(*flags).define("ATTN_ISA", *name);
+        compile(set.file("cpp/attend_kernels.cpp"), &format!("attn_torch_attend_{name}"))?;
+    }
     println!("cargo:rustc-link-lib=dylib=gomp");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -111,6 +111,54 @@ unsafe extern "C" {
         err: ErrorSlot,
     ) -> c_int;
 
+    pub(crate) fn attn_attends() -> c_int;
+    pub(crate) fn attn_attend(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        lo: *const C_tensor,
+        hi: *const C_tensor,
+        choices: *const C_tensor,
+        first: i64,
+        block: i64,
+        scale: f64,
+        out: *mut RawList,
+        err: ErrorSlot,
+    ) -> c_int;
+    pub(crate) fn attn_attend_backward(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        lo: *const C_tensor,
+        hi: *const C_tensor,
+        choices: *const C_tensor,
+        first: i64,
+        block: i64,
+        scale: f64,
+        z: *const C_tensor,
+        lse: *const C_tensor,
+        grad: *const C_tensor,
+        out: *mut RawList,
+        err: ErrorSlot,
+    ) -> c_int;
+    pub(crate) fn attn_choose_blocks(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        hi: *const C_tensor,
+        lse: *const C_tensor,
+        own: *const C_tensor,
+        end: *const C_tensor,
+        scale: f64,
+        reach: i64,
+        per_block: i64,
+        n_blocks: i64,
+        n_initial: i64,
+        n_local: i64,
+        n_chosen: i64,
+        out: *mut *mut C_tensor,
+        err: ErrorSlot,
+    ) -> c_int;
+
     pub(crate) fn attn_rng_get(
         device: c_int,
         index: c_int,

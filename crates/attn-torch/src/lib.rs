@@ -4,6 +4,7 @@
 //!   ([`grad`], [`backward`]), activations recomputed instead of kept ([`checkpoint`]);
 //! - training: [`AdamW`] over lists of parameters with a state that can be saved, [`clip_grad_norm`];
 //! - decoding: a matrix times one row at the speed of memory ([`matvec`]);
+//! - attention in which a query sees a few stretches of keys, in `f32` on the CPU ([`attend`], [`choose_blocks`]);
 //! - process state: [`rng_state`], [`Autocast`], [`InferenceMode`], [`set_deterministic`], [`set_tf32`], [`SdpFlags`];
 //! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`];
 //! - machines: CUDA loaded at run time, so that one binary serves machines with and without it ([`device`]).
@@ -12,6 +13,7 @@
 //! This is the only crate of the workspace with C++ in it.
 #![allow(unsafe_code, reason = "calls C++; every block says why it is sound")]
 
+mod attend;
 mod autograd;
 mod bytes;
 mod checkpoint;
@@ -24,6 +26,7 @@ mod optim;
 mod random;
 mod settings;
 
+pub use attend::{BlockChoice, Choices, Seen, attend, attends, choose_blocks};
 pub use autograd::{BoxError, Forward, Function, GradOptions, apply, backward, grad, take_grads};
 pub use bytes::Bytes;
 pub use checkpoint::checkpoint;
