@@ -62,7 +62,9 @@ fn build() -> Result<(), String> {
     let mut shim = base.clone();
     // These files only forward calls: optimizing them would lengthen the build and speed up nothing.
     shim.opt_level(0);
-    shim.files(["autograd", "context", "list", "optim"].map(|name| format!("cpp/{name}.cpp")));
+    shim.files(
+        ["autograd", "context", "list", "memory", "optim"].map(|name| format!("cpp/{name}.cpp")),
+    );
     compile(&mut shim, "attn_torch_shim")?;
     // This one computes, on LibTorch's own threads, which are OpenMP's.
     let mut kernels = base.clone();

@@ -5,11 +5,13 @@
 //! stride r the tokens are first dealt into r classes, token t into class t mod r: keys r apart are neighbours there,
 //! and the band is dense again.
 
+use attn_torch::Seen;
 use tch::{Kind, Tensor};
 
 use crate::{
     attention::{AttnInput, Dims, KvCache, State},
     mask::{Mask, to_bias},
+    stretches,
 };
 
 /// Fewest and most queries of a block: below, products are too small to be fast; above, much of what a block computes
@@ -179,6 +181,11 @@ pub(crate) fn attend(input: &AttnInput, dims: &Dims, band: &Band) -> Tensor {
     let AttnInput { q, k, v, mask, dropout, .. } = *input;
     let n = q.size()[2];
     let band = band.within(n, mask.causal()).expect("a query is within its own band");
+    if stretches::serves(q, dims, dropout)
+        && let Some(visible) = mask.visible(n, n, q.device())
+    {
+        return in_stretches([q, k, v], dims, &band, &visible);
+    }
     let (k, v) = (dims.expand_kv(k), dims.expand_kv(v));
     let blocks = Blocks::new(q, [&k, &v], mask, &band);
     let [b, n_blocks, h, rows, d] = blocks.q.size()[..] else {
@@ -198,6 +205,41 @@ pub(crate) fn attend(input: &AttnInput, dims: &Dims, band: &Band) -> Tensor {
         false,
     );
     blocks.unfold(&z.view([b, n_blocks, h, rows, d]))
+}
+
+/// [`attend`] by a kernel, class by class; `visible` is [`Mask::visible`], and `band` within n.
+fn in_stretches(qkv: [&Tensor; 3], dims: &Dims, band: &Band, visible: &Tensor) -> Tensor {
+    let [b, h, n, d] = qkv[0].size()[..] else { unreachable!("queries have four axes") };
+    let stride = band.stride;
+    let class = |residue: i64| {
+        let [q, k, v] = qkv.map(|x| x.slice(2, residue, n, stride));
+        let at = Tensor::arange(q.size()[2], (Kind::Int64, q.device()));
+        // Of the keys before `visible` those of the class.
+        let visible = visible.slice(1, residue, n, stride);
+        let visible = (visible - residue + (stride - 1)).divide_scalar_mode(stride, "floor");
+        // The first keys are seen whatever the band's far end.
+        let hi = (&at - (band.lo - 1)).clamp_min(band.first).minimum(&visible);
+        let lo = (at - band.hi).clamp_min(0).expand_as(&hi);
+        let seen = Seen {
+            lo: stretches::limits(&lo),
+            hi: stretches::limits(&hi),
+            first: band.first,
+            choices: None,
+        };
+        let [z, _] = stretches::attend(&q, [&k, &v], seen, dims);
+        z
+    };
+    if stride == 1 {
+        return class(0);
+    }
+    let longest = (n + stride - 1) / stride;
+    let classes: Vec<Tensor> = (0..stride.min(n))
+        .map(|residue| {
+            let z = class(residue);
+            z.constant_pad_nd([0, 0, 0, longest - z.size()[2]])
+        })
+        .collect();
+    Tensor::stack(&classes, 3).view([b, h, -1, d]).narrow(2, 0, n)
 }
 
 /// The positions of the queries `rows` among the keys, and of the keys, where the queries are the last ones: `[rows]`,

@@ -10,12 +10,13 @@
 //! (Dao et al. 2022, "FlashAttention", <https://arxiv.org/abs/2205.14135>, section 3.1). The backward pass makes the
 //! scores again, as there, so that memory grows with the number of pairs and not with that of scores.
 
-use attn_torch::{BoxError, Forward, Function};
+use attn_torch::{BoxError, Choices, Forward, Function, Seen};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     attention::{Dims, Selection},
     mask::{Mask, hidden_score, to_bias},
+    stretches::{self, FEW_QUERIES},
 };
 
 /// The scores of what is chosen in any case.
@@ -67,6 +68,29 @@ pub(crate) fn in_pieces(
     Selection { chosen: join(|piece| &piece.chosen), margin: join(|piece| &piece.margin) }
 }
 
+/// The choices of [`in_pieces`] as [`ChosenBlocks`] takes them.
+pub(crate) fn lists_in_pieces(
+    q: &Tensor,
+    n_scores: i64,
+    n_most: i64,
+    choose: impl Fn(i64, i64) -> Selection,
+) -> Tensor {
+    let (b, q_len) = (q.size()[0], q.size()[2]);
+    let step = piece(q.device(), b * n_scores);
+    let pieces: Vec<Tensor> = (0..q_len)
+        .step_by(step as usize)
+        .map(|first| lists(&choose(first, step.min(q_len - first)).chosen, n_most))
+        .collect();
+    Tensor::cat(&pieces, 2)
+}
+
+/// What is `chosen` (bool, `[.., choices]`) as lists, at most `n_most` a query: int32, `[.., n]`, -1 where there are fewer.
+pub(crate) fn lists(chosen: &Tensor, n_most: i64) -> Tensor {
+    let n_most = n_most.min(chosen.size()[chosen.dim() - 1]);
+    let (on, index) = chosen.to_kind(Kind::Int).topk(n_most, -1, true, true);
+    index.masked_fill(&on.eq(0), -1).to_kind(Kind::Int)
+}
+
 /// How many queries to take at once where each has `n_scores` scores.
 pub(crate) fn piece(device: Device, n_scores: i64) -> i64 {
     let at_once = if device == Device::Cpu { 1 << 20 } else { 1 << 26 };
@@ -96,8 +120,9 @@ pub(crate) fn chosen_keys(chosen: &Tensor, block: i64, k_len: i64) -> Tensor {
 }
 
 /// `z` (`[batch, n_heads, q_len, head_dim]`) and the logarithms of the sums of exponentials (`[batch, n_heads, q_len]`,
-/// in at least `f32`, without gradient) of queries that attend to the blocks `chosen`: bool, `[batch, n_kv_heads or
-/// n_heads, q_len, n_blocks]`, as `by_head` says. A query that chose nothing it may see has a finite output.
+/// in at least `f32`, without gradient) of queries that attend to the blocks `chosen`: int32, `[batch, n_kv_heads or
+/// n_heads, q_len, n]`, as `by_head` says, each block once and -1 for none. A query that chose nothing it may see has a
+/// finite output.
 pub(crate) struct ChosenBlocks<'a> {
     pub(crate) chosen: &'a Tensor,
     pub(crate) by_head: bool,
@@ -107,9 +132,6 @@ pub(crate) struct ChosenBlocks<'a> {
     pub(crate) dims: &'a Dims,
     pub(crate) dropout: f64,
 }
-
-/// Up to so many queries each gather the keys that they chose: tiles would be nearly empty.
-const FEW_QUERIES: i64 = 8;
 
 impl ChosenBlocks<'_> {
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
@@ -126,7 +148,9 @@ impl ChosenBlocks<'_> {
         };
         let run = |q: &Tensor, k: &Tensor, v: &Tensor, chosen: &Tensor| {
             if q.size()[2] <= FEW_QUERIES {
-                self.few(q, k, v, chosen)
+                self.few(q, k, v, chosen) // Tiles would be nearly empty.
+            } else if let Some(both) = self.by_kernel(q, [k, v], chosen) {
+                both
             } else {
                 self.tiled(q, k, v, chosen)
             }
@@ -151,19 +175,35 @@ impl ChosenBlocks<'_> {
         self.mask.keep().filter(|_| !self.mask.is_plain())
     }
 
+    /// By [`stretches`], where it serves. Query heads are in the order of the key/value heads that they read.
+    fn by_kernel(
+        &self,
+        q: &Tensor,
+        [k, v]: [&Tensor; 2],
+        chosen: &Tensor,
+    ) -> Option<(Tensor, Tensor)> {
+        if !stretches::serves(q, self.dims, self.dropout) {
+            return None;
+        }
+        let hi = stretches::limits(&self.mask.visible(q.size()[2], k.size()[2], q.device())?);
+        let choices = Some(Choices { chosen: chosen.shallow_clone(), block: self.block });
+        let seen = Seen { lo: hi.zeros_like(), hi, first: 0, choices };
+        let [z, lse] = attn_torch::attend(q, k, v, seen, self.dims.scale)
+            .expect("shapes and kinds fit, and memory that runs out ends any operation so");
+        Some((z, lse * std::f64::consts::LN_2))
+    }
+
     /// Each query against the keys of its own blocks, gathered.
     fn few(&self, q: &Tensor, k: &Tensor, v: &Tensor, chosen: &Tensor) -> (Tensor, Tensor) {
         let [b, h, q_len, d] = q.size()[..] else { unreachable!("queries have four axes") };
         let ([n_kv, k_len], groups) = ([k.size()[1], k.size()[2]], chosen.size()[1]);
         let device = q.device();
-        let n_most = chosen.sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64).max();
-        let n_most = n_most.int64_value(&[]).max(1);
-        let (on, index) = chosen.to_kind(Kind::Int).topk(n_most, -1, true, true); // [b, g, q, most]
         let place = Tensor::arange(self.block, (Kind::Int64, device));
+        let index = chosen.clamp_min(0).to_kind(Kind::Int64); // [b, g, q, n]
         let key = (index.unsqueeze(-1) * self.block + place).flatten(3, 4); // [b, g, q, keys]
         let n_keys = key.size()[3];
-        let mut allowed = on
-            .ne(0)
+        let mut allowed = chosen
+            .ge(0)
             .unsqueeze(-1)
             .expand([-1, -1, -1, -1, self.block], true)
             .reshape(key.size())
@@ -207,8 +247,11 @@ impl ChosenBlocks<'_> {
             x.reshape([-1, self.block, d]) // [b · kv · blocks, block, d]
         };
         let tiles = Tiles {
-            chosen: chosen.reshape([b * groups, q_len, n_blocks]),
-            whole: self.whole_blocks(b, q_len, k_len, q.device()),
+            chosen: chosen.reshape([b * groups, q_len, -1]),
+            full: self.keep().map(|keep| {
+                let keep = keep.constant_pad_nd([0, n_blocks * self.block - k_len]);
+                keep.view([b, n_blocks, self.block]).all_dim(-1, false)
+            }),
             keep: self.keep().map(|keep| {
                 keep.constant_pad_nd([0, n_blocks * self.block - k_len]).view([-1, self.block])
             }),
@@ -226,23 +269,6 @@ impl ChosenBlocks<'_> {
         let z = both.pop().expect("two outputs");
         (z.transpose(1, 2).reshape([b, h, q_len, d]), lse.transpose(1, 2).reshape([b, h, q_len]))
     }
-
-    /// Whether a query may see all of a block, `[1 or b, n_blocks, q]`: most may, and need no mask.
-    fn whole_blocks(&self, b: i64, q_len: i64, k_len: i64, device: Device) -> Tensor {
-        let n_blocks = n_blocks(k_len, self.block);
-        let end = Tensor::arange_start(1, n_blocks + 1, (Kind::Int64, device)) * self.block;
-        let mut whole = end.le(k_len).view([1, n_blocks, 1]);
-        if let Some(keep) = self.keep() {
-            let keep = keep.constant_pad_nd([0, n_blocks * self.block - k_len]);
-            let full = keep.view([b, n_blocks, self.block]).all_dim(-1, true);
-            whole = whole.logical_and(&full);
-        }
-        if self.mask.causal() {
-            let query = query_positions(q_len, k_len, device);
-            whole = whole.logical_and(&end.view([1, -1, 1]).le_tensor(&(query + 1)));
-        }
-        whole.expand([-1, -1, q_len], true)
-    }
 }
 
 /// The attention of [`ChosenBlocks`] as one operation, with the mask and choices it runs under.
@@ -251,10 +277,10 @@ impl ChosenBlocks<'_> {
 /// together, keys and values `[batch · n_kv_heads · n_blocks, block, head_dim]`. Outputs: z like the queries, and the
 /// logarithms of the sums of exponentials, `[rows, q_len, r]`.
 struct Tiles {
-    /// `[rows, q_len, n_blocks]`, bool.
+    /// `[rows, q_len, n]`, int32, -1 for none.
     chosen: Tensor,
-    /// `[1 or batch, n_blocks, q_len]`, bool.
-    whole: Tensor,
+    /// Blocks whose keys are all real, `[batch, n_blocks]`, bool.
+    full: Option<Tensor>,
     /// `[batch · n_blocks, block]`, bool.
     keep: Option<Tensor>,
     causal: bool,
@@ -305,7 +331,7 @@ impl Tiles {
     /// The rows in parts whose partial outputs fit in memory side by side.
     fn parts(&self, r: i64, d: i64) -> Vec<Part> {
         let [rows, ..] = self.chosen.size()[..] else { unreachable!("choices have three axes") };
-        let n_pairs = self.chosen.sum(Kind::Int64).int64_value(&[]);
+        let n_pairs = self.chosen.ge(0).sum(Kind::Int64).int64_value(&[]);
         let at_once = if self.chosen.device() == Device::Cpu { 1 << 23 } else { 1 << 28 };
         let step = (at_once * rows / (n_pairs * r * d).max(1)).clamp(1, rows);
         (0..rows)
@@ -315,44 +341,37 @@ impl Tiles {
     }
 
     fn part(&self, first: i64, n_rows: i64, r: i64) -> Part {
-        let [_, q_len, n_blocks] = self.chosen.size()[..] else {
-            unreachable!("choices have three axes")
-        };
+        let [_, q_len, n] = self.chosen.size()[..] else { unreachable!("choices have three axes") };
         let device = self.chosen.device();
         let tile = (64 / r).max(8);
-        let options = (Kind::Int64, device);
-        let example = Tensor::arange_start(first, first + n_rows, options)
-            .divide_scalar_mode(self.groups, "floor");
-        let whole = if self.whole.size()[0] == 1 {
-            self.whole.shallow_clone()
-        } else {
-            self.whole.index_select(0, &example)
-        };
-        let chosen = self.chosen.narrow(0, first, n_rows).transpose(1, 2); // [rows, blocks, q]
-        let lists = [chosen.logical_and(&whole.logical_not()), chosen.logical_and(&whole)];
-        let lists = Tensor::stack(&lists, 0).view([-1, q_len]); // [2 · rows · blocks, q]
+        let n_blocks = n_blocks(self.k_len, self.block);
         let n_lists = n_rows * n_blocks;
+        let options = (Kind::Int64, device);
 
-        let count = lists.sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
+        // A pair goes to the list of its row and block: to the first of two if the query may not see all of the block.
+        // Most may, and need no mask. Places without a choice go behind all lists.
+        let chosen = self.chosen.narrow(0, first, n_rows).to_kind(Kind::Int64);
+        let row = Tensor::arange(n_rows, options).view([-1, 1, 1]);
+        let list = self.sees_all(&chosen, first) * n_lists + row * n_blocks + &chosen;
+        let list = list.masked_fill(&chosen.lt(0), 2 * n_lists).view([-1]);
+        let n_pairs = chosen.ge(0).sum(Kind::Int64).int64_value(&[]);
+        let (list, pair) = list.sort_stable(true, 0, false);
+        let [list, pair] = [list, pair].map(|x| x.narrow(0, 0, n_pairs));
+        let count = list.bincount(None::<Tensor>, 2 * n_lists);
         let n_tiles = (&count + (tile - 1)).divide_scalar_mode(tile, "floor");
         let end = n_tiles.cumsum(0, Kind::Int64);
         let [n_masked, total] = [n_lists - 1, 2 * n_lists - 1].map(|at| end.int64_value(&[at]));
         // Where a list's places begin, less where its pairs begin.
         let shift = (&end - &n_tiles) * tile - (count.cumsum(0, Kind::Int64) - &count);
 
-        let pairs = lists.nonzero(); // [pairs, 2]
-        let (list, query) = (pairs.select(1, 0), pairs.select(1, 1));
-        let place = Tensor::arange(list.size()[0], options) + shift.index_select(0, &list);
-        let row_of_list = Tensor::arange(2 * n_lists, options)
-            .remainder(n_lists)
-            .divide_scalar_mode(n_blocks, "floor");
-        let row = (&row_of_list * q_len).index_select(0, &list) + query;
+        let place = Tensor::arange(n_pairs, options) + shift.index_select(0, &list);
+        let row = pair.divide_scalar_mode(n, "floor"); // of the queries of all rows
         let query = Tensor::full([total * tile], n_rows * q_len, options).scatter(0, &place, &row);
 
         let list =
             Tensor::arange(2 * n_lists, options).repeat_interleave_self_tensor(&n_tiles, 0, total);
         let block = list.remainder(n_blocks);
-        let row = row_of_list.index_select(0, &list) + first;
+        let row = list.remainder(n_lists).divide_scalar_mode(n_blocks, "floor") + first;
         let example = row.divide_scalar_mode(self.groups, "floor");
         let kv = row.remainder(self.groups).divide_scalar_mode(self.groups / self.n_kv, "floor");
         Part {
@@ -363,6 +382,24 @@ impl Tiles {
             n_masked,
             tile,
         }
+    }
+
+    /// Whether queries may see every key of the blocks that they chose, for the rows from `first` on: as `chosen`, int64.
+    fn sees_all(&self, chosen: &Tensor, first: i64) -> Tensor {
+        let [n_rows, q_len, n] = chosen.size()[..] else { unreachable!("choices have three axes") };
+        let end = (chosen + 1) * self.block;
+        let mut whole = end.le(self.k_len);
+        if self.causal {
+            let position = query_positions(q_len, self.k_len, chosen.device());
+            whole = whole.logical_and(&end.le_tensor(&(position + 1).unsqueeze(-1)));
+        }
+        if let Some(full) = &self.full {
+            let row = Tensor::arange_start(first, first + n_rows, (Kind::Int64, chosen.device()));
+            let full = full.index_select(0, &row.divide_scalar_mode(self.groups, "floor"));
+            let full = full.gather(1, &chosen.clamp_min(0).view([n_rows, -1]), false);
+            whole = whole.logical_and(&full.view([n_rows, q_len, n]));
+        }
+        whole.to_kind(Kind::Int64)
     }
 
     /// Queries (`[rows · q_len + 1, r · d]`, the last one zeros) of a part.
@@ -400,9 +437,7 @@ impl Tiles {
 
     /// What the queries of `n` tiles from `first` on must not see of their blocks: `[tiles, tile or 1, 1, block]`.
     fn hidden(&self, part: &Part, query: &Tensor, first: i64, n: i64) -> Tensor {
-        let [_, q_len, n_blocks] = self.chosen.size()[..] else {
-            unreachable!("choices have three axes")
-        };
+        let (q_len, n_blocks) = (self.chosen.size()[1], n_blocks(self.k_len, self.block));
         let mask_block = part.mask_block.narrow(0, first, n);
         let place = Tensor::arange(self.block, (Kind::Int64, query.device()));
         let start = mask_block.remainder(n_blocks) * self.block;
@@ -572,8 +607,9 @@ mod tests {
                     let (expected, weights) = naive_attention_of(&probe, sees);
                     // A query may have chosen padding alone; then anything finite will do.
                     let sees_some = weights.isfinite().all_dim(-1, true); // [b, h, q, 1]
+                    let listed = lists(&chosen, size[3]);
                     let blocks = ChosenBlocks {
-                        chosen: &chosen,
+                        chosen: &listed,
                         by_head,
                         block,
                         mask: &mask,
@@ -637,6 +673,7 @@ mod tests {
         let probe = Probe::new(44, [1, 40, 40], 2, 2, true);
         let mask = Mask::new(true);
         let chosen = random_choices(45, [1, 2, 40, 5], 8, 40);
+        let chosen = lists(&chosen, 5);
         let blocks = ChosenBlocks {
             chosen: &chosen,
             by_head: true,

@@ -23,6 +23,7 @@ pub mod mask;
 mod model;
 pub mod nn;
 pub mod rotary;
+mod stretches;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod variants;

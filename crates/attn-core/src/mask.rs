@@ -92,6 +92,27 @@ impl Mask {
         }
     }
 
+    /// How many keys, from the first on, each query may see: int64, `[1 or batch, q_len]`; `None` where hidden keys lie
+    /// before real ones. Of padded queries it says what suits.
+    pub fn visible(&self, q_len: i64, k_len: i64, device: Device) -> Option<Tensor> {
+        let options = (Kind::Int64, device);
+        let all = if self.causal {
+            Tensor::arange_start(k_len - q_len + 1, k_len + 1, options)
+        } else {
+            Tensor::full([q_len], k_len, options)
+        };
+        let all = all.unsqueeze(0);
+        match &self.keep {
+            None => Some(all),
+            Some(_) if self.is_plain() => Some(all),
+            Some(keep) if self.padding == Padding::Right => {
+                let n_real = keep.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [b, 1]
+                Some(all.minimum(&n_real))
+            }
+            Some(_) => None,
+        }
+    }
+
     /// What to add to the scores: 0 where a query may see a key, a huge negative number elsewhere.
     /// `[1 or batch, 1, q_len, k_len]`.
     pub fn bias(&self, q_len: i64, k_len: i64, options: (Kind, Device)) -> Tensor {
@@ -181,6 +202,26 @@ mod tests {
         assert!(mask.allowed(3, 3, Device::Cpu).view([6, 3]).equal(&expected));
         let rows = mask.allowed_rows(&[2], 3, 3, Device::Cpu).view([2, 3]);
         assert!(rows.equal(&keep(&[&[0, 1, 1], &[1, 1, 1]]).ne(0)));
+    }
+
+    #[test]
+    fn keys_in_sight_are_counted_where_they_come_first() {
+        let rows: [&[i64]; 2] = [&[1, 1, 1, 1], &[1, 1, 0, 0]];
+        for (causal, q_len) in [(true, 4), (true, 2), (false, 4), (false, 1)] {
+            for keep in [keep(&rows), keep(&[&[1, 1, 1, 1]])] {
+                let mask = Mask::with_keep(causal, &keep);
+                let seen = mask.visible(q_len, 4, Device::Cpu).unwrap();
+                let allowed = mask.allowed(q_len, 4, Device::Cpu).squeeze_dim(1);
+                let counted = allowed.sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
+                if mask.is_plain() {
+                    // Padded queries of the second row apart.
+                    assert!(seen.get(0).equal(&counted.get(0)), "{causal} {q_len}");
+                } else {
+                    assert!(seen.equal(&counted), "{causal} {q_len}: {seen} {counted}");
+                }
+            }
+        }
+        assert!(Mask::with_keep(true, &keep(&[&[0, 1]])).visible(2, 2, Device::Cpu).is_none());
     }
 
     #[test]

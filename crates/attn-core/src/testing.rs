@@ -98,6 +98,12 @@ impl Probe {
             causal,
             rotary: false,
         };
+        Self::with_dims(seed, [b, q_len, k_len], dims)
+    }
+
+    /// [`Self::new`] for a layer of other extents.
+    pub fn with_dims(seed: u64, [b, q_len, k_len]: [i64; 3], dims: Dims) -> Self {
+        let Dims { n_heads, n_kv_heads, head_dim, .. } = dims;
         let draw = |i: u64, size: &[i64]| randn(seed * 100 + i, size);
         Self {
             hidden: draw(0, &[b, q_len, dims.hidden_size]),

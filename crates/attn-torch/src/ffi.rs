@@ -111,6 +111,10 @@ unsafe extern "C" {
         err: ErrorSlot,
     ) -> c_int;
 
+    pub(crate) fn attn_count_memory(err: ErrorSlot) -> c_int;
+    pub(crate) fn attn_counted_memory(now: *mut i64, most: *mut i64);
+    pub(crate) fn attn_reset_peak_memory();
+
     pub(crate) fn attn_attends() -> c_int;
     pub(crate) fn attn_attend(
         q: *const C_tensor,

@@ -6,7 +6,8 @@
 //! - decoding: a matrix times one row at the speed of memory ([`matvec`]);
 //! - attention in which a query sees a few stretches of keys, in `f32` on the CPU ([`attend`], [`choose_blocks`]);
 //! - process state: [`rng_state`], [`Autocast`], [`InferenceMode`], [`set_deterministic`], [`set_tf32`], [`SdpFlags`];
-//! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`];
+//! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`], counted
+//!   ([`count_cpu_memory`]);
 //! - machines: CUDA loaded at run time, so that one binary serves machines with and without it ([`device`]).
 //!
 //! A C++ exception arrives as [`Error::Torch`], a panic in a callback as an error of the pass it ran in.
@@ -22,6 +23,7 @@ mod error;
 mod ffi;
 mod guards;
 mod matvec;
+mod memory;
 mod optim;
 mod random;
 mod settings;
@@ -37,6 +39,7 @@ pub use cuda::{
 pub use error::{Error, Result, brief};
 pub use guards::{Autocast, InferenceMode, is_inference};
 pub use matvec::matvec;
+pub use memory::{CpuMemory, count_cpu_memory, cpu_memory, reset_peak_cpu_memory};
 pub use optim::{AdamState, AdamW, clip_grad_norm};
 pub use random::{rng_state, set_rng_state};
 pub use settings::{

@@ -112,21 +112,28 @@ impl Moba {
         choose(&scores, &allowed, &forced, self.top_k)
     }
 
-    /// The choices of all queries, some queries after the others.
-    fn choose_all(&self, input: &AttnInput) -> Selection {
+    /// Calls `gather` with how many scores a query has and a function that chooses for some of the queries.
+    fn choose_with<T>(
+        &self,
+        input: &AttnInput,
+        gather: impl FnOnce(i64, &dyn Fn(i64, i64) -> Selection) -> T,
+    ) -> T {
         tch::no_grad(|| {
             let means = self.means(input);
             let at = query_positions(input.q.size()[2], input.k.size()[2], input.q.device());
-            blocks::in_pieces(input.q, self.dims.n_heads * means.size()[2], |first, n| {
+            gather(self.dims.n_heads * means.size()[2], &|first, n| {
                 self.choices(input, &input.q.narrow(2, first, n), &at.narrow(0, first, n), &means)
             })
         })
     }
 
+    /// The choices of all queries, some queries after the others, as lists.
     fn chosen(&self, input: &AttnInput) -> Tensor {
         match input.selection {
-            Some(chosen) => chosen.shallow_clone(),
-            None => self.choose_all(input).chosen,
+            Some(chosen) => blocks::lists(chosen, chosen.size()[3]),
+            None => self.choose_with(input, |n_scores, choose| {
+                blocks::lists_in_pieces(input.q, n_scores, self.top_k, choose)
+            }),
         }
     }
 }
@@ -171,7 +178,11 @@ impl Attention for Moba {
     }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {
-        Some(self.choose_all(input))
+        Some(
+            self.choose_with(input, |n_scores, choose| {
+                blocks::in_pieces(input.q, n_scores, choose)
+            }),
+        )
     }
 
     fn select_heads(&mut self, _: &[i64], dims: &Dims) -> Result<(), Error> {

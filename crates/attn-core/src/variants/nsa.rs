@@ -34,6 +34,7 @@
 
 use std::{any::Any, num::NonZeroU32};
 
+use attn_torch::{BlockChoice, Seen as Stretches};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -47,6 +48,7 @@ use crate::{
     mask::{Mask, to_bias},
     nn::{self, Visitor},
     rotary::rotate,
+    stretches,
     weights::Init,
 };
 
@@ -372,29 +374,90 @@ impl Nsa {
         choose(&scores, &allowed, &forced, self.n_selected)
     }
 
-    /// The choices of all queries, piece by piece.
-    fn choose_all(&self, q: &Tensor, seen: Seen) -> Selection {
+    /// Calls `gather` with how many scores a query has and a function that chooses for some of the queries.
+    fn choose_with<T>(
+        &self,
+        q: &Tensor,
+        seen: Seen,
+        gather: impl FnOnce(i64, &dyn Fn(i64, i64) -> Selection) -> T,
+    ) -> T {
         tch::no_grad(|| {
             let q_len = q.size()[2];
             let before = seen.k_len - q_len;
             let at = query_positions(q_len, seen.k_len, q.device());
             let n_scores = self.dims.n_heads * (seen.summaries.size()[2] + 1);
-            blocks::in_pieces(q, n_scores, |first, n| {
+            gather(n_scores, &|first, n| {
                 let (q, at) = (q.narrow(2, first, n), at.narrow(0, first, n));
                 self.choices(&q, &at, before + first + n, seen)
             })
         })
     }
 
-    /// The selected branch. Where every block is chosen it is softmax attention.
-    fn selected(&self, input: &AttnInput, summaries: &Tensor) -> Tensor {
+    /// Whether a text of `k_len` tokens has no block to leave out.
+    fn takes_all(&self, k_len: i64) -> bool {
+        n_blocks(k_len, self.block) <= self.n_selected
+    }
+
+    /// The choices of all queries as lists.
+    fn choose_lists(&self, q: &Tensor, seen: Seen) -> Tensor {
+        self.choose_with(q, seen, |n_scores, choose| {
+            blocks::lists_in_pieces(q, n_scores, self.n_selected, choose)
+        })
+    }
+
+    /// [`Self::compressed`] by a kernel where one serves, and by another the choices that the weights make, if any are to
+    /// be made.
+    fn compressed_by_kernel(
+        &self,
+        input: &AttnInput,
+        summaries: &Pair,
+    ) -> Option<(Tensor, Option<Tensor>)> {
+        let q = input.q;
+        let (q_len, k_len, n) = (q.size()[2], input.k.size()[2], summaries.k.size()[2]);
+        if n == 0
+            || !self.dims.is_evenly_grouped()
+            || !stretches::serves(q, &self.dims, input.dropout)
+        {
+            return None;
+        }
+        let visible = input.mask.visible(q_len, k_len, q.device())?; // [1 or b, q]
+        let hi = (&visible - self.length).divide_scalar_mode(self.stride, "floor") + 1;
+        let hi = stretches::limits(&hi.clamp(0, n));
+        let seen =
+            Stretches { lo: hi.zeros_like(), hi: hi.shallow_clone(), first: 0, choices: None };
+        let [z, lse] = stretches::attend(q, [&summaries.k, &summaries.v], seen, &self.dims);
+        let to_choose = input.selection.is_none() && !self.takes_all(k_len);
+        let chosen = to_choose.then(|| {
+            let at = query_positions(q_len, k_len, q.device());
+            let last = (visible - 1).clamp_min(0).divide_scalar_mode(self.block, "floor");
+            let choice = BlockChoice {
+                hi: &hi,
+                lse: &lse,
+                own: &at.divide_scalar_mode(self.block, "floor").to_kind(Kind::Int),
+                end: &stretches::limits(&(last + 1)),
+                scale: self.dims.scale,
+                reach: self.length / self.stride,
+                per_block: self.block / self.stride,
+                n_blocks: n_blocks(k_len, self.block),
+                n_initial: self.n_initial,
+                n_local: self.n_local,
+                n_chosen: self.n_selected,
+            };
+            attn_torch::choose_blocks(q, &summaries.k, &choice).expect("as for the attention")
+        });
+        Some((z, chosen))
+    }
+
+    /// The selected branch, of the blocks `chosen` if they are known. Where every block is chosen it is softmax attention.
+    fn selected(&self, input: &AttnInput, summaries: &Tensor, chosen: Option<Tensor>) -> Tensor {
         let k_len = input.k.size()[2];
-        let chosen = match input.selection {
-            Some(chosen) => chosen.shallow_clone(),
-            None if n_blocks(k_len, self.block) <= self.n_selected => {
+        let chosen = match (input.selection, chosen) {
+            (Some(imposed), _) => blocks::lists(imposed, imposed.size()[3]),
+            (None, Some(chosen)) => chosen,
+            (None, None) if self.takes_all(k_len) => {
                 return Softmax { dims: self.dims.clone() }.forward(input);
             }
-            None => self.choose_all(input.q, Seen { summaries, mask: input.mask, k_len }).chosen,
+            (None, None) => self.choose_lists(input.q, Seen { summaries, mask: input.mask, k_len }),
         };
         let blocks = ChosenBlocks {
             chosen: &chosen,
@@ -416,10 +479,13 @@ impl Nsa {
         window_mask: &Mask,
     ) -> Tensor {
         let (q_len, k_len) = (input.q.size()[2], input.k.size()[2]);
-        let at = query_positions(q_len, k_len, input.q.device());
-        let compressed = self.compressed(input, summaries, &at, k_len);
+        let (compressed, chosen) =
+            self.compressed_by_kernel(input, summaries).unwrap_or_else(|| {
+                let at = query_positions(q_len, k_len, input.q.device());
+                (self.compressed(input, summaries, &at, k_len), None)
+            });
 
-        let selected = self.selected(input, &summaries.k);
+        let selected = self.selected(input, &summaries.k, chosen);
 
         let window = AttnInput { k: &window.k, v: &window.v, mask: window_mask, ..*input };
         let window = self.window.forward(&window);
@@ -490,7 +556,9 @@ impl Attention for Nsa {
         let summaries = self.summarize(&compressed).k;
         let k_len = input.k.size()[2];
         let seen = Seen { summaries: &summaries, mask: input.mask, k_len };
-        Some(self.choose_all(input.q, seen))
+        Some(self.choose_with(input.q, seen, |n_scores, choose| {
+            blocks::in_pieces(input.q, n_scores, choose)
+        }))
     }
 
     fn has_own_values(&self) -> bool {

@@ -1,0 +1,245 @@
+//! Times attention kinds against LibTorch's fused softmax attention, from projected q, k and v to z; see
+//! `scripts/bench_attention.sh`.
+//!
+//! ```text
+//! bench_attention THREADS ROUNDS LENGTH... [--kinds NAME,...]
+//! ```
+//!
+//! Kinds take turns within a length, so that what else the machine does meets them alike. Hidden states have 8 channels,
+//! which makes the projections that some kinds add cost next to nothing: they are no part of the comparison. One line of
+//! CSV for each kind, length and pass.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    time::Instant,
+};
+
+use attn_core::{
+    Variant,
+    attention::{Attention, Dims},
+    mask::Mask,
+    testing::{Probe, randn},
+};
+use attn_torch::{BoxError, GradOptions};
+use tch::{Device, Kind, Tensor};
+
+/// Name, settings, and what of n a causal query has to weigh at least, in products of head_dim numbers, forward:
+/// pairs of query and key count twice, for the score and for the value.
+const KINDS: [(&str, &str, Floor); 14] = [
+    ("sdpa", r#"{"kind": "softmax"}"#, Floor::Pairs(|n| n / 2.0)),
+    ("window_256", r#"{"kind": "window", "size": 256}"#, Floor::Pairs(|n| near(n, 256.0))),
+    ("window_32", r#"{"kind": "window", "size": 32}"#, Floor::Pairs(|n| near(n, 32.0))),
+    (
+        "sinks_4_256",
+        r#"{"kind": "sinks", "n_sinks": 4, "window": 256}"#,
+        Floor::Pairs(|n| near(n, 260.0)),
+    ),
+    (
+        "dilated_256_2",
+        r#"{"kind": "dilated", "size": 256, "dilation": 2}"#,
+        Floor::Pairs(|n| near(n / 2.0, 256.0)),
+    ),
+    ("global_local", r#"{"kind": "global_local"}"#, Floor::Unknown),
+    ("nsa", r#"{"kind": "nsa"}"#, Floor::Pairs(|n| n / 32.0 + near(n, 1024.0) + near(n, 512.0))),
+    ("moba_512_3", r#"{"kind": "moba"}"#, Floor::Pairs(|n| near(n, 1280.0))),
+    (
+        "moba_64_16",
+        r#"{"kind": "moba", "block": 64, "top_k": 16}"#,
+        Floor::Pairs(|n| near(n, 992.0)),
+    ),
+    // Features of q and k, into the state and out of it.
+    ("performer_256", r#"{"kind": "performer"}"#, Floor::Pairs(|_| 2.0 * 256.0)),
+    ("hedgehog", r#"{"kind": "hedgehog"}"#, Floor::Unknown),
+    ("t2r", r#"{"kind": "t2r"}"#, Floor::Unknown),
+    ("window_linear", r#"{"kind": "window_linear"}"#, Floor::Unknown),
+    ("indexed", r#"{"kind": "indexed"}"#, Floor::Unknown),
+];
+
+/// The least number of operations of a kind.
+enum Floor {
+    /// Keys that a query weighs, on average over n.
+    Pairs(fn(f64) -> f64),
+    /// Not worked out.
+    Unknown,
+}
+
+/// How many of the last `width` keys there are, on average over n causal queries.
+fn near(n: f64, width: f64) -> f64 {
+    if n <= width { n / 2.0 } else { width * (1.0 - width / (2.0 * n)) }
+}
+
+const HEADS: i64 = 12;
+const HEAD_DIM: i64 = 64;
+/// No kind is run at a longer text once it took longer than this.
+const TOO_SLOW_S: f64 = 60.0;
+
+type Result<T> = std::result::Result<T, BoxError>;
+
+const PASSES: [&str; 2] = ["forward", "forward+backward"];
+
+fn main() -> Result<()> {
+    attn_torch::tune_allocator();
+    attn_torch::count_cpu_memory()?;
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Option<Vec<String>> = None;
+    if let Some(at) = args.iter().position(|arg| arg == "--kinds") {
+        let names = args.get(at + 1).ok_or("`--kinds` wants names, separated by commas")?;
+        wanted = Some(names.split(',').map(str::to_owned).collect());
+        args.drain(at..at + 2);
+    }
+    let numbers: Vec<i64> =
+        args.iter().map(|arg| arg.parse()).collect::<std::result::Result<_, _>>()?;
+    let [threads, rounds, lengths @ ..] = &numbers[..] else {
+        return Err("usage: bench_attention THREADS ROUNDS LENGTH... [--kinds NAME,...]".into());
+    };
+    for name in wanted.iter().flatten() {
+        if !KINDS.iter().any(|(known, ..)| known == name) {
+            let known = KINDS.map(|(known, ..)| known).join(", ");
+            return Err(format!("there is no kind `{name}`, expected some of {known}").into());
+        }
+    }
+    tch::set_num_threads(*threads as i32);
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "kind,n,pass,ms,ms_least,ms_most,ratio_to_sdpa,growth,peak_mib,gflop_per_s,share_of_floor,matmul_gflop_per_s"
+    )?;
+
+    let mut before: BTreeMap<(&str, &str), (i64, f64)> = BTreeMap::new();
+    let mut too_slow: Vec<&str> = Vec::new();
+    for &n in lengths {
+        let peak_flops = matmul_flops();
+        let probe = inputs(n);
+        let pull = randn(2, &probe.q.size()).to_kind(Kind::Float);
+        let is_wanted = |name: &str| {
+            let among = |wanted: &Vec<String>| wanted.iter().any(|wanted| wanted == name);
+            name == "sdpa" || wanted.as_ref().is_none_or(among)
+        };
+        let mut subjects = Vec::new();
+        for (name, settings, floor) in &KINDS {
+            if is_wanted(name) && !too_slow.contains(name) {
+                let attention = probe.build(&serde_json::from_str::<Variant>(settings)?);
+                let (times, peaks) = (BTreeMap::new(), BTreeMap::new());
+                subjects.push(Subject { name, floor, attention, times, peaks });
+            }
+        }
+        for _ in 0..*rounds {
+            for subject in &mut subjects {
+                subject.run(&probe, &pull)?;
+            }
+        }
+        for pass in PASSES {
+            let of = |subject: &Subject| median(&subject.times[pass]);
+            let dense = subjects.iter().find(|subject| subject.name == "sdpa").map(of);
+            for subject in &subjects {
+                let (ms, times) = (of(subject), &subject.times[pass]);
+                let growth = before
+                    .insert((subject.name, pass), (n, ms))
+                    .map(|(shorter, then)| (ms / then).ln() / (n as f64 / shorter as f64).ln());
+                let flops = match subject.floor {
+                    // Four products come with each pair on the way back, and the scores are made again.
+                    Floor::Pairs(pairs) => Some(
+                        pairs(n as f64)
+                            * (n * HEADS * HEAD_DIM) as f64
+                            * 4.0
+                            * if pass == PASSES[0] { 1.0 } else { 3.5 },
+                    ),
+                    Floor::Unknown => None,
+                };
+                let shown = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
+                let rate = flops.map(|flops| flops / (ms / 1e3));
+                writeln!(
+                    out,
+                    "{},{n},{pass},{ms:.1},{:.1},{:.1},{},{},{},{},{},{:.0}",
+                    subject.name,
+                    times.iter().copied().fold(f64::MAX, f64::min),
+                    times.iter().copied().fold(0.0, f64::max),
+                    shown(dense.map(|dense| dense / ms)),
+                    shown(growth),
+                    subject.peaks[pass] >> 20,
+                    shown(rate.map(|rate| rate / 1e9)),
+                    shown(rate.map(|rate| rate / peak_flops)),
+                    peak_flops / 1e9,
+                )?;
+                if ms / 1e3 > TOO_SLOW_S && !too_slow.contains(&subject.name) {
+                    too_slow.push(subject.name);
+                }
+            }
+            out.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Random q, k and v of a layer of 12 heads of 64, causal, in `f32`.
+fn inputs(n: i64) -> Probe {
+    let dims = Dims {
+        hidden_size: 8,
+        n_heads: HEADS,
+        n_kv_heads: HEADS,
+        head_dim: HEAD_DIM,
+        kv_of_head: (0..HEADS).collect(),
+        scale: (HEAD_DIM as f64).powf(-0.5),
+        causal: true,
+        rotary: false,
+    };
+    let probe = Probe::with_dims(1, [1, n, n], dims).to(Kind::Float, Device::Cpu);
+    let [q, k, v] = [&probe.q, &probe.k, &probe.v].map(|x| x.detach().set_requires_grad(true));
+    Probe { q, k, v, ..probe }
+}
+
+/// One kind at one length.
+struct Subject {
+    name: &'static str,
+    floor: &'static Floor,
+    attention: Box<dyn Attention>,
+    times: BTreeMap<&'static str, Vec<f64>>,
+    peaks: BTreeMap<&'static str, i64>,
+}
+
+impl Subject {
+    /// Both passes once. `pull` is the gradient of z.
+    fn run(&mut self, probe: &Probe, pull: &Tensor) -> Result<()> {
+        let mask = Mask::new(true);
+        let input = probe.input(&mask);
+        let mut time = |pass, work: &dyn Fn() -> Result<()>| -> Result<()> {
+            let held = attn_torch::cpu_memory().now;
+            attn_torch::reset_peak_cpu_memory();
+            let started = Instant::now();
+            work()?;
+            self.times.entry(pass).or_default().push(started.elapsed().as_secs_f64() * 1e3);
+            self.peaks.insert(pass, attn_torch::cpu_memory().peak - held);
+            Ok(())
+        };
+        time(PASSES[0], &|| {
+            tch::no_grad(|| drop(self.attention.forward(&input)));
+            Ok(())
+        })?;
+        time(PASSES[1], &|| {
+            let z = self.attention.forward(&input);
+            Ok(attn_torch::backward(&[z], &[pull], GradOptions::default())?)
+        })?;
+        attn_torch::take_grads(&[&probe.q, &probe.k, &probe.v])?;
+        Ok(())
+    }
+}
+
+/// Operations a second of LibTorch's own product of matrices, the best of a few.
+fn matmul_flops() -> f64 {
+    let n = 1024;
+    let [a, b] = [0, 1].map(|_| Tensor::rand([n, n], (Kind::Float, Device::Cpu)));
+    let time = |_| {
+        let started = Instant::now();
+        drop(a.matmul(&b));
+        started.elapsed().as_secs_f64()
+    };
+    2.0 * (n as f64).powi(3) / (0..8).map(time).fold(f64::MAX, f64::min)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
