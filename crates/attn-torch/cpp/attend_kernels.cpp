@@ -20,8 +20,10 @@ namespace attn {
 namespace ATTN_ISA {
 namespace {
 
-typedef float vec __attribute__((vector_size(4 * ATTN_WIDTH), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(4 * ATTN_WIDTH), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * ATTN_WIDTH)));
+typedef int32_t ivec __attribute__((vector_size(4 * ATTN_WIDTH)));
+// In memory, wherever it begins. By memcpy GCC takes halves over the stack.
+typedef float unaligned __attribute__((vector_size(4 * ATTN_WIDTH), aligned(4), may_alias));
 constexpr int64_t kWidth = ATTN_WIDTH;
 // Columns and most rows of the piece of a product that is summed in registers.
 constexpr int64_t kPanel = 2 * kWidth;
@@ -30,12 +32,8 @@ constexpr int kRows = 6;
 constexpr int64_t kGathered = 48;
 constexpr float kNothing = -__builtin_inff();
 
-INLINE vec load(const float* p) {
-  vec x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-INLINE void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
+INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned*>(p); }
+INLINE void store(float* p, vec x) { *reinterpret_cast<unaligned*>(p) = x; }
 INLINE vec all(float x) { return x - vec{}; }
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -54,12 +52,8 @@ INLINE vec exp2_of(vec x) {
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.0f;
-  ivec power;
-  memcpy(&power, &shifted, sizeof power);
-  ivec bits;
-  memcpy(&bits, &p, sizeof bits);
-  bits += power << 23;
-  memcpy(&p, &bits, sizeof p);
+  // Between vectors a cast keeps the bits.
+  p = (vec)((ivec)p + ((ivec)shifted << 23));
   return x < -126.0f ? vec{} : p;
 }
 
