@@ -8,9 +8,10 @@
 #   FILE    where the table goes, too (runs/bench-attention.csv)
 #   LENGTH  tokens, ascending (1024 2048 4096 8192 16384); 32768 takes minutes of fused attention alone
 #
-# Columns: times in ms; fused attention's time over this; growth, the x in n^x since the length before; the most memory held
-# at once in MiB beyond inputs; operations that the kind cannot do without a second, and their share of what LibTorch's
-# product of matrices of 1,024 reaches in the same run.
+# Columns: times in ms, and fused attention's time over them; processor time of all threads, the same ratio of it, and the x
+# in n^x since the length before; the most memory held at once in MiB beyond inputs; operations that the kind cannot do
+# without in a second of processor time, and their share of what LibTorch's product of matrices of 1,024 reaches in the same run.
+# On a busy machine processor time is the fairer one, with one thread: threads that wait for each other spin.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 threads=2 rounds=3 out=runs/bench-attention.csv kinds=()

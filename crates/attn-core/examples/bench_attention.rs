@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{self, Write},
     time::Instant,
 };
@@ -103,7 +104,7 @@ fn main() -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "kind,n,pass,ms,ms_least,ms_most,ratio_to_sdpa,growth,peak_mib,gflop_per_s,share_of_floor,matmul_gflop_per_s"
+        "kind,n,pass,ms,ms_least,ms_most,ratio_to_sdpa,cpu_ms,ratio_of_cpu,growth_of_cpu,peak_mib,gflop_per_cpu_s,share_of_floor,matmul_gflop_per_cpu_s"
     )?;
 
     let mut before: BTreeMap<(&str, &str), (i64, f64)> = BTreeMap::new();
@@ -120,8 +121,9 @@ fn main() -> Result<()> {
         for (name, settings, floor) in &KINDS {
             if is_wanted(name) && !too_slow.contains(name) {
                 let attention = probe.build(&serde_json::from_str::<Variant>(settings)?);
-                let (times, peaks) = (BTreeMap::new(), BTreeMap::new());
-                subjects.push(Subject { name, floor, attention, times, peaks });
+                let [times, cpu_times] = [BTreeMap::new(), BTreeMap::new()];
+                let peaks = BTreeMap::new();
+                subjects.push(Subject { name, floor, attention, times, cpu_times, peaks });
             }
         }
         for _ in 0..*rounds {
@@ -130,13 +132,15 @@ fn main() -> Result<()> {
             }
         }
         for pass in PASSES {
-            let of = |subject: &Subject| median(&subject.times[pass]);
+            let of = |subject: &Subject| {
+                (median(&subject.times[pass]), median(&subject.cpu_times[pass]))
+            };
             let dense = subjects.iter().find(|subject| subject.name == "sdpa").map(of);
             for subject in &subjects {
-                let (ms, times) = (of(subject), &subject.times[pass]);
+                let ((ms, cpu), times) = (of(subject), &subject.times[pass]);
                 let growth = before
-                    .insert((subject.name, pass), (n, ms))
-                    .map(|(shorter, then)| (ms / then).ln() / (n as f64 / shorter as f64).ln());
+                    .insert((subject.name, pass), (n, cpu))
+                    .map(|(shorter, then)| (cpu / then).ln() / (n as f64 / shorter as f64).ln());
                 let flops = match subject.floor {
                     // Four products come with each pair on the way back, and the scores are made again.
                     Floor::Pairs(pairs) => Some(
@@ -148,14 +152,15 @@ fn main() -> Result<()> {
                     Floor::Unknown => None,
                 };
                 let shown = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
-                let rate = flops.map(|flops| flops / (ms / 1e3));
+                let rate = flops.map(|flops| flops / (cpu / 1e3));
                 writeln!(
                     out,
-                    "{},{n},{pass},{ms:.1},{:.1},{:.1},{},{},{},{},{},{:.0}",
+                    "{},{n},{pass},{ms:.1},{:.1},{:.1},{},{cpu:.1},{},{},{},{},{},{:.0}",
                     subject.name,
                     times.iter().copied().fold(f64::MAX, f64::min),
                     times.iter().copied().fold(0.0, f64::max),
-                    shown(dense.map(|dense| dense / ms)),
+                    shown(dense.map(|dense| dense.0 / ms)),
+                    shown(dense.map(|dense| dense.1 / cpu)),
                     shown(growth),
                     subject.peaks[pass] >> 20,
                     shown(rate.map(|rate| rate / 1e9)),
@@ -194,7 +199,9 @@ struct Subject {
     name: &'static str,
     floor: &'static Floor,
     attention: Box<dyn Attention>,
+    /// In ms, of the clock and of the processor.
     times: BTreeMap<&'static str, Vec<f64>>,
+    cpu_times: BTreeMap<&'static str, Vec<f64>>,
     peaks: BTreeMap<&'static str, i64>,
 }
 
@@ -206,8 +213,9 @@ impl Subject {
         let mut time = |pass, work: &dyn Fn() -> Result<()>| -> Result<()> {
             let held = attn_torch::cpu_memory().now;
             attn_torch::reset_peak_cpu_memory();
-            let started = Instant::now();
+            let (started, cpu_started) = (Instant::now(), cpu_ms());
             work()?;
+            self.cpu_times.entry(pass).or_default().push(cpu_ms() - cpu_started);
             self.times.entry(pass).or_default().push(started.elapsed().as_secs_f64() * 1e3);
             self.peaks.insert(pass, attn_torch::cpu_memory().peak - held);
             Ok(())
@@ -225,14 +233,25 @@ impl Subject {
     }
 }
 
-/// Operations a second of LibTorch's own product of matrices, the best of a few.
+/// Processor time of all threads of this process, in ms; 0 where the system does not say. Threads that wait for work
+/// spin for a while, so that it is one thread's figures that compare.
+fn cpu_ms() -> f64 {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let of_thread = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    };
+    threads.filter_map(of_thread).sum::<f64>() / 1e6
+}
+
+/// Operations of LibTorch's own product of matrices in a second of processor time, the best of a few.
 fn matmul_flops() -> f64 {
     let n = 1024;
     let [a, b] = [0, 1].map(|_| Tensor::rand([n, n], (Kind::Float, Device::Cpu)));
     let time = |_| {
-        let started = Instant::now();
+        let started = cpu_ms();
         drop(a.matmul(&b));
-        started.elapsed().as_secs_f64()
+        (cpu_ms() - started) / 1e3
     };
     2.0 * (n as f64).powi(3) / (0..8).map(time).fold(f64::MAX, f64::min)
 }
