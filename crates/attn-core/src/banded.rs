@@ -385,3 +385,50 @@ impl State for FirstAndLast {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::testing::{Probe, assert_close, randn};
+
+    #[test]
+    fn kernels_find_what_f64_finds() {
+        for (size, stride, first) in
+            [(1, 1, 0), (9, 1, 0), (9, 1, 4), (3, 1, 40), (70, 1, 2), (5, 3, 0), (2, 50, 0)]
+        {
+            for (n, causal, n_kv) in [(9, true, 4), (131, true, 2), (131, false, 2), (90, false, 4)]
+            {
+                let probe = Probe::new(92, [2, n, n], 4, n_kv, causal);
+                let keep =
+                    Tensor::from_slice(&[n, n * 2 / 3]).unsqueeze(-1).gt_tensor(&probe.positions);
+                let mask = Mask::with_keep(causal, &keep);
+                let real = keep.view([2, 1, n, 1]);
+                let pull = randn(93, &probe.q.size()) * &real;
+                let band = Band::around(size, stride, first);
+                let run = |kind| {
+                    let probe = probe.to(kind, Device::Cpu);
+                    let [q, k, v] =
+                        [&probe.q, &probe.k, &probe.v].map(|x| x.detach().set_requires_grad(true));
+                    let z = attend(
+                        &AttnInput { q: &q, k: &k, v: &v, ..probe.input(&mask) },
+                        &probe.dims,
+                        &band,
+                    );
+                    (&z * pull.to_kind(kind)).sum(kind).backward();
+                    [z.detach() * &real, q.grad(), k.grad(), v.grad()]
+                };
+                for ((name, found), expected) in
+                    ["z", "dq", "dk", "dv"].iter().zip(run(Kind::Float)).zip(run(Kind::Double))
+                {
+                    let name =
+                        format!("{name}, {band:?}, {n} tokens, causal {causal}, {n_kv} key heads");
+                    if expected.abs().max().double_value(&[]) > 1e-9 {
+                        assert_close(&name, &found, &expected, 1e-5);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -93,7 +93,7 @@ pub(crate) fn lists(chosen: &Tensor, n_most: i64) -> Tensor {
 
 /// How many queries to take at once where each has `n_scores` scores.
 pub(crate) fn piece(device: Device, n_scores: i64) -> i64 {
-    let at_once = if device == Device::Cpu { 1 << 20 } else { 1 << 26 };
+    let at_once = if device == Device::Cpu { 1 << 18 } else { 1 << 26 };
     (at_once / n_scores.max(1)).max(64)
 }
 

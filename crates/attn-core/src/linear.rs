@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Positions of a chunk. Within it work grows with its length, between chunks memory with its inverse.
-const CHUNK: i64 = 128;
+const CHUNK: i64 = 64;
 
 /// What keys are mapped to.
 #[derive(Debug)]

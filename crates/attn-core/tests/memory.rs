@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 /// Kinds that weigh every key for every query, or whose default settings do.
 const DENSE: [&str; 5] = ["softmax", "gated", "mask_mixture", "single_head", "indexed"];
 
-/// Texts that are long enough for squares to show: n²/16 numbers of f32 are as large as everything else at 30,000 tokens.
+/// Texts that are long enough for squares to show: at the second n²/16 numbers of f32 take 64 MiB.
 const LENGTHS: [i64; 2] = [4096, 16384];
 
 fn probe(n: i64, causal: bool) -> Probe {
@@ -91,7 +91,8 @@ fn memory_grows_with_the_text() {
                     bytes.map(|bytes| bytes >> 20)
                 );
                 eprintln_past_the_runner(&line);
-                if growth > 1.1 {
+                // What is done piece by piece takes up to a few MiB, less for a short text.
+                if growth > 1.1 && bytes[1] - 4 * bytes[0] > 8 << 20 {
                     failed.push(line);
                 }
             }
@@ -107,7 +108,7 @@ fn memory_grows_with_the_text() {
         z + pairs.get(0).get(0)
     };
     for bytes in peaks(&window, Kind::Float, true, square) {
-        assert!(growth(bytes) > 1.1, "{bytes:?}");
+        assert!(growth(bytes) > 1.1 && bytes[1] - 4 * bytes[0] > 8 << 20, "{bytes:?}");
     }
 }
 

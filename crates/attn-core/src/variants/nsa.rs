@@ -29,12 +29,12 @@
 //! [`weights`](Attention::weights) are the coefficients of the layer's v: what a compressed block gets is spread evenly over
 //! its tokens, and what φ's perceptron and the branches' own maps add is left out.
 //!
-//! Memory: the compressed branch's mask takes n²/d numbers for all heads together, and the choices n²/l' bytes a group; all
-//! else grows with n.
+//! Memory grows with n; under attention dropout the compressed branch's mask takes n²/d numbers for all heads together. In
+//! `f32` on the CPU kernels do the work (`stretches.rs`): of near scores they may choose another block than the plain form.
 
 use std::{any::Any, num::NonZeroU32};
 
-use attn_torch::{BlockChoice, Seen as Stretches};
+use attn_torch::{BlockChoice, BoxError, Forward, Function, Seen as Stretches};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -267,27 +267,12 @@ impl Nsa {
 
     /// Whether queries at the positions `at` (`[rows]`) see each of the first `n` compressed keys: `[1 or b, 1, rows, n]`.
     fn sees(&self, mask: &Mask, at: &Tensor, n: i64) -> Tensor {
-        let last = Tensor::arange(n, (Kind::Int64, at.device())) * self.stride + (self.length - 1);
-        if mask.causal() {
-            return last.le_tensor(&at.unsqueeze(-1)).view([1, 1, at.size()[0], n]);
-        }
-        match mask.keep() {
-            Some(keep) => {
-                let n_real = keep.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [b, 1]
-                let inside = last.lt_tensor(&n_real).unsqueeze(1).unsqueeze(1); // [b, 1, 1, n]
-                inside.expand([-1, 1, at.size()[0], n], true)
-            }
-            None => last.ge(0).view([1, 1, 1, n]).expand([1, 1, at.size()[0], n], true),
-        }
+        sees([self.length, self.stride], mask, at, n)
     }
 
     /// The weights of compressed keys, in at least `f32`: `[b, n_heads, rows, n]`, zeros where a query sees none.
     fn compressed_weights(&self, q: &Tensor, k: &Tensor, sees: &Tensor) -> Tensor {
-        let kind = wide(q.kind());
-        let q = q * self.dims.scale;
-        let mut scores = q.matmul(&self.dims.expand_kv(k).transpose(-2, -1)).to_kind(kind);
-        let weights = scores.g_add_(&to_bias(sees, kind)).softmax(-1, kind);
-        weights * sees.any_dim(-1, true)
+        weights_of(q, &self.dims.expand_kv(k), sees, self.dims.scale)
     }
 
     /// The compressed branch of queries at the positions `at`, of which the last is `last`: the keys that no query of a
@@ -300,9 +285,24 @@ impl Nsa {
         let step = blocks::piece(q.device(), b * self.dims.n_heads * total);
         let pieces = (0..q_len).step_by(step as usize).map(|first| {
             let n_queries = step.min(q_len - first);
-            let q = q.narrow(2, first, n_queries);
             let until = k_len - q_len + first + n_queries;
             let n = if mask.causal() { self.n_compressed(until).min(total) } else { total };
+            Piece { first, n_queries, n }
+        });
+        if input.dropout == 0.0 && [q, &k, &v].iter().any(|x| x.requires_grad()) {
+            let function = Summarized {
+                pieces: pieces.collect(),
+                blocks: [self.length, self.stride],
+                at: at.shallow_clone(),
+                mask: mask.clone(),
+                scale: self.dims.scale,
+            };
+            return attn_torch::apply(function, &[q, &k, &v])
+                .expect("shapes and kinds fit, and memory that runs out ends any operation so")
+                .remove(0);
+        }
+        let pieces = pieces.map(|Piece { first, n_queries, n }| {
+            let q = q.narrow(2, first, n_queries);
             if n == 0 {
                 return q.zeros_like();
             }
@@ -492,6 +492,101 @@ impl Nsa {
 
         let gates = self.gates(input.hidden);
         compressed * gates.get(0) + selected * gates.get(1) + window * gates.get(2)
+    }
+}
+
+/// Whether queries at the positions `at` (`[rows]`) see each of the first `n` compressed keys, of `length` tokens one every
+/// `stride`: `[1 or b, 1, rows, n]`.
+fn sees([length, stride]: [i64; 2], mask: &Mask, at: &Tensor, n: i64) -> Tensor {
+    let last = Tensor::arange(n, (Kind::Int64, at.device())) * stride + (length - 1);
+    if mask.causal() {
+        return last.le_tensor(&at.unsqueeze(-1)).view([1, 1, at.size()[0], n]);
+    }
+    match mask.keep() {
+        Some(keep) => {
+            let n_real = keep.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [b, 1]
+            let inside = last.lt_tensor(&n_real).unsqueeze(1).unsqueeze(1); // [b, 1, 1, n]
+            inside.expand([-1, 1, at.size()[0], n], true)
+        }
+        None => last.ge(0).view([1, 1, 1, n]).expand([1, 1, at.size()[0], n], true),
+    }
+}
+
+/// The weights of compressed keys, of as many heads as queries: see [`Nsa::compressed_weights`].
+fn weights_of(q: &Tensor, k: &Tensor, sees: &Tensor, scale: f64) -> Tensor {
+    let kind = wide(q.kind());
+    let mut scores = (q * scale).matmul(&k.transpose(-2, -1)).to_kind(kind);
+    let weights = scores.g_add_(&to_bias(sees, kind)).softmax(-1, kind);
+    weights * sees.any_dim(-1, true)
+}
+
+/// Queries that are taken together, and how many compressed keys the last of them sees.
+struct Piece {
+    first: i64,
+    n_queries: i64,
+    n: i64,
+}
+
+/// The compressed branch as one operation, which makes weights and masks again on the way back: kept, they would grow with
+/// n². Inputs: queries, and compressed keys and values of as many heads.
+struct Summarized {
+    pieces: Vec<Piece>,
+    /// Length and stride.
+    blocks: [i64; 2],
+    /// The queries' positions.
+    at: Tensor,
+    mask: Mask,
+    scale: f64,
+}
+
+impl Summarized {
+    /// The queries of a piece, the keys and values that they see, and their weights.
+    fn of(&self, piece: &Piece, [q, k, v]: [&Tensor; 3]) -> ([Tensor; 3], Tensor) {
+        let q = q.narrow(2, piece.first, piece.n_queries);
+        let [k, v] = [k, v].map(|x| x.narrow(2, 0, piece.n));
+        let at = self.at.narrow(0, piece.first, piece.n_queries);
+        let weights = weights_of(&q, &k, &sees(self.blocks, &self.mask, &at, piece.n), self.scale);
+        ([q, k, v], weights)
+    }
+}
+
+impl Function for Summarized {
+    fn forward(&self, inputs: &[Tensor]) -> Result<Forward, BoxError> {
+        let [q, k, v] = inputs else { unreachable!("queries, keys and values") };
+        let z = q.zeros_like();
+        for piece in self.pieces.iter().filter(|piece| piece.n > 0) {
+            let ([_, _, v], weights) = self.of(piece, [q, k, v]);
+            let mixed = weights.to_kind(v.kind()).matmul(&v);
+            z.narrow(2, piece.first, piece.n_queries).copy_(&mixed);
+        }
+        let saved = inputs.iter().map(Tensor::shallow_clone).collect();
+        Ok(Forward { outputs: vec![z], saved })
+    }
+
+    fn backward(
+        &self,
+        saved: &[Tensor],
+        grads: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>, BoxError> {
+        let [q, k, v] = saved else { unreachable!("queries, keys and values") };
+        let kind = wide(q.kind());
+        let [dq, dk, dv] = [q, k, v].map(|x| Tensor::zeros(x.size(), (kind, x.device())));
+        for piece in self.pieces.iter().filter(|piece| piece.n > 0) {
+            let ([q, k, v], weights) = self.of(piece, [q, k, v]);
+            let grad = grads[0].narrow(2, piece.first, piece.n_queries);
+            let narrow = weights.to_kind(q.kind());
+            let _ = dv
+                .narrow(2, 0, piece.n)
+                .g_add_(&narrow.transpose(-2, -1).matmul(&grad).to_kind(kind));
+            let pull = grad.matmul(&v.transpose(-2, -1)).to_kind(kind) * &weights;
+            let own = pull.sum_dim_intlist([-1i64].as_slice(), true, kind);
+            let pull = ((pull - weights * own) * self.scale).to_kind(q.kind());
+            let _ =
+                dq.narrow(2, piece.first, piece.n_queries).g_add_(&pull.matmul(&k).to_kind(kind));
+            let _ =
+                dk.narrow(2, 0, piece.n).g_add_(&pull.transpose(-2, -1).matmul(&q).to_kind(kind));
+        }
+        Ok([dq, dk, dv].into_iter().map(|x| Some(x.to_kind(q.kind()))).collect())
     }
 }
 
@@ -1090,5 +1185,62 @@ mod tests {
         assert_eq!(state.unsummarized.bytes(), 3 * per_token);
         assert_eq!(state.summaries.n_tokens(), 19);
         assert_eq!(state.tokens.n_tokens(), 40);
+    }
+
+    #[test]
+    fn kernels_find_what_f64_finds() {
+        let config = small((4, 2, 8, 3, 5));
+        for (n, causal, padded) in [(70, true, false), (131, true, true), (90, false, true)] {
+            for n_kv in [4, 2] {
+                let probe = Probe::new(35, [2, n, n], 4, n_kv, causal);
+                let keep = Tensor::from_slice(&[n, if padded { n * 2 / 3 } else { n }]);
+                let keep = keep.unsqueeze(-1).gt_tensor(&probe.positions);
+                let mask = Mask::with_keep(causal, &keep);
+                let variant = crate::Variant::Nsa(config.clone());
+                let chosen = probe.build(&variant).selection(&probe.input(&mask)).unwrap().chosen;
+                let pull = randn(36, &probe.q.size()) * keep.view([2, 1, n, 1]);
+                // z of real queries, and the gradients of what they were made from.
+                let run = |kind| {
+                    let probe = probe.to(kind, tch::Device::Cpu);
+                    let attention = probe.build(&variant);
+                    let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
+                    let (q, k, v) = (leaf(&probe.q), leaf(&probe.k), leaf(&probe.v));
+                    let hidden = leaf(&probe.hidden);
+                    let input = AttnInput {
+                        q: &q,
+                        k: &k,
+                        v: &v,
+                        hidden: &hidden,
+                        selection: Some(&chosen),
+                        ..probe.input(&mask)
+                    };
+                    let z = attention.forward(&input);
+                    (&z * pull.to_kind(kind)).sum(kind).backward();
+                    [
+                        z.detach() * keep.view([2, 1, n, 1]),
+                        q.grad(),
+                        k.grad(),
+                        v.grad(),
+                        hidden.grad(),
+                    ]
+                };
+                let names = ["z", "dq", "dk", "dv", "dhidden"];
+                for ((name, found), expected) in
+                    names.iter().zip(run(Kind::Float)).zip(run(Kind::Double))
+                {
+                    let name = format!("{name} of {n} tokens, causal {causal}, {n_kv} key heads");
+                    assert_close(&name, &found, &expected, 1e-5);
+                }
+                let own = probe.to(Kind::Float, tch::Device::Cpu);
+                let attention = own.build(&variant);
+                let imposed = AttnInput { selection: Some(&chosen), ..own.input(&mask) };
+                let [chosen_by_kernel, imposed] =
+                    [own.input(&mask), imposed].map(|input| attention.forward(&input));
+                let differ =
+                    (&chosen_by_kernel - &imposed).abs().amax([-1i64].as_slice(), false).gt(1e-4);
+                let share = differ.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+                assert!(share < 0.01, "{share} of the queries chose other blocks than f64");
+            }
+        }
     }
 }

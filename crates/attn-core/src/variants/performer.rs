@@ -175,10 +175,14 @@ impl Performer {
         let half_square = || x.square().sum_dim_intlist([-1i64].as_slice(), false, x.kind()) / 2.0;
         let positive = |u: Tensor| {
             let largest = u.amax([-1i64].as_slice(), true);
-            linear::Features {
-                values: (u - &largest).exp_() + self.config.eps(),
-                log_scale: Some(largest.squeeze_dim(-1) - half_square()),
-            }
+            let values = if u.requires_grad() {
+                (u - &largest).exp_() + self.config.eps()
+            } else {
+                // The largest tensor by far: no other is made of it.
+                let mut u = u;
+                u.g_sub_(&largest).exp_().g_add_scalar_(self.config.eps())
+            };
+            linear::Features { values, log_scale: Some(largest.squeeze_dim(-1) - half_square()) }
         };
         match self.config.features {
             Features::Positive => positive(u),
