@@ -399,16 +399,21 @@ fn written(
 ) -> Result<(f64, f64)> {
     let (mut kl, mut loss, mut n) = (0.0, 0.0, 0.0);
     let mut go_on = |_: usize| ControlFlow::Continue(());
-    for_each_batch(model, rows, &narrow(batching), &mut go_on, |_, batch| {
-        let n_new = (batch.cols - prompt_len) as i64;
-        if n_new == 0 {
+    // The last token is predicted, never read: there may be no position for it.
+    let read: Vec<Encoded> = rows
+        .iter()
+        .map(|row| Encoded { ids: row.ids[..row.ids.len() - 1].to_vec(), ..row.clone() })
+        .collect();
+    for_each_batch(model, &read, &narrow(batching), &mut go_on, |at, batch| {
+        let new: Vec<i64> = rows[at[0]].ids[prompt_len..].iter().map(|&id| i64::from(id)).collect();
+        if new.is_empty() {
             return Ok(());
         }
         // The place before each new token predicts it.
-        let at = prompt_len as i64 - 1;
+        let (from, n_new) = (prompt_len as i64 - 1, new.len() as i64);
         let [q, p] = [model, baseline].map(|of| log_p(of, &batch));
-        let (q, p) = (q?.get(0).narrow(0, at, n_new), p?.get(0).narrow(0, at, n_new));
-        let targets = Tensor::from_slice(&batch.ids[prompt_len..]).to_device(p.device());
+        let (q, p) = (q?.get(0).narrow(0, from, n_new), p?.get(0).narrow(0, from, n_new));
+        let targets = Tensor::from_slice(&new).to_device(p.device());
         kl += (p.exp() * (&p - q)).sum(Kind::Double).double_value(&[]);
         loss -= p.gather(1, &targets.unsqueeze(1), false).sum(Kind::Double).double_value(&[]);
         n += n_new as f64;
