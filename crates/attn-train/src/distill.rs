@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use attn_core::{
-    Attended, ForwardOptions, Model, Rows, Vocabulary,
+    Attended, ForwardOptions, Model, Output, Rows, Vocabulary,
     attention::Stream,
     config::Head,
     generate::{Limits, Sampling, generate},
@@ -17,7 +17,7 @@ use crate::{
     batch::Batch,
     divergence::{CHUNK_BYTES, Losses, OfFeatures, Target, Teacher},
     error::{Error, Result},
-    objective::{Objective, wide},
+    objective::{Objective, wide, with_own},
     teacher_cache::TeacherCache,
 };
 
@@ -258,11 +258,12 @@ impl Objective for Distillation<'_> {
                 )
             };
             let options = ForwardOptions { train: true, stream, ..base() };
-            let own = model.forward(&input, &options)?.logits;
+            let Output { logits: own, own_loss, .. } = model.forward(&input, &options)?;
             let labels = (losses.cross_entropy > 0.0)
                 .then(|| self.labels(batch, &places, false).to_device(model.device()));
             let likeliest = cache.likeliest(batch, model.device())?;
-            return self.predictions(&vocabulary, labels, &own, Teacher::Likeliest(likeliest));
+            let teacher = Teacher::Likeliest(likeliest);
+            return Ok(with_own(self.predictions(&vocabulary, labels, &own, teacher)?, own_loss));
         }
         let taught = {
             let _no_grad = tch::no_grad_guard();
