@@ -55,9 +55,9 @@ pub fn log_likelihoods(
         for (row, &at) in at.iter().enumerate() {
             let Window { ids, n_scored } = &windows[at];
             assert!(*n_scored < ids.len(), "window {at} scores its first token");
-            for token in ids.len() - n_scored..ids.len() {
+            for (token, &id) in ids.iter().enumerate().skip(ids.len() - n_scored) {
                 places.push((row * batch.cols + token - 1) as i64);
-                targets.push(i64::from(ids[token]));
+                targets.push(i64::from(id));
                 owners.push(at);
             }
         }

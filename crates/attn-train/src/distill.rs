@@ -371,7 +371,7 @@ fn tokens_of(batch: &Batch, row: usize) -> Range<usize> {
     let cols = batch.rows.cols;
     let mut real = (row * cols..(row + 1) * cols).filter(|&cell| batch.rows.mask[cell] == 1);
     let first = real.next().expect("a row has a token");
-    first..real.last().unwrap_or(first) + 1
+    first..real.next_back().unwrap_or(first) + 1
 }
 
 /// The batch with what the student writes in the rows that it goes on with, drawn at temperature 1; `None` where it is to
