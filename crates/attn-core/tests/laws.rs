@@ -40,7 +40,7 @@ fn every_variant_keeps_every_law_at_odd_sizes() {
     }
 }
 
-/// Kinds that carry sums along go by chunks, of 128 queries where nothing else is said.
+/// Kinds that carry sums along go by chunks of at most 128 queries.
 #[test]
 fn kinds_that_go_by_chunks_keep_the_laws_beyond_two() {
     for settings in [

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use attn_core::{ForwardOptions, Model, attention::Stream, testing::relative_rms};
+use attn_core::{ForwardOptions, Model, Variant, attention::Stream, testing::relative_rms};
 use attn_data::batch::{IGNORED, Side, collate, mask_tokens};
 use attn_train::{
     Batch, Batches, CausalLm, Classification, Completion, Error, Event, MaskedLm, Objective,
@@ -486,6 +486,32 @@ fn products_in_bf16_train_weights_in_f32() {
         // That what is recomputed is rounded alike is tested where it is recomputed (attn-torch, `checkpoint.rs`).
         let recomputed = losses(Precision::Bf16, true);
         assert!(recomputed[60] < 0.05, "{base}: {}", recomputed[60]);
+    }
+}
+
+/// Rotation leaves queries and keys wider than values there.
+#[test]
+fn every_attention_kind_trains_in_bf16_beside_rotations() {
+    // Long enough for blocks to be chosen and summed up.
+    let ids: Vec<u32> = (0..48).map(|i| 3 + i * 7 % 30).collect();
+    let plain: Batch = collate(&[&encoded(&ids, 0, 0)], 0, Side::Right).into();
+    for variant in Variant::all() {
+        let losses = |precision: Precision| {
+            let mut model = model("llama", "lm", 0.0, Kind::Float, 2);
+            if model.swap(&[0, 1], &variant, 1).is_err() {
+                assert!(matches!(variant, Variant::Cross(_)), "{variant:?}");
+                return None;
+            }
+            let config = TrainConfig { precision, ..quick(3) };
+            let data = Fixed(vec![plain.clone()]);
+            Some(trained(&mut model, &config, &CausalLm, &data))
+        };
+        let (Some(exact), Some(rounded)) = (losses(Precision::F32), losses(Precision::Bf16)) else {
+            continue;
+        };
+        let gap = (rounded[0] - exact[0]).abs() / exact[0];
+        assert!(gap < 0.02, "{variant:?}: {} and {}", exact[0], rounded[0]);
+        assert!(rounded.iter().all(|loss| loss.is_finite()), "{variant:?}: {rounded:?}");
     }
 }
 

@@ -281,7 +281,8 @@ impl Nsa {
         let (q, mask) = (input.q, input.mask);
         let (b, q_len) = (q.size()[0], q.size()[2]);
         let total = summaries.k.size()[2];
-        let [k, v] = [&summaries.k, &summaries.v].map(|x| self.dims.expand_kv(x));
+        // Rotation under autocast leaves q and k wider than v.
+        let [k, v] = [&summaries.k, &summaries.v].map(|x| self.dims.expand_kv(x).to_kind(q.kind()));
         let step = blocks::piece(q.device(), b * self.dims.n_heads * total);
         let pieces = (0..q_len).step_by(step as usize).map(|first| {
             let n_queries = step.min(q_len - first);
