@@ -196,14 +196,23 @@ fn every_kept_run_can_be_read_again() {
         place.write(&format!("{name}/config.toml"), &config);
         place.write(&format!("{name}/summary.json"), &read("summary.json"));
 
-        let command = if config.contains("objective = ") { "pretrain" } else { "finetune" };
+        let command = match () {
+            () if config.contains("objective = ") => "pretrain",
+            () if config.contains("[tune.train]") => "distill",
+            () => "finetune",
+        };
         let ran = place.done(&format!("{command} --out {name} --resume"));
 
         assert!(ran.stderr.contains("has finished"), "{name}: {}", ran.stderr);
-        let after = &place.json(&format!("{name}/summary.json"))["after"];
-        let shown = match after["accuracy"].as_f64() {
-            Some(accuracy) => format!("{:.1}%", 100.0 * accuracy),
-            None => format!("{:.4}", after["loss_nats_per_token"].as_f64().unwrap()),
+        let summary = place.json(&format!("{name}/summary.json"));
+        let after = &summary["after"];
+        let shown = match (command, after["accuracy"].as_f64()) {
+            ("distill", _) => {
+                let last = summary["stages"].as_array().unwrap().last().unwrap();
+                format!("{:.4}", last["after"]["kl_nats_per_token"].as_f64().unwrap())
+            }
+            (_, Some(accuracy)) => format!("{:.1}%", 100.0 * accuracy),
+            (_, None) => format!("{:.4}", after["loss_nats_per_token"].as_f64().unwrap()),
         };
         assert!(ran.stdout.contains(&shown), "{name}: no `{shown}` in {}", ran.stdout);
     }
