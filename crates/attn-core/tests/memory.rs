@@ -10,7 +10,7 @@ use attn_core::{
 use tch::{Device, Kind, Tensor};
 
 /// Kinds that weigh every key for every query, or whose default settings do.
-const DENSE: [&str; 5] = ["softmax", "gated", "mask_mixture", "single_head", "indexed"];
+const DENSE: [&str; 6] = ["cross", "softmax", "gated", "mask_mixture", "single_head", "indexed"];
 
 /// Texts that are long enough for squares to show: at the second n²/16 numbers of f32 take 64 MiB.
 const LENGTHS: [i64; 2] = [4096, 16384];
