@@ -95,9 +95,12 @@ fn a_swap_reaches_the_blocks_that_are_run_again() {
         let mut model = load("gpt2_lm_tied");
         model.set_gradient_checkpointing(true).unwrap();
         model.swap(&[0, 1], &variant, 3).unwrap();
-        assert_same(variant.name(), &mut model, &|_| true);
+        // What `indexed` learns from by itself is refused there while it is trained.
+        let trained =
+            |name: &str| !matches!(variant, Variant::Indexed(_)) || !name.contains(".kind.");
+        assert_same(variant.name(), &mut model, &trained);
         model.select_heads(1, &[1]).unwrap();
-        assert_same("with a head less", &mut model, &|_| true);
+        assert_same("with a head less", &mut model, &trained);
     }
 }
 

@@ -677,6 +677,9 @@ fn states_take_what_decoding_keeps() {
 
     // As the whole model counts it, where it has positions.
     for variant in Variant::all() {
+        if matches!(variant, Variant::Cross(_)) {
+            continue; // refuses decoders
+        }
         let mut model = language_model("gpt2", Kind::Float);
         model.swap(&[0, 1], &variant, 0).unwrap();
         let mut state = model.start();
