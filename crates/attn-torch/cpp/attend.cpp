@@ -1,5 +1,6 @@
 // Softmax attention in f32 to a few stretches of keys a query, and the choice of blocks by what they weigh.
 #include "attend_kernels.h"
+#include "isa.h"
 #include "shim.h"
 
 #include <ATen/Parallel.h>
@@ -7,37 +8,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-namespace attn {
-#if defined(__x86_64__)
-namespace avx2 {
-extern const AttendKernels kernels;
-}
-namespace avx512 {
-extern const AttendKernels kernels;
-}
-#else
-namespace plain {
-extern const AttendKernels kernels;
-}
-#endif
-}  // namespace attn
+ATTN_KERNELS(AttendKernels, attend_kernels)
 
 using attn::Attend;
 using attn::AttendKernels;
 
 namespace {
-
-// The kernels for this processor, or null.
-const AttendKernels* kernels() {
-#if defined(__x86_64__)
-  static const AttendKernels* found = __builtin_cpu_supports("avx512f")                                   ? &attn::avx512::kernels
-                                      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &attn::avx2::kernels
-                                                                                                          : nullptr;
-  return found;
-#else
-  return &attn::plain::kernels;
-#endif
-}
 
 // Keys taken at a time where nothing says otherwise; of a chosen block a part of about as many, if it has one.
 constexpr int64_t kTile = 64;
@@ -52,33 +28,31 @@ int64_t tile_of(int64_t block) {
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-at::Tensor by_row(const at::Tensor& x) { return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous(); }
-
-attn::Rows rows(const at::Tensor& x) { return {x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.stride(2)}; }
-
 void each(int64_t n, void (*run)(const Attend&, int64_t), const Attend& a) {
   at::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) run(a, task);
   });
 }
 
+bool is_int(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kInt; }
+
 // What is attended, with the memory that the kernels read it from.
 struct Problem {
   Attend a{};
-  const AttendKernels* run = kernels();
+  const AttendKernels* run = attn::attend_kernels_here();
   at::Tensor q, k, v, lo, hi, choices, packed;
 
   Problem(const at::Tensor& given_q, const at::Tensor& given_k, const at::Tensor& given_v, const at::Tensor& given_lo,
           const at::Tensor& given_hi, const at::Tensor* given_choices, int64_t first, int64_t block, double scale)
-      : q(by_row(given_q)), k(by_row(given_k)), v(by_row(given_v)), lo(given_lo.contiguous()), hi(given_hi.contiguous()) {
+      : q(attn::by_row(given_q)), k(attn::by_row(given_k)), v(attn::by_row(given_v)), lo(given_lo.contiguous()), hi(given_hi.contiguous()) {
     TORCH_CHECK(run, "no kernel for this processor");
     TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.sizes() == v.sizes() && q.size(0) == k.size(0) && q.size(3) == k.size(3) &&
                     k.size(1) > 0 && q.size(1) % k.size(1) == 0,
                 "queries ", q.sizes(), ", keys ", k.sizes(), ", values ", v.sizes());
     for (const auto& x : {q, k, v}) TORCH_CHECK(x.is_cpu() && x.scalar_type() == at::kFloat, "f32 on the CPU expected");
     TORCH_CHECK(lo.sizes() == hi.sizes() && lo.dim() == 2 && (lo.size(0) == 1 || lo.size(0) == q.size(0)) &&
-                    lo.size(1) == q.size(2) && lo.scalar_type() == at::kInt && hi.scalar_type() == at::kInt,
-                "limits ", lo.sizes(), " and ", hi.sizes(), " of queries ", q.sizes(), ", in int32");
+                    lo.size(1) == q.size(2) && is_int(lo) && is_int(hi),
+                "limits ", lo.sizes(), " and ", hi.sizes(), " of queries ", q.sizes(), ", int32 on the CPU expected");
     a.batch = q.size(0), a.n_heads = q.size(1), a.n_q = q.size(2), a.head_dim = q.size(3);
     a.n_kv = k.size(1), a.n_k = k.size(2);
     a.scale = static_cast<float>(scale);
@@ -89,14 +63,15 @@ struct Problem {
     if (given_choices) {
       choices = given_choices->contiguous();
       TORCH_CHECK(choices.dim() == 4 && choices.size(0) == a.batch && choices.size(2) == a.n_q && choices.size(1) > 0 &&
-                      a.n_heads % choices.size(1) == 0 && choices.scalar_type() == at::kInt && first == 0 && block > 0,
-                  "choices ", choices.sizes(), " of blocks of ", block, " and ", first, " first keys, queries ", q.sizes());
+                      a.n_heads % choices.size(1) == 0 && is_int(choices) && first == 0 && block > 0,
+                  "choices ", choices.sizes(), " of blocks of ", block, " and ", first, " first keys, queries ", q.sizes(),
+                  ", int32 on the CPU expected");
       a.choices = choices.const_data_ptr<int32_t>();
       a.n_groups = choices.size(1), a.n_choices = choices.size(3);
       a.block = block;
       a.tile = tile_of(block);
     }
-    a.q = rows(q), a.k = rows(k), a.v = rows(v);
+    a.q = attn::rows(q), a.k = attn::rows(k), a.v = attn::rows(v);
   }
 
   int64_t n_tiles() const { return (a.n_k + a.tile - 1) / a.tile; }
@@ -128,7 +103,7 @@ struct Problem {
 extern "C" {
 
 // Whether there are kernels for this processor, and autocast, which would have other kinds, is off.
-int attn_attends() { return kernels() != nullptr && !at::autocast::is_autocast_enabled(at::kCPU); }
+int attn_attends() { return attn::attend_kernels_here() != nullptr && !at::autocast::is_autocast_enabled(at::kCPU); }
 
 // Appends z, `[batch, n_heads, n_q, head_dim rounded up]`, and the base-2 logarithms of the sums of exponentials,
 // `[batch, n_heads, n_q]`. `choices` may be null.
@@ -154,10 +129,10 @@ int attn_attend_backward(const at::Tensor* q, const at::Tensor* k, const at::Ten
     Problem problem(*q, *k, *v, *lo, *hi, choices, first, block, scale);
     Attend& a = problem.a;
     problem.pack(true, true, true, false);
-    auto dz = by_row(*grad);
+    auto dz = attn::by_row(*grad);
     auto dq = at::zeros(z->sizes(), q->options()), dk = problem.like_keys(), dv = problem.like_keys();
     a.z = const_cast<float*>(z->const_data_ptr<float>()), a.lse = const_cast<float*>(lse->const_data_ptr<float>());
-    a.dz = rows(dz);
+    a.dz = attn::rows(dz);
     a.dq = dq.mutable_data_ptr<float>(), a.dk = dk.mutable_data_ptr<float>(), a.dv = dv.mutable_data_ptr<float>();
     each(a.batch * a.n_kv, problem.run->backward, a);
     auto cut = [&](const at::Tensor& x, int64_t n) { return x.narrow(2, 0, n).narrow(3, 0, a.head_dim); };
@@ -178,9 +153,13 @@ int attn_choose_blocks(const at::Tensor* q, const at::Tensor* k, const at::Tenso
     Problem problem(*q, *k, *k, lo, *hi, nullptr, 0, 0, scale);
     Attend& a = problem.a;
     auto sums = lse->contiguous(), owns = own->contiguous(), ends = end->contiguous();
-    TORCH_CHECK(owns.dim() == 1 && owns.size(0) == a.n_q && ends.sizes() == hi->sizes() && owns.scalar_type() == at::kInt &&
-                    ends.scalar_type() == at::kInt && sums.numel() == a.batch * a.n_heads * a.n_q && reach > 0 && per_block > 0,
+    TORCH_CHECK(owns.dim() == 1 && owns.size(0) == a.n_q && ends.sizes() == hi->sizes() && is_int(owns) && is_int(ends) &&
+                    sums.numel() == a.batch * a.n_heads * a.n_q && sums.is_cpu() && sums.scalar_type() == at::kFloat,
                 "own blocks ", owns.sizes(), ", ends ", ends.sizes(), ", sums ", sums.sizes(), ", queries ", q->sizes());
+    TORCH_CHECK(reach > 0 && per_block > 0 && n_chosen > 0 && n_blocks >= 0, n_chosen, " of ", n_blocks, " blocks of ", per_block,
+                " keys and ", reach, " before");
+    const int32_t* last = ends.const_data_ptr<int32_t>();
+    for (int64_t at = 0; at < ends.numel(); ++at) TORCH_CHECK(last[at] <= n_blocks, "block ", last[at], " of ", n_blocks);
     a.lse = sums.mutable_data_ptr<float>();
     a.own = owns.const_data_ptr<int32_t>(), a.end = ends.const_data_ptr<int32_t>();
     a.reach = reach, a.per_block = per_block, a.n_blocks = n_blocks;

@@ -1,16 +1,10 @@
 // What attend.cpp, compiled for any processor, and attend_kernels.cpp, compiled once for each set of instructions,
-// share. Plain types alone: an inline function would exist once in the program, with whichever instructions.
+// share. Plain types alone: see rows.h.
 #pragma once
 
-#include <cstdint>
+#include "rows.h"
 
 namespace attn {
-
-// `[batch, heads, n, head_dim]`, channels side by side.
-struct Rows {
-  const float* at;
-  int64_t batch, head, row;  // strides
-};
 
 // Softmax attention in which each query sees a few stretches of keys.
 struct Attend {

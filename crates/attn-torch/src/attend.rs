@@ -60,7 +60,8 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, seen: Seen, scale: f64) -> Res
     Ok([both.pop().expect("two outputs"), lse])
 }
 
-fn check(q: &Tensor, scale: f64) -> Result<()> {
+/// Refuses what no kernel serves.
+pub(crate) fn check(q: &Tensor, scale: f64) -> Result<()> {
     let refuse = |message: String| Err(Error::Torch { doing: "attending", message });
     if !attends(q) {
         return refuse(format!("no kernel here for {:?} on {:?}", q.kind(), q.device()));
@@ -193,7 +194,7 @@ impl Function for Attend {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
 
     use super::*;
@@ -201,7 +202,7 @@ mod tests {
     const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
     /// Whether the kernels run here; says so where not.
-    fn served(test: &str) -> bool {
+    pub(crate) fn served(test: &str) -> bool {
         let is_served = attends(&Tensor::zeros([1], OPTIONS));
         if !is_served {
             // Past the test runner, which keeps what passing tests print.
@@ -249,14 +250,14 @@ mod tests {
         [z.detach(), lse, dq, dk, dv]
     }
 
-    fn random(size: &[i64]) -> Tensor {
+    pub(crate) fn random(size: &[i64]) -> Tensor {
         // Laid out as a layer cuts them from its projections: not contiguous.
         let [b, h, n, d] = size else { unreachable!("four axes") };
         Tensor::randn([*b, *n, *h, *d], OPTIONS).transpose(1, 2)
     }
 
     /// Relative to `expected`, or as it is where that is 0: scores of a single key have no gradient but rounding.
-    fn error(found: &Tensor, expected: &Tensor) -> f64 {
+    pub(crate) fn error(found: &Tensor, expected: &Tensor) -> f64 {
         let rms = |x: Tensor| x.square().mean(Kind::Double).sqrt().double_value(&[]);
         let (error, scale) =
             (rms(found.to_kind(Kind::Double) - expected), rms(expected.shallow_clone()));
@@ -500,6 +501,27 @@ mod tests {
         assert!(message(&x, 4, 1.0).contains("limits [1, 4]"), "{}", message(&x, 4, 1.0));
         assert!(message(&x.to_kind(Kind::Double), 5, 1.0).contains("Double"));
         assert!(message(&x, 5, -1.0).contains("`scale` is -1"));
+
+        let (ends, lse) = (ints(&[4; 5]).unsqueeze(0), Tensor::zeros([1, 2, 5], OPTIONS));
+        let refused = |n_blocks: i64, n_chosen: i64| {
+            let choice = BlockChoice {
+                hi: &ends,
+                lse: &lse,
+                own: &ints(&[0; 5]),
+                end: &ends,
+                scale: 1.0,
+                reach: 1,
+                per_block: 1,
+                n_blocks,
+                n_initial: 0,
+                n_local: 1,
+                n_chosen,
+            };
+            choose_blocks(&x, &x, &choice).map_err(|error| error.to_string())
+        };
+        assert!(refused(4, 2).is_ok());
+        assert!(refused(4, 0).unwrap_err().contains("0 of 4 blocks"));
+        assert!(refused(3, 2).unwrap_err().contains("block 4 of 3"));
 
         let learned = x.copy().set_requires_grad(true);
         let [z, _] = attend(&learned, &x, &x, seen(5), 1.0).unwrap();

@@ -145,6 +145,31 @@ unsafe extern "C" {
         out: *mut RawList,
         err: ErrorSlot,
     ) -> c_int;
+    pub(crate) fn attn_performer(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        omega: *const C_tensor,
+        keep: *const C_tensor,
+        scale: f64,
+        eps: f64,
+        out: *mut RawList,
+        err: ErrorSlot,
+    ) -> c_int;
+    pub(crate) fn attn_performer_backward(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        omega: *const C_tensor,
+        keep: *const C_tensor,
+        scale: f64,
+        eps: f64,
+        z: *const C_tensor,
+        total: *const C_tensor,
+        grad: *const C_tensor,
+        out: *mut RawList,
+        err: ErrorSlot,
+    ) -> c_int;
     pub(crate) fn attn_choose_blocks(
         q: *const C_tensor,
         k: *const C_tensor,

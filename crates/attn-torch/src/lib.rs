@@ -4,7 +4,8 @@
 //!   ([`grad`], [`backward`]), activations recomputed instead of kept ([`checkpoint`]);
 //! - training: [`AdamW`] over lists of parameters with a state that can be saved, [`clip_grad_norm`];
 //! - decoding: a matrix times one row at the speed of memory ([`matvec`]);
-//! - attention in which a query sees a few stretches of keys, in `f32` on the CPU ([`attend`], [`choose_blocks`]);
+//! - attention in which a query sees a few stretches of keys ([`attend`], [`choose_blocks`]), and by positive random features
+//!   ([`performer`()]), in `f32` on the CPU;
 //! - process state: [`rng_state`], [`Autocast`], [`InferenceMode`], [`set_deterministic`], [`set_tf32`], [`SdpFlags`];
 //! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`], counted
 //!   ([`count_cpu_memory`]);
@@ -25,6 +26,7 @@ mod guards;
 mod matvec;
 mod memory;
 mod optim;
+mod performer;
 mod random;
 mod settings;
 
@@ -41,6 +43,7 @@ pub use guards::{Autocast, InferenceMode, is_inference};
 pub use matvec::matvec;
 pub use memory::{CpuMemory, count_cpu_memory, cpu_memory, reset_peak_cpu_memory};
 pub use optim::{AdamState, AdamW, clip_grad_norm};
+pub use performer::{PositiveFeatures, performer};
 pub use random::{rng_state, set_rng_state};
 pub use settings::{
     LIBTORCH_BUILT, LIBTORCH_WANTED, SdpFlags, is_deterministic, libtorch_config, libtorch_path,
