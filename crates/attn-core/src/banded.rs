@@ -391,7 +391,25 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::testing::{Probe, assert_close, randn};
+    use crate::testing::{Probe, assert_close, naive_attention, randn};
+
+    /// Kinds take a short cut there, which this leaves out.
+    #[test]
+    fn a_band_as_long_as_the_text_is_softmax() {
+        for n in [1, 40, 131] {
+            for causal in [true, false] {
+                let probe = Probe::new(91, [2, n, n], 4, 2, causal);
+                let (expected, _) = naive_attention(&probe, |i, j| !causal || j <= i);
+                let (mask, band) = (Mask::new(causal), Band::around(n, 1, 0));
+                for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-5)] {
+                    let probe = probe.to(kind, Device::Cpu);
+                    let z = attend(&probe.input(&mask), &probe.dims, &band);
+                    let name = format!("{n} tokens, causal {causal}, {kind:?}");
+                    assert_close(&name, &z, &expected, tolerance);
+                }
+            }
+        }
+    }
 
     #[test]
     fn kernels_find_what_f64_finds() {

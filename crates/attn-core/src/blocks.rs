@@ -188,8 +188,7 @@ impl ChosenBlocks<'_> {
         let hi = stretches::limits(&self.mask.visible(q.size()[2], k.size()[2], q.device())?);
         let choices = Some(Choices { chosen: chosen.shallow_clone(), block: self.block });
         let seen = Seen { lo: hi.zeros_like(), hi, first: 0, choices };
-        let [z, lse] = attn_torch::attend(q, k, v, seen, self.dims.scale)
-            .expect("shapes and kinds fit, and memory that runs out ends any operation so");
+        let [z, lse] = stretches::attend_evenly(q, [k, v], seen, self.dims.scale);
         Some((z, lse * std::f64::consts::LN_2))
     }
 

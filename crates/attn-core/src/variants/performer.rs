@@ -21,6 +21,9 @@
 //! point: blocks are orthogonalized without the QR decomposition's rule for signs, by which the first vectors of all
 //! blocks would lie in one half of space and positive features would be biased.
 //!
+//! In `f32` on the CPU a kernel takes positive features under a causal mask (`attn_torch::performer`): features are not kept,
+//! neither for later nor for the backward pass.
+//!
 //! Trigonometric features are here to show why not: their sums are signed, and where they cancel z is far off. What is
 //! divided by is kept `eps` away from 0, in units of the largest e^(‖k‖²/2) so far.
 
@@ -29,6 +32,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use attn_torch::PositiveFeatures;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -38,6 +42,7 @@ use crate::{
     attention::{Attention, AttnInput, Dims, Own, Projections, State, Stream},
     feature_map::orthonormal_rows,
     linear::{self, Kernel, LinearState},
+    stretches,
 };
 
 /// Which features; the formulas stand above.
@@ -65,7 +70,7 @@ pub struct Config {
     pub features: Features,
     /// Whether projections come in orthogonal blocks.
     pub orthogonal: bool,
-    /// Training steps between draws; 0 keeps the first, which is also what runs outside of training use.
+    /// Training batches between draws (`train.accumulation` of them are a step); 0 keeps the first, which is also what runs outside of training use.
     pub redraw_every: u64,
     /// Added to features, relative to the largest of a query or key (of `relu` as it is); above 0. Absent: 1e-3 for
     /// `relu` and 1e-6 otherwise, as in the published code (one of whose two defaults is 1e-4, which drowns the small
@@ -235,9 +240,29 @@ impl Kernel for Performer {
     }
 }
 
+impl Performer {
+    /// z by a kernel, where there is one.
+    fn by_kernel(&self, input: &AttnInput) -> Option<Tensor> {
+        let AttnInput { q, k, v, mask, .. } = *input;
+        let n = q.size()[2];
+        let serves = self.config.features == Features::Positive
+            && mask.causal()
+            && n == k.size()[2]
+            && stretches::serves(q, &self.dims, 0.0);
+        serves.then(|| {
+            let omega = self.drawn(q, input.stream).tr();
+            let keep = mask.keep().filter(|_| !mask.is_plain());
+            let (scale, eps) = (self.dims.scale, self.config.eps());
+            let features = PositiveFeatures { omega: &omega, scale, eps, keep };
+            let [k, v] = stretches::by_head([k, v], q, &self.dims);
+            stretches::served(attn_torch::performer(q, &k, &v, &features))
+        })
+    }
+}
+
 impl Attention for Performer {
     fn forward(&self, input: &AttnInput) -> Tensor {
-        linear::forward(self, input)
+        self.by_kernel(input).unwrap_or_else(|| linear::forward(self, input))
     }
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
@@ -548,6 +573,42 @@ mod tests {
                 ["z", "dq", "dk"].iter().zip(found.iter().zip(&expected))
             {
                 assert_close(name, found, expected, 1e-11);
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_finds_what_f64_finds() {
+        for (n, n_kv, uneven) in [(40, 4, false), (131, 2, false), (90, 2, true)] {
+            let mut probe = Probe::new(71, [2, n, n], 4, n_kv, true);
+            if uneven {
+                probe.dims.kv_of_head = vec![0, 1, 1, 1];
+            }
+            let kind = Performer::new(config(Features::Positive, 40), probe.dims.clone());
+            let pull = randn(72, &probe.q.size());
+            for mask in [Mask::new(true), partly_hidden(true, 2, n)] {
+                let run = |to: Kind| {
+                    let probe = probe.to(to, Device::Cpu);
+                    let [q, k, v] =
+                        [&probe.q, &probe.k, &probe.v].map(|x| x.detach().set_requires_grad(true));
+                    let input = AttnInput { q: &q, k: &k, v: &v, ..probe.input(&mask) };
+                    let is_kernel = kind.by_kernel(&input).is_some();
+                    assert_eq!(is_kernel, attn_torch::attends(&q), "{to:?}");
+                    let z = kind.forward(&input);
+                    // What a query gets that sees no key is nobody's concern.
+                    let rows: Vec<i64> = (0..n).collect();
+                    let seen = mask.allowed_rows(&rows, n, n, Device::Cpu).any_dim(-1, true);
+                    (&z * pull.to_kind(to) * &seen).sum(to).backward();
+                    [z.detach() * &seen, q.grad(), k.grad(), v.grad()]
+                };
+                let (found, expected) = (run(Kind::Float), run(Kind::Double));
+                for ((name, found), expected) in
+                    ["z", "dq", "dk", "dv"].iter().zip(found).zip(expected)
+                {
+                    let name =
+                        format!("{name}, {n} tokens, {n_kv} key heads, {:?}", mask.padding());
+                    assert_close(&name, &found, &expected, 1e-5);
+                }
             }
         }
     }
