@@ -142,6 +142,13 @@ impl<'a> Weights<'a> {
         Ok(Tensor::zeros([1], (self.kind, self.device)).expand(shape, false))
     }
 
+    /// Whether [`Self::get`] would make the parameter `name` as it is told to, and not take it from anywhere.
+    pub fn makes(&self, name: &str) -> bool {
+        let is_fresh =
+            || self.fresh_prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()));
+        !self.is_hollow && self.given.is_none() && (self.file.is_none() || is_fresh())
+    }
+
     /// A parameter that shares `tied`. Files may hold it all the same; then it must be equal.
     pub fn tied(&mut self, name: &str, tied: &Tensor) -> Result<Tensor, Error> {
         if let Some(file) = &self.file {

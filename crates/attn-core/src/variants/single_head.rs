@@ -161,6 +161,24 @@ impl Pair {
         scale: f64,
         own: &mut Own<'_, '_>,
     ) -> Result<Self, Error> {
+        let size = [rank, dims.hidden_size];
+        let factors = own
+            .makes("query.weight")
+            .then(|| Self::factors(dims, projections, rank, scale))
+            .map_or([None, None], |sides| sides.map(Some));
+        let mut side = |name: &str, rows: &Option<Tensor>| {
+            Self::params(own, name, size, |width| match rows {
+                Some(rows) => {
+                    (Init::Value(rows.narrow(1, 0, width)), Init::Value(rows.select(1, width)))
+                }
+                None => (Init::Zeros, Init::Zeros),
+            })
+        };
+        Ok(Self { q: side("query", &factors[0])?, k: side("key", &factors[1])? })
+    }
+
+    /// Both sides of [`Self::truncated`], `[rank, hidden_size + 1]` each.
+    fn factors(dims: &Dims, projections: &Projections, rank: i64, scale: f64) -> [Tensor; 2] {
         let augmented = |(weight, bias): &(Tensor, Option<Tensor>)| {
             let weight = weight.detach().to_device(Device::Cpu).to_kind(Kind::Double);
             let bias = match bias {
@@ -177,13 +195,7 @@ impl Pair {
         let form = q.tr().matmul(&augmented(&projections.k)); // [hidden + 1, hidden + 1]
         let (left, values, right) = form.svd(true, true);
         let root = (values.narrow(0, 0, rank) * scale).sqrt().unsqueeze(-1);
-        let mut side = |name: &str, rows: Tensor| {
-            let rows = rows.narrow(0, 0, rank) * &root; // [rank, hidden + 1]
-            Self::params(own, name, [rank, dims.hidden_size], |width| {
-                (Init::Value(rows.narrow(1, 0, width)), Init::Value(rows.select(1, width)))
-            })
-        };
-        Ok(Self { q: side("query", left.tr())?, k: side("key", right.tr())? })
+        [left.tr(), right.tr()].map(|rows| rows.narrow(0, 0, rank) * &root)
     }
 
     fn random(dims: &Dims, own: &mut Own<'_, '_>) -> Result<Self, Error> {
