@@ -187,6 +187,7 @@ fn inputs(n: i64) -> Probe {
         scale: (HEAD_DIM as f64).powf(-0.5),
         causal: true,
         rotary: false,
+        max_len: None,
     };
     let probe = Probe::with_dims(1, [1, n, n], dims).to(Kind::Float, Device::Cpu);
     let [q, k, v] = [&probe.q, &probe.k, &probe.v].map(|x| x.detach().set_requires_grad(true));

@@ -35,6 +35,8 @@ pub struct Dims {
     pub causal: bool,
     /// Whether queries and keys are turned by their positions (rotary embeddings).
     pub rotary: bool,
+    /// Tokens of the longest text that the model was made for; `None` outside of models.
+    pub max_len: Option<i64>,
 }
 
 impl Dims {
@@ -54,6 +56,21 @@ impl Dims {
         read.sort_unstable();
         read.dedup();
         read
+    }
+
+    /// Refuses to choose among so few that all are taken: the kind would be softmax attention at a higher price. `most` are
+    /// the choices (`what`) of a text of n tokens, and `wanted` is what setting `field` of kind `kind` asks for.
+    pub(crate) fn check_choices(
+        &self,
+        kind: &'static str,
+        (field, wanted): (&'static str, u32),
+        what: &str,
+        most: impl Fn(i64) -> i64,
+    ) -> Result<(), Error> {
+        let Some(n) = self.max_len.filter(|&n| i64::from(wanted) > most(n)) else { return Ok(()) };
+        let problem =
+            format!("the model's {n} tokens are {} {what}: expected at most as many", most(n));
+        Err(Error::Setting { kind, field, value: wanted.to_string(), problem })
     }
 
     /// Repeats each key/value head for the query heads that read it:
@@ -99,6 +116,11 @@ pub struct Own<'w, 'c> {
 impl<'w, 'c> Own<'w, 'c> {
     pub(crate) fn new(weights: &'w mut Weights<'c>, prefix: &str) -> Self {
         Self { weights, prefix: prefix.to_owned() }
+    }
+
+    /// Whether the parameter `name` is made as told: where not, what it starts from need not be worked out.
+    pub fn makes(&self, name: &str) -> bool {
+        self.weights.makes(&format!("{}.{name}", self.prefix))
     }
 
     /// The parameter `name` of this layer's variant, with its full name in the checkpoint.

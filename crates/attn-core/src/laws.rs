@@ -144,6 +144,7 @@ impl LayerProbe {
                 scale: (head_dim as f64).powf(-0.5),
                 causal,
                 rotary,
+                max_len: None,
             },
         }
     }

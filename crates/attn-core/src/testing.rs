@@ -25,6 +25,26 @@ pub fn plant(
     layer.install(&variant, faulty(kind));
 }
 
+/// Every kind by its defaults, but for those that choose among blocks or keys: they have room to in 16 tokens, where a model's
+/// length would make them refuse their defaults.
+///
+/// # Panics
+/// Never.
+pub fn kinds() -> Vec<Variant> {
+    let small = [
+        r#"{"kind": "nsa", "compress_block": 4, "compress_stride": 2, "select_block": 4, "n_selected": 3, "n_local": 1,
+            "window": 3}"#,
+        r#"{"kind": "moba", "block": 3, "top_k": 2}"#,
+        r#"{"kind": "indexed", "n_index_heads": 2, "index_dim": 5, "top_k": 4}"#,
+    ];
+    let small = small.map(|text| serde_json::from_str::<Variant>(text).expect("known settings"));
+    let fitting = |kind: Variant| {
+        let found = small.iter().find(|small| small.name() == kind.name());
+        found.cloned().unwrap_or(kind)
+    };
+    Variant::all().into_iter().map(fitting).collect()
+}
+
 /// `rms(actual − expected) / rms(expected)`; the plain rms where `expected` is all zeros.
 pub fn relative_rms(actual: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(actual.size(), expected.size(), "shapes differ");
@@ -97,6 +117,7 @@ impl Probe {
             scale: (head_dim as f64).powf(-0.5),
             causal,
             rotary: false,
+            max_len: None,
         };
         Self::with_dims(seed, [b, q_len, k_len], dims)
     }

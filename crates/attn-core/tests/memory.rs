@@ -25,6 +25,7 @@ fn probe(n: i64, causal: bool) -> Probe {
         scale: 0.25,
         causal,
         rotary: false,
+        max_len: None,
     };
     Probe::with_dims(91, [1, n, n], dims)
 }

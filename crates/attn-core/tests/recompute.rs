@@ -88,7 +88,7 @@ fn frozen_embeddings_and_adapters_alone_are_no_obstacle() {
 
 #[test]
 fn a_swap_reaches_the_blocks_that_are_run_again() {
-    for variant in Variant::all() {
+    for variant in attn_core::testing::kinds() {
         if matches!(variant, Variant::Cross(_)) {
             continue; // refuses decoders, see tests/cross.rs
         }

@@ -81,13 +81,9 @@ fn kinds() -> Vec<Variant> {
         r#"{"kind": "sinks", "n_sinks": 2, "window": 3}"#,
         r#"{"kind": "mask_mixture", "basis": ["shift:1", "window:5", "first:2"], "coefficients": "head"}"#,
         r#"{"kind": "window_linear", "window": 4, "feature_dim": 5}"#,
-        r#"{"kind": "nsa", "compress_block": 4, "compress_stride": 2, "select_block": 4, "n_selected": 3, "n_local": 1,
-            "window": 3}"#,
-        r#"{"kind": "moba", "block": 3, "top_k": 2}"#,
-        r#"{"kind": "indexed", "n_index_heads": 2, "index_dim": 5, "top_k": 4}"#,
     ];
     let small = small.map(|text| serde_json::from_str(text).unwrap());
-    Variant::all().into_iter().chain(small).collect()
+    attn_core::testing::kinds().into_iter().chain(small).collect()
 }
 
 /// Those that serve `base`: cross-attention refuses decoders.
@@ -581,7 +577,7 @@ fn another_sequence_is_served_or_refused_by_every_kind() {
     let (hidden, other) = (randn(21, &[2, 5, 24]), randn(22, &[2, 7, 24]));
     let keep = Tensor::from_slice(&[1i64, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0]).view([2, 7]);
     let (own_mask, source_mask) = (Mask::new(false), Mask::with_keep(false, &keep));
-    for variant in Variant::all() {
+    for variant in attn_core::testing::kinds() {
         let mut model = model("bert");
         model.swap(&[0], &variant, 1).unwrap();
         let mut tap = Tap::default();
@@ -657,6 +653,28 @@ fn bad_input_is_refused_by_name() {
         &ForwardOptions { gates: &gates, ..ForwardOptions::default() },
     );
     assert!(error.unwrap_err().to_string().contains("2 layers"));
+}
+
+/// They would be softmax attention at a higher price, and nobody would see it.
+#[test]
+fn choices_of_all_that_there_is_are_refused() {
+    for (base, kind, what) in [
+        (
+            "gpt2",
+            r#"{"kind": "nsa"}"#,
+            "`n_selected` = 16: the model's 48 tokens are 1 blocks of 64",
+        ),
+        ("llama", r#"{"kind": "moba"}"#, "`top_k` = 3: the model's 64 tokens are 1 blocks of 512"),
+        ("gpt2", r#"{"kind": "moba", "block": 12, "top_k": 5}"#, "48 tokens are 4 blocks of 12"),
+        ("bert", r#"{"kind": "indexed", "top_k": 49}"#, "the model's 48 tokens are 48 keys"),
+    ] {
+        let variant: Variant = serde_json::from_str(kind).unwrap();
+        let error = config(base).set_attention(&[0], &variant).unwrap_err().to_string();
+        assert!(error.contains(what), "{base}, {kind}: {error}");
+    }
+    let all: Variant =
+        serde_json::from_str(r#"{"kind": "moba", "block": 12, "top_k": 4}"#).unwrap();
+    config("gpt2").set_attention(&[0], &all).unwrap();
 }
 
 #[test]

@@ -676,7 +676,7 @@ fn states_take_what_decoding_keeps() {
     assert_eq!(state_bytes(&model, 16384).unwrap(), (16384 + 8) * per_token);
 
     // As the whole model counts it, where it has positions.
-    for variant in Variant::all() {
+    for variant in attn_core::testing::kinds() {
         if matches!(variant, Variant::Cross(_)) {
             continue; // refuses decoders
         }

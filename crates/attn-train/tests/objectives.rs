@@ -495,7 +495,7 @@ fn every_attention_kind_trains_in_bf16_beside_rotations() {
     // Long enough for blocks to be chosen and summed up.
     let ids: Vec<u32> = (0..48).map(|i| 3 + i * 7 % 30).collect();
     let plain: Batch = collate(&[&encoded(&ids, 0, 0)], 0, Side::Right).into();
-    for variant in Variant::all() {
+    for variant in attn_core::testing::kinds() {
         let losses = |precision: Precision| {
             let mut model = model("llama", "lm", 0.0, Kind::Float, 2);
             if model.swap(&[0, 1], &variant, 1).is_err() {

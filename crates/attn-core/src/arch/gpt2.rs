@@ -145,6 +145,7 @@ impl Config {
                 scale,
                 causal: CAUSAL,
                 rotary: false,
+                max_len: Some(config.sizes.max_positions),
             };
             let naming = Naming {
                 qkv: &[name("attn.c_attn")],

@@ -166,6 +166,7 @@ impl Config {
                 scale: (head_dim as f64).powf(-0.5),
                 causal: CAUSAL,
                 rotary: true,
+                max_len: Some(config.sizes.max_positions),
             };
             let naming = Naming {
                 qkv: &["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}"))),

@@ -57,6 +57,7 @@ impl Block {
             scale: (sizes.head_dim as f64).powf(-0.5),
             causal: false,
             rotary: false,
+            max_len: Some(sizes.max_positions),
         };
         let naming = Naming {
             qkv: &parts.qkv,
