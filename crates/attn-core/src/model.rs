@@ -145,8 +145,9 @@ pub struct Output {
     pub z: Vec<Tensor>,
     /// `[batch, seq_len, hidden_size]` a layer: what queries, keys and values are projected from. Empty unless asked for.
     pub attention_inputs: Vec<Tensor>,
-    /// What attention kinds learn from on this input beside the task, a scalar, the sum over the layers: to be added to the
-    /// loss. `None` outside of training, and where no kind has such a loss.
+    /// What attention kinds learn from on this input beside the task, a scalar, the sum over the layers (and over both
+    /// sequences, where one attends to another): to be added to the loss. `None` outside of training, and where no kind has
+    /// such a loss.
     pub own_loss: Option<Tensor>,
 }
 
@@ -166,6 +167,8 @@ struct Encoded {
     mask: Mask,
     /// `[batch, k_len, hidden_size]` for the layers up to the last one that attends to it.
     inputs: Vec<Tensor>,
+    /// What the kinds of those layers learn from on it.
+    own_losses: Vec<Tensor>,
 }
 
 /// The tokens of a pass, on the model's device.
@@ -601,10 +604,7 @@ impl Model {
                 at: at.as_ref().filter(|_| layer + 1 == n_layers && !options.hidden_states),
                 tap: &mut tap,
             };
-            x = match &self.replica {
-                Some(replica) if options.train => recomputed(replica, layer, &x, &pass)?,
-                _ => self.arch.block(layer, &x, &mut pass)?,
-            };
+            x = self.block(layer, &x, &mut pass)?;
         }
         x = self.arch.finish(&x);
         if options.hidden_states {
@@ -619,7 +619,8 @@ impl Model {
             false => self.arch.head(&read, options.train),
         };
         let Tap { weights: attentions, z, inputs: attention_inputs, own_losses, .. } = tap;
-        let own_loss = sum(own_losses);
+        let of_source = source.into_iter().flat_map(|source| source.own_losses);
+        let own_loss = sum(of_source.chain(own_losses));
         Ok(Output { logits, hidden_states, attentions, z, attention_inputs, own_loss })
     }
 
@@ -677,9 +678,17 @@ impl Model {
                 at: (layer == last).then_some(&nowhere),
                 tap: &mut tap,
             };
-            x = self.arch.block(layer, &x, &mut pass)?;
+            x = self.block(layer, &x, &mut pass)?;
         }
-        Ok(Some(Encoded { mask, inputs: tap.inputs }))
+        Ok(Some(Encoded { mask, inputs: tap.inputs, own_losses: tap.own_losses }))
+    }
+
+    /// Runs a block; in training without keeping what it computes on the way, where that is asked for.
+    fn block(&self, layer: usize, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
+        match &self.replica {
+            Some(replica) if pass.train => recomputed(replica, layer, x, pass),
+            _ => self.arch.block(layer, x, pass),
+        }
     }
 
     fn on_device(&self, x: &Tensor) -> Tensor {
@@ -888,7 +897,7 @@ impl From<&LoadOptions> for Options {
     }
 }
 
-fn sum(losses: Vec<Tensor>) -> Option<Tensor> {
+fn sum(losses: impl IntoIterator<Item = Tensor>) -> Option<Tensor> {
     losses.into_iter().reduce(|sum, one| sum + one)
 }
 
@@ -913,15 +922,14 @@ fn recomputed(
     arch: &Arc<Mutex<Box<dyn Architecture>>>,
     layer: usize,
     x: &Tensor,
-    pass: &LayerPass<'_>,
+    pass: &mut LayerPass<'_>,
 ) -> Result<Tensor, Error> {
     if pass.state.is_some() {
         let problem = "a decoding step is no training pass\nhint: set `train` to false";
         return Err(Error::Input { name: "state", problem: problem.into() });
     }
-    if pass.gate.is_some() || pass.tap.rows != Rows::None || pass.tap.keep_z || pass.tap.keep_inputs
-    {
-        let problem = "gates, attention weights, and layers' inputs and outputs are not to be had while activations are recomputed\n\
+    if pass.gate.is_some() || pass.tap.rows != Rows::None || pass.tap.keep_z {
+        let problem = "gates, attention weights and heads' outputs are not to be had while activations are recomputed\n\
                        hint: turn gradient checkpointing off";
         return Err(Error::Input { name: "gradient checkpointing", problem: problem.into() });
     }
@@ -930,12 +938,13 @@ fn recomputed(
     let rotary = pass.rotary.map(|(cos, sin)| (cos.shallow_clone(), sin.shallow_clone()));
     let (train, stream, at) = (pass.train, pass.stream, pass.at.map(Tensor::shallow_clone));
     let source_mask = pass.source.as_ref().map(|source| source.mask.clone());
+    let keep_inputs = pass.tap.keep_inputs;
     // Gradients flow to the other sequence too: it is an input.
     let inputs: Vec<&Tensor> =
         std::iter::once(x).chain(pass.source.as_ref().map(|source| source.hidden)).collect();
     let run = move |inputs: &[Tensor]| {
         let arch = arch.lock().map_err(|_| "a block failed in an earlier pass")?;
-        let mut tap = Tap::default();
+        let mut tap = Tap { keep_inputs, ..Tap::default() };
         let mut pass = LayerPass {
             mask: &mask,
             positions: &positions,
@@ -949,18 +958,14 @@ fn recomputed(
             tap: &mut tap,
         };
         let out = arch.block(layer, &inputs[0], &mut pass)?;
-        if !tap.own_losses.is_empty() {
-            return Err(format!(
-                "layer {layer}: what `{}` learns from is not to be had while activations are recomputed\nhint: turn \
-                 gradient checkpointing off",
-                arch.layers()[layer].variant().name()
-            )
-            .into());
-        }
-        Ok(vec![out])
+        // What was kept are outputs, too: gradients flow through them.
+        Ok([out].into_iter().chain(tap.inputs).chain(tap.own_losses).collect())
     };
-    let mut out = attn_torch::checkpoint(run, &inputs)?;
-    Ok(out.remove(0))
+    let mut outputs = attn_torch::checkpoint(run, &inputs)?.into_iter();
+    let out = outputs.next().expect("a block has an output");
+    pass.tap.inputs.extend(outputs.by_ref().take(usize::from(keep_inputs)));
+    pass.tap.own_losses.extend(outputs);
+    Ok(out)
 }
 
 /// Positions of the new tokens: real tokens counted where there is a mask, places where there is none.

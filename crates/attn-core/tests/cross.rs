@@ -170,6 +170,33 @@ fn gradients_flow_through_both_sequences() {
 }
 
 #[test]
+fn what_a_kind_learns_from_on_the_source_is_part_of_the_loss() {
+    let indexed: Variant =
+        serde_json::from_value(json!({"kind": "indexed", "index_dim": 4, "top_k": 2})).unwrap();
+    for base in ["bert", "distilbert"] {
+        let mut plain = model(base);
+        plain.swap(&[0], &indexed, 1).unwrap();
+        let mut both = plain.alias().unwrap();
+        both.swap(&[1], &Variant::Cross(cross::Config {}), 1).unwrap();
+        for (_, tensor) in plain.parameters().into_iter().chain(both.parameters()) {
+            let _ = tensor.set_requires_grad(true);
+        }
+        let own = |model: &Model, input: &ModelInput| {
+            let options = ForwardOptions { train: true, ..ForwardOptions::default() };
+            model.forward(input, &options).unwrap().own_loss.unwrap().double_value(&[])
+        };
+        let apart = [own(&plain, &input()), own(&plain, &source())];
+        assert!(apart.iter().all(|&loss| loss > 1e-3), "{apart:?}");
+        for recompute in [false, true] {
+            both.set_gradient_checkpointing(recompute).unwrap();
+            let together = own(&both, &input().attending_to(source()));
+            let off = (together - apart.iter().sum::<f64>()).abs();
+            assert!(off < 1e-12, "{base}: {together} of both, {apart:?} of each");
+        }
+    }
+}
+
+#[test]
 fn a_folder_of_it_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let model = crossed("distilbert", &[1]);
