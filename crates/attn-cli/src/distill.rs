@@ -22,8 +22,7 @@ use attn_data::{
 };
 use attn_eval::{Batching, Divergence, Error as EvalError, LanguageScore, divergence};
 use attn_train::{
-    Distillation, Event, Examples, METRICS_FILE, Metric, Run, TeacherCache, teacher_fingerprint,
-    train, trainable,
+    Distillation, Event, Examples, METRICS_FILE, Metric, Run, TeacherCache, train, trainable,
 };
 use serde::{Deserialize, Serialize};
 
@@ -317,11 +316,15 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
 /// Holds the teacher against the one that the run began with: its predictions are in the folder's figures, and in the
 /// stages that have finished.
 fn check_teacher(teacher: &Model, start: &Start<Distill>) -> Result<()> {
-    let now = teacher_fingerprint(teacher);
+    let now = teacher.digest()?;
     match start.dir.read_json::<String>(TEACHER_FILE)? {
+        Some(then) if then.len() != now.len() => bail!(
+            "cannot go on: `{TEACHER_FILE}` holds `{then}`, expected the SHA-256 of a model: the run was begun by an earlier \
+             version of this program, which did not tell all teachers apart\nhint: begin a new run"
+        ),
         Some(then) => ensure!(
             then == now,
-            "cannot go on: the teacher is another model than when the run began (fingerprint {now}, which was {then})\n\
+            "cannot go on: the teacher is another model than when the run began (SHA-256 {now}, which was {then})\n\
              hint: put its folder back as it was, or begin a new run"
         ),
         None => start.dir.write_json(TEACHER_FILE, &now)?,

@@ -188,6 +188,11 @@ fn finished_stages_are_taken_over_as_they_were() {
     let file = "model/model.safetensors";
     std::fs::write(place.path("lm").join(file), place.bytes(&format!("other/{file}"))).unwrap();
     place.refused("distill --out run --resume", &["the teacher is another model", "hint: put its"]);
+
+    // Nor by one of which little is known.
+    place.write("run/teacher.json", "\"0123456789abcdef-0123456789abcdef\"");
+    let parts = ["begun by an earlier version", "`teacher.json`", "hint: begin a new run"];
+    place.refused("distill --out run --resume", &parts);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod banded;
 mod blocks;
 pub mod checkpoint;
 pub mod config;
+mod digest;
 mod error;
 mod feature_map;
 pub mod gate;

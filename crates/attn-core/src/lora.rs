@@ -25,7 +25,7 @@ use crate::{
     checkpoint::{CONFIG_FILE, Checkpoint, FolderWriter, read_json, read_metadata},
     config::Head,
     nn::{Layout, Linear, Visitor},
-    weights::{Init, Weights, fnv1a},
+    weights::{Init, Weights},
 };
 
 /// PEFT's names of the two files of an adapter.
@@ -33,7 +33,9 @@ pub const ADAPTER_FILE: &str = "adapter_config.json";
 const TENSORS_FILE: &str = "adapter_model.safetensors";
 
 /// Where the file of tensors says which base it belongs to.
-const BASE_KEY: &str = "attn_base";
+const BASE_KEY: &str = "attn_base_sha256";
+/// Where it did before, by a few values of each parameter.
+const OLD_BASE_KEY: &str = "attn_base";
 
 /// What PEFT puts in front of a base model's names.
 const PEFT_PREFIX: &str = "base_model.model.";
@@ -449,7 +451,7 @@ impl Model {
         let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         if self.kind != Kind::Half {
             let is_base = |name: &str| !is_adapter(name) && !is_kept(name);
-            metadata.insert(BASE_KEY.to_owned(), self.fingerprint(&is_base));
+            metadata.insert(BASE_KEY.to_owned(), self.fingerprint(&is_base)?);
         }
         let writer = FolderWriter::create(dir)?;
         writer.tensors(TENSORS_FILE, &tensors, &metadata)?;
@@ -516,9 +518,17 @@ impl Model {
             misfits.push("it holds no adapter".into());
         }
         let is_base = |name: &str| whole.iter().all(|(other, _)| other != name);
-        if let Some(base) = read_metadata(&path)?.get(BASE_KEY)
+        let metadata = read_metadata(&path)?;
+        if metadata.contains_key(OLD_BASE_KEY) && !metadata.contains_key(BASE_KEY) {
+            tracing::warn!(
+                "`{}` was written by an earlier version, whose mark of the base model is no longer read: see to it that the \
+                 adapter stands beside the weights it was trained with",
+                path.display()
+            );
+        }
+        if let Some(base) = metadata.get(BASE_KEY)
             && misfits.is_empty()
-            && *base != self.fingerprint(&is_base)
+            && *base != self.fingerprint(&is_base)?
         {
             let mut misfit =
                 "the weights it was trained beside are others than the model's".to_owned();
@@ -578,25 +588,6 @@ impl Model {
                  adapters (save = \"merged\"), or leave it frozen"
             ),
         ))
-    }
-
-    /// Tells models apart: a hash of names, shapes and a few hundred values, spread evenly, of each parameter that
-    /// `counts` picks. Rounded to bf16, so that a model is the same in f64, f32 and bf16.
-    pub fn fingerprint(&self, counts: &dyn Fn(&str) -> bool) -> String {
-        const N_VALUES: i64 = 256;
-        let _no_grad = tch::no_grad_guard();
-        let mut text = String::new();
-        for (name, tensor) in self.parameters() {
-            if counts(&name) {
-                let flat = tensor.view([-1]);
-                let stride = (flat.size()[0] / N_VALUES).max(1);
-                let some = flat.slice(0, None, None, stride).to_kind(Kind::BFloat16);
-                let some = some.to_kind(Kind::Double).to_device(tch::Device::Cpu);
-                let values = Vec::<f64>::try_from(some).expect("values of f64");
-                text += &format!("{name}{:?}{values:?}", tensor.size());
-            }
-        }
-        format!("{:016x}", fnv1a(&text))
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use attn_core::{
-    Error, ForwardOptions, LoadOptions, Lora, Model, ModelInput, Variant,
-    checkpoint::{WriteOptions, read_tensors, write_tensors},
+    Config, Error, ForwardOptions, LoadOptions, Lora, Model, ModelInput, Variant,
+    checkpoint::{WriteOptions, read_metadata, read_tensors, write_tensors},
     lora::is_adapter,
     testing::{assert_close, randn, random_ids, relative_rms},
 };
@@ -377,6 +377,9 @@ fn an_adapter_for_another_model_is_refused_with_what_does_not_fit() {
     let shifted = refusal(std::mem::replace(&mut twin, load("gpt2_lm_tied", Kind::Float)));
     assert!(shifted.contains("are others than the model's"), "{shifted}");
 
+    let marked = dir.join("adapter_model.safetensors");
+    assert_eq!(read_metadata(&marked).unwrap()["attn_base_sha256"].len(), 64);
+
     // A factor of the wrong shape.
     let file = dir.join("adapter_model.safetensors");
     let mut tensors = read_tensors(&file).unwrap();
@@ -385,6 +388,37 @@ fn an_adapter_for_another_model_is_refused_with_what_does_not_fit() {
     write_tensors(&file, &tensors, &BTreeMap::new()).unwrap();
     let wrong = refusal(twin);
     assert!(wrong.contains(&format!("{name}: [3, 5] in the adapter")), "{wrong}");
+}
+
+/// One value of a large matrix, neither in the first row nor in the first column.
+#[test]
+fn every_weight_of_the_base_counts() {
+    let value = serde_json::json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50, "n_positions": 16, "n_embd": 64,
+        "n_layer": 1, "n_head": 2,
+    });
+    let map = value.as_object().unwrap().clone();
+    let base = |kind: Kind| {
+        let config = Config::from_json(map.clone()).unwrap();
+        let mut model = Model::init(config, &LoadOptions::default()).unwrap();
+        model.to_kind(kind);
+        model
+    };
+    let mut adapted = base(Kind::Float);
+    adapted.add_lora(&Lora::default(), 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    adapted.save_adapter(dir.path(), "base", &[], &[]).unwrap();
+    for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
+        base(kind).load_adapter(dir.path()).unwrap();
+        let mut other = base(kind);
+        for (name, tensor) in other.parameters() {
+            if name.ends_with("mlp.c_fc.weight") {
+                let _ = tch::no_grad(|| tensor.get(5).get(7).g_add_scalar_(0.1));
+            }
+        }
+        let error = other.load_adapter(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("are others than the model's"), "{kind:?}: {error}");
+    }
 }
 
 #[test]

@@ -62,6 +62,6 @@ pub use objective::{CausalLm, Classification, Completion, MaskedLm, Objective};
 pub use progress::{Event, Progress};
 pub use run::{Best, Evaluate, LawCheck, Outcome, Run, Summary};
 pub use schedule::Schedule;
-pub use teacher_cache::{TeacherCache, fingerprint as teacher_fingerprint};
+pub use teacher_cache::TeacherCache;
 pub use tensorboard::TENSORBOARD_FOLDER;
 pub use train::train;

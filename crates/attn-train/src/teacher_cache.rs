@@ -34,7 +34,8 @@ use crate::{
     objective::wide,
 };
 
-const FORMAT_VERSION: u32 = 1;
+/// 2: the teacher is told by all that it computes from; 1 told it by a few hundred values of each parameter.
+const FORMAT_VERSION: u32 = 2;
 const MANIFEST_FILE: &str = "manifest.json";
 const ROWS_PER_SHARD: usize = 256;
 /// Rows that go through the teacher together.
@@ -45,7 +46,7 @@ const BATCH_ROWS: usize = 8;
 #[serde(deny_unknown_fields)]
 struct Manifest {
     format_version: u32,
-    /// [`fingerprint`] of the teacher.
+    /// [`Model::digest`] of the teacher.
     teacher: String,
     /// SHA-256 of the rows' ids: another text, tokenizer, length or selection of rows is another cache.
     data: String,
@@ -53,14 +54,6 @@ struct Manifest {
     n_tokens: usize,
     /// How many tokens a position tells apart.
     top_k: i64,
-}
-
-/// Tells teachers apart: by their weights ([`Model::fingerprint`]), what they run in, and their attention.
-pub fn fingerprint(teacher: &Model) -> String {
-    let weights = teacher.fingerprint(&|_| true);
-    let kinds: Vec<_> = teacher.config().layers.iter().map(|layer| &layer.variant).collect();
-    let about = format!("{:?} {kinds:?}", teacher.kind());
-    format!("{weights}-{}", &hex(Sha256::digest(about))[..16])
 }
 
 /// The likeliest tokens of a teacher at every position of a list of rows.
@@ -106,7 +99,7 @@ impl TeacherCache {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
-            teacher: fingerprint(teacher),
+            teacher: teacher.digest()?,
             data: digest_of_rows(rows),
             n_rows: rows.len(),
             n_tokens: rows.iter().map(|row| row.ids.len()).sum(),

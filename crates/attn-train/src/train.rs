@@ -137,7 +137,7 @@ impl<'a, 'm> Session<'a, 'm> {
                 None => None,
                 Some(lora) => {
                     let names: BTreeSet<&String> = optimizer.names().iter().collect();
-                    let base = model.fingerprint(&|name| !names.contains(&name.to_owned()));
+                    let base = model.fingerprint(&|name| !names.contains(&name.to_owned()))?;
                     Some(Adapters { lora: lora.clone(), base })
                 }
             },

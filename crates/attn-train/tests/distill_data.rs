@@ -142,11 +142,39 @@ fn a_cache_of_something_else_and_a_damaged_one_are_refused_by_name() {
     let window = serde_json::from_value(serde_json::json!({"kind": "window", "size": 2})).unwrap();
     swapped.swap(&[1], &window, 0).unwrap();
     assert!(refused(&swapped, &rows, TOP_K).contains("its `teacher` is"));
+    // One value that is neither in the first column nor the first row, by the least there is.
+    let near = model("gpt2", "lm", 0.0, Kind::Float, 1);
+    for (name, tensor) in near.parameters() {
+        if name.ends_with("c_attn.weight") {
+            let _ = tch::no_grad(|| tensor.get(3).get(5).g_add_scalar_(1e-6));
+        }
+    }
+    assert!(refused(&near, &rows, TOP_K).contains("its `teacher` is"));
+    // The same weights, computed otherwise.
+    let mut otherwise = teacher.config().to_json(Kind::Float);
+    otherwise.insert("layer_norm_epsilon".into(), serde_json::json!(1e-3));
+    let config = attn_core::Config::from_json(otherwise).unwrap();
+    let otherwise = Model::init(config, &attn_core::LoadOptions::default()).unwrap();
+    for ((_, own), (_, other)) in otherwise.parameters().iter().zip(teacher.parameters()) {
+        tch::no_grad(|| own.shallow_clone().copy_(&other));
+    }
+    assert!(refused(&otherwise, &rows, TOP_K).contains("its `teacher` is"));
+    assert!(cache(dir, &model("gpt2", "lm", 0.0, Kind::Float, 1), &rows, TOP_K).is_ok());
     assert!(refused(&teacher, &rows, 6).contains("its `top_k` is 5, and this run's is 6"));
     let mut other = rows.clone();
     other[7].ids[0] ^= 1;
     assert!(refused(&teacher, &other, TOP_K).contains("its `data` is"));
     assert!(refused(&teacher, &rows[..39], TOP_K).contains("its `n_rows` is 40"));
+
+    let manifest = dir.join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let old = text.replace("\"format_version\": 2", "\"format_version\": 1");
+    assert_ne!(old, text);
+    fs::write(&manifest, old).unwrap();
+    let error = refused(&teacher, &rows, TOP_K);
+    assert!(error.contains("its `format_version` is 1, and this run's is 2"), "{error}");
+    assert!(error.contains("manifest.json") && error.contains("hint: "), "{error}");
+    fs::write(&manifest, text).unwrap();
 
     let shard = dir.join("shard-00000.safetensors");
     let mut bytes = fs::read(&shard).unwrap();

@@ -242,7 +242,7 @@ pub enum Error {
     /// LibTorch refused to make, copy or convert a tensor: out of memory, an unusual layout.
     #[error("LibTorch failed to {doing} tensor `{}`", shown(name))]
     Torch {
-        /// `load` or `write`.
+        /// `load`, `write` or `read the bytes of`.
         doing: &'static str,
         /// The tensor.
         name: String,

@@ -10,7 +10,7 @@ use std::{
 
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::{
     CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE,
@@ -234,7 +234,6 @@ fn is_weights(file: &OsStr) -> bool {
 struct Planned<'a> {
     name: &'a str,
     tensor: &'a Tensor,
-    kind: Kind,
     info: TensorInfo,
     len: usize,
 }
@@ -258,7 +257,6 @@ fn plan(tensors: &[(String, Tensor)]) -> Result<Vec<Planned<'_>>, Error> {
             Ok(Planned {
                 name,
                 tensor,
-                kind,
                 info: TensorInfo { dtype, shape, data_offsets: (0, len) },
                 len,
             })
@@ -317,30 +315,29 @@ fn stream(
     atomic::reserve(file, (header.len() + end) as u64).map_err(Error::io("write", path))?;
     let mut out = BufWriter::with_capacity(PIECE, file);
     out.write_all(&header).map_err(Error::io("write", path))?;
-    let mut buffer = vec![0; PIECE];
     for planned in tensors {
-        for_each_piece(planned, &mut buffer, |piece| {
+        for_each_piece(planned.name, planned.tensor, |piece| {
             out.write_all(piece).map_err(Error::io("write", path))
         })?;
     }
     out.flush().map_err(Error::io("write", path))
 }
 
-/// Hands the bytes of a tensor on, at most a buffer full at a time.
-fn for_each_piece(
-    planned: &Planned,
-    buffer: &mut [u8],
+/// Hands the bytes of a tensor on, [`PIECE`] of them at a time, wherever it lies and however it is laid out.
+pub(crate) fn for_each_piece(
+    name: &str,
+    tensor: &Tensor,
     mut hand_on: impl FnMut(&[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let Planned { name, tensor, kind, .. } = planned;
     let n_elements = tensor.numel();
     if n_elements == 0 {
         return Ok(());
     }
-    let torch = |e| Error::torch("write", name)(e);
+    let torch = |e| Error::torch("read the bytes of", name)(e);
     let flat = tensor.f_detach().and_then(|t| t.f_contiguous()?.f_view(-1)).map_err(torch)?;
-    let element = kind.elt_size_in_bytes();
-    let n_per_piece = buffer.len() / element;
+    let element = tensor.f_kind().map_err(torch)?.elt_size_in_bytes();
+    let n_per_piece = PIECE / element;
+    let mut buffer = vec![0; (n_per_piece.min(n_elements)) * element];
     for first in (0..n_elements).step_by(n_per_piece) {
         let n = n_per_piece.min(n_elements - first);
         let bytes = &mut buffer[..n * element];
