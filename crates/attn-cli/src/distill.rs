@@ -30,7 +30,7 @@ use crate::{
     Outcome,
     args::RunArgs,
     data::REPORT_STREAM,
-    monitor::{Monitor, count_rows, grouped},
+    monitor::{Monitor, count_rows, count_rows_of, grouped},
     plots,
     run_dir::{BEFORE_FILE, SUMMARY_FILE, TEACHER_FILE, peak_memory_mib, write_json},
     settings::{Distill, KIND_PARAMETERS, Stage, is_nothing},
@@ -535,8 +535,10 @@ impl Work<'_> {
         let Self { name, stage, teacher, data, .. } = self;
         let (rows, top_k) = (data.examples(), stage.loss.top_k);
         tracing::info!("`{name}`: the teacher's predictions in `{}`", folder.display());
+        let mut progress = count_rows_of("the teacher", rows.len(), &start.stop);
         TeacherCache::open_or_make(folder, teacher, rows, top_k, &start.stop, &mut |n_done| {
-            tracing::debug!("{} of {} rows", grouped(n_done), grouped(rows.len()));
+            // What was set to stop it, it looks at itself.
+            let _ = progress(n_done);
         })
         .with_context(|| format!("cannot use `{name}.teacher_cache`"))
     }

@@ -109,7 +109,16 @@ pub(crate) fn count_rows(
     total: usize,
     stop: &AtomicBool,
 ) -> impl FnMut(usize) -> ControlFlow<()> + use<'_> {
-    let mut meter = Meter::new("evaluating", total as u64, 0);
+    count_rows_of("evaluating", total, stop)
+}
+
+/// Counts the rows of `what`, until `stop` is set.
+pub(crate) fn count_rows_of<'a>(
+    what: &'static str,
+    total: usize,
+    stop: &'a AtomicBool,
+) -> impl FnMut(usize) -> ControlFlow<()> + use<'a> {
+    let mut meter = Meter::new(what, total as u64, 0);
     move |n_done| {
         meter.advance(n_done as u64, "rows".to_owned());
         if stop.load(Ordering::Relaxed) {

@@ -11,11 +11,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read},
     ops::Range,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
 };
 
 use attn_core::{
@@ -40,6 +42,8 @@ const MANIFEST_FILE: &str = "manifest.json";
 const ROWS_PER_SHARD: usize = 256;
 /// Rows that go through the teacher together.
 const BATCH_ROWS: usize = 8;
+/// Between two looks at whether another run has let go of the folder.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a cache was made of. Probabilities are those at temperature 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,9 +72,10 @@ pub struct TeacherCache {
 impl TeacherCache {
     /// Opens the cache in `dir`, after making what is missing of it: the `top_k` likeliest tokens of `teacher` at each
     /// token of `rows`, whose `index` must tell them apart. Shards that are there are checked and kept, so that an
-    /// interrupted call is gone on with by the next. `observe` is told how many rows are done.
+    /// interrupted call is gone on with by the next. Where another run makes the same cache, it is waited for. `observe` is
+    /// told how many rows are done, every few of them.
     ///
-    /// Returns `None` where `stop` was set before the end.
+    /// Returns `None` where `stop` was set before the end, be it while waiting.
     ///
     /// # Errors
     ///
@@ -108,17 +113,18 @@ impl TeacherCache {
         let lock_path = dir.join(".lock");
         let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
         // Runs of a sweep share a cache: whoever comes second waits until it is there.
-        if let Err(error) = lock.lock() {
-            tracing::warn!("cannot lock `{}`: {error}", lock_path.display());
+        if !take(&lock, &lock_path, stop) {
+            return Ok(None);
         }
         manifest.agree(dir)?;
         let (mut shards, mut places) = (Vec::new(), HashMap::new());
         for (number, rows) in rows.chunks(ROWS_PER_SHARD).enumerate() {
             let path = dir.join(format!("shard-{number:05}.safetensors"));
+            let n_before = number * ROWS_PER_SHARD;
             if !is_there(&path)? {
-                let Some(made) = predict(teacher, &vocabulary, rows, top_k, stop)? else {
-                    return Ok(None);
-                };
+                let mut observe = |n_done| observe(n_before + n_done);
+                let made = predict(teacher, &vocabulary, rows, top_k, stop, &mut observe)?;
+                let Some(made) = made else { return Ok(None) };
                 write_shard(&path, made)?;
             }
             shards.push(read_shard(&path)?);
@@ -129,7 +135,7 @@ impl TeacherCache {
                 assert!(other.is_none(), "two rows have the index {}", row.index);
                 start = end;
             }
-            observe(number * ROWS_PER_SHARD + rows.len());
+            observe(n_before + rows.len());
         }
         Ok(Some(Self { top_k, shards, places }))
     }
@@ -193,6 +199,30 @@ impl Manifest {
     }
 }
 
+/// Takes the lock, waiting for who holds it; false where `stop` was set meanwhile.
+fn take(lock: &File, path: &Path, stop: &AtomicBool) -> bool {
+    let mut is_said = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return true,
+            Err(TryLockError::WouldBlock) => {}
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("cannot lock `{}`: {error}", path.display());
+                return true;
+            }
+        }
+        if stop.load(Ordering::Relaxed) {
+            return false;
+        }
+        if !is_said {
+            tracing::info!("waiting for another run, which holds `{}`", path.display());
+            is_said = true;
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
 fn checksum_file(shard: &Path) -> PathBuf {
     shard.with_added_extension("sha256")
 }
@@ -235,16 +265,17 @@ fn read_shard(path: &Path) -> Result<Likeliest> {
     })
 }
 
-/// What the teacher expects at each token of `rows`; `None` where `stop` was set.
+/// What the teacher expects at each token of `rows`; `None` where `stop` was set. `observe` is told how many are done.
 fn predict(
     teacher: &Model,
     vocabulary: &Vocabulary,
     rows: &[Encoded],
     top_k: i64,
     stop: &AtomicBool,
+    observe: &mut dyn FnMut(usize),
 ) -> Result<Option<Likeliest>> {
     let _no_grad = tch::no_grad_guard();
-    let mut parts = Vec::new();
+    let (mut parts, mut n_done) = (Vec::new(), 0);
     for rows in rows.chunks(BATCH_ROWS) {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
@@ -265,6 +296,8 @@ fn predict(
             let log_p = wide(&logits).log_softmax(-1, None::<Kind>);
             parts.push(Likeliest::of(&log_p, top_k).on(Device::Cpu));
         }
+        n_done += rows.len();
+        observe(n_done);
     }
     Ok(Some(Likeliest::cat(&parts)))
 }
