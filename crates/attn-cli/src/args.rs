@@ -544,8 +544,8 @@ value, the values that pass, and a verdict:
   free_running_over_teacher_forced  KL on text it drew itself over KL on the rows: at most 2
   rep_4                             repeated 4-grams of its greedy texts: at most twice the other's
   entropy_ratio                     entropy of its predictions over the other's: 0.7 to 1.4
-The bounds are rules of thumb. Of a masked language model the second and the last are run; the
-others say why not. Behind them stand the figures of what both write, greedy and drawn by their
+The bounds are rules of thumb. Of a masked language model the last alone is run; the others say
+why not. Behind them stand the figures of what both write, greedy and drawn by their
 probabilities: rep-4, distinct-n, perplexity by the untouched model, and the share of the prompt's
 names and numbers that come up again; and samples side by side. OUT.json has all of it.
 

@@ -152,10 +152,12 @@ fn print(found: &Explanation, args: &ExplainArgs, out: &mut dyn Write) -> Result
         writeln!(out, "  {test:<34} {value:>10}  {bounds:<18} {verdict}")?;
         writeln!(out, "      {meaning}")?;
     }
-    let shifts: Vec<String> =
-        kl_by_shift.iter().map(|(shift, kl)| format!("{shift:+}: {kl:.4}")).collect();
-    writeln!(out)?;
-    writeln!(out, "KL by shift of the baseline's predictions  {}", shifts.join("  "))?;
+    if !kl_by_shift.is_empty() {
+        let shifts: Vec<String> =
+            kl_by_shift.iter().map(|(shift, kl)| format!("{shift:+}: {kl:.4}")).collect();
+        writeln!(out)?;
+        writeln!(out, "KL by shift of the baseline's predictions  {}", shifts.join("  "))?;
+    }
     if written.is_empty() {
         return Ok(());
     }

@@ -55,8 +55,11 @@ fn what_does_not_apply_to_a_masked_language_model_is_said() {
     let ran = place.done(&format!("explain --model m --against m {TASK}"));
 
     let verdicts: Vec<String> = checks(&place).into_iter().map(|(.., verdict)| verdict).collect();
-    assert_eq!(verdicts, ["not_run", "passed", "not_run", "not_run", "passed"]);
+    assert_eq!(verdicts, ["not_run", "not_run", "not_run", "not_run", "passed"]);
     assert!(ran.stdout.contains("reads both sides"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("neighbours are shown to it"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("KL by shift"), "{}", ran.stdout);
+    assert_eq!(place.json("o.json")["kl_by_shift"], serde_json::json!([]));
     assert_eq!(place.json("o.json")["written"], serde_json::json!([]));
 }
 

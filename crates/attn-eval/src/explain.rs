@@ -1,18 +1,18 @@
 //! Why a model that is near to another by one figure may not be: tests, each with its value, its bounds and a verdict.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use attn_core::{
-    ForwardOptions, Model,
+    ForwardOptions, Model, Vocabulary,
     generate::{Limits, Sampling, generate},
     laws,
 };
 use attn_data::batch::{Encoded, Masking};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
-    divergence::{Divergence, divergence},
+    divergence::{Divergence, divergence, log_p, rows_at_once},
     error::{Error, Result},
     rows::{Batching, Progress, for_each_batch, to_input},
     text::{Wording, entities_kept},
@@ -133,7 +133,8 @@ pub struct Sample {
 pub struct Explanation {
     /// The tests.
     pub checks: Vec<Check>,
-    /// KL(baseline ‖ model) in nats per token, the model's predictions at t against the baseline's at t + shift.
+    /// KL(baseline ‖ model) in nats per token, the model's predictions at t against the baseline's at t + shift; nothing of
+    /// masked language models.
     pub kl_by_shift: Vec<(i64, f64)>,
     /// How far the two are apart on the rows.
     pub divergence: Divergence,
@@ -162,7 +163,9 @@ const ENTROPY: [f64; 2] = [0.7, 1.4];
 /// - `entropy_ratio`: entropy of its predictions over the baseline's on the rows, 0.7 to 1.4.
 ///
 /// The bounds are rules of thumb: a test that fails says where to look. Masked language models, of which `masking` says
-/// what is hidden, have a shift and an entropy alone: they read both sides, and write nothing.
+/// what is hidden, have an entropy alone: they read both sides, predict no neighbours, and write nothing.
+///
+/// Logits are made and used up a few tokens at a time.
 ///
 /// # Errors
 ///
@@ -177,17 +180,6 @@ pub fn explain(
     progress: &mut Progress<'_>,
 ) -> Result<Explanation> {
     let forced = divergence(model, baseline, rows, masking, batching, progress)?;
-    let kl_by_shift = by_shift(model, baseline, rows, batching)?;
-    let nearest = kl_by_shift
-        .iter()
-        .min_by(|a, b| a.1.total_cmp(&b.1))
-        .map_or(f64::NAN, |&(shift, _)| shift as f64);
-    let shift = Check::new(
-        "best_shift",
-        nearest,
-        ALONE,
-        "places by which the baseline's predictions are nearest to the model's".into(),
-    );
     let entropy = Check::new(
         "entropy_ratio",
         forced.entropy_nats / forced.baseline_entropy_nats,
@@ -202,13 +194,29 @@ pub fn explain(
         const WRITES: &str = "a masked language model writes no text";
         let checks = vec![
             none("future_leak", ALONE, "a masked language model reads both sides"),
-            shift,
+            none(
+                "best_shift",
+                ALONE,
+                "a masked language model predicts hidden tokens, and their neighbours are shown to it",
+            ),
             none("free_running_over_teacher_forced", TWICE, WRITES),
             none("rep_4", TWICE, WRITES),
             entropy,
         ];
-        return Ok(Explanation { checks, kl_by_shift, divergence: forced, written: Vec::new() });
+        let (kl_by_shift, written) = (Vec::new(), Vec::new());
+        return Ok(Explanation { checks, kl_by_shift, divergence: forced, written });
     }
+    let kl_by_shift = by_shift(model, baseline, rows, batching)?;
+    let nearest = kl_by_shift
+        .iter()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map_or(f64::NAN, |&(shift, _)| shift as f64);
+    let shift = Check::new(
+        "best_shift",
+        nearest,
+        ALONE,
+        "places by which the baseline's predictions are nearest to the model's".into(),
+    );
 
     let usable: Vec<&Encoded> =
         rows.iter().filter(|row| row.ids.len() > writing.prompt_len).collect();
@@ -347,11 +355,43 @@ fn write(
     Ok(texts)
 }
 
-/// Log-probabilities of both models at every place of a batch, `[rows, cols, vocab_size]`.
-fn log_p(model: &Model, batch: &attn_data::batch::Batch) -> Result<Tensor> {
-    let logits = model.forward(&to_input(batch, model), &ForwardOptions::default())?.logits;
-    let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    Ok(logits.log_softmax(-1, wide))
+/// What a model makes its predictions of at a run of places of a row: the predictions themselves are as wide as the
+/// vocabulary, and made of a few places at a time.
+struct Places {
+    /// `[n, hidden_size]`.
+    features: Tensor,
+    vocabulary: Vocabulary,
+}
+
+impl Places {
+    /// Of the only row of `batch`.
+    fn of(model: &Model, batch: &attn_data::batch::Batch, places: Range<i64>) -> Result<Self> {
+        let at = Tensor::arange_start(places.start, places.end, (Kind::Int64, Device::Cpu));
+        let options = ForwardOptions {
+            logits_at: Some(&at),
+            before_vocabulary: true,
+            ..ForwardOptions::default()
+        };
+        let features = model.forward(&to_input(batch, model), &options)?.logits;
+        let vocabulary = model.vocabulary().expect("it ends in a language-model head");
+        Ok(Self { features, vocabulary })
+    }
+
+    /// Runs of places that make a chunk.
+    fn chunks(&self) -> impl Iterator<Item = Range<i64>> + use<> {
+        let (n, step) = (self.features.size()[0], rows_at_once(&self.vocabulary));
+        (0..n).step_by(step as usize).map(move |start| start..n.min(start + step))
+    }
+
+    /// Log-probabilities, `[places, vocab_size]`.
+    fn log_p(&self, places: &Range<i64>) -> Tensor {
+        log_p(&self.features.narrow(0, places.start, places.end - places.start), &self.vocabulary)
+    }
+}
+
+/// A sum of all elements: of each row in the tensor's own kind, of those in f64.
+fn total(x: Tensor) -> f64 {
+    x.sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>).sum(Kind::Double).double_value(&[])
 }
 
 /// Few rows at a time: these figures need all places of a row together.
@@ -370,19 +410,29 @@ fn by_shift(
     let mut go_on = |_: usize| ControlFlow::Continue(());
     // The first rows say enough.
     let rows = &rows[..rows.len().min(16)];
+    let reach = SHIFTS.iter().map(|shift| shift.abs()).max().unwrap_or(0);
     for_each_batch(model, rows, &narrow(batching), &mut go_on, |_, batch| {
-        let [q, p] = [model, baseline].map(|of| log_p(of, &batch));
-        let (q, p) = (q?.get(0), p?.get(0)); // [cols, vocab]
         let n = batch.cols as i64;
-        for (shift, sum, count) in &mut sums {
-            let len = n - shift.abs();
-            if len <= 0 {
-                continue;
+        let [own, other] = [model, baseline].map(|of| Places::of(of, &batch, 0..n));
+        let (own, other) = (own?, other?);
+        for chunk in own.chunks() {
+            // The baseline's as far beyond both ends as shifts go.
+            let around = (chunk.start - reach).max(0)..n.min(chunk.end + reach);
+            let (q, p) = (own.log_p(&chunk), other.log_p(&around)); // [places, vocab]
+            let weights = p.exp();
+            for (shift, sum, count) in &mut sums {
+                // Those whose shifted place is in the row.
+                let (from, to) = (chunk.start.max(-*shift), chunk.end.min(n - *shift));
+                let len = to - from;
+                if len <= 0 {
+                    continue;
+                }
+                let q = q.narrow(0, from - chunk.start, len);
+                let at = from + *shift - around.start;
+                let [p, weights] = [&p, &weights].map(|of| of.narrow(0, at, len));
+                *sum += total(weights * (p - q));
+                *count += len as f64;
             }
-            let q = q.narrow(0, (-*shift).max(0), len);
-            let p = p.narrow(0, (*shift).max(0), len);
-            *sum += (p.exp() * (p - q)).sum(Kind::Double).double_value(&[]);
-            *count += len as f64;
         }
         Ok(())
     })?;
@@ -411,11 +461,15 @@ fn written(
         }
         // The place before each new token predicts it.
         let (from, n_new) = (prompt_len as i64 - 1, new.len() as i64);
-        let [q, p] = [model, baseline].map(|of| log_p(of, &batch));
-        let (q, p) = (q?.get(0).narrow(0, from, n_new), p?.get(0).narrow(0, from, n_new));
-        let targets = Tensor::from_slice(&new).to_device(p.device());
-        kl += (p.exp() * (&p - q)).sum(Kind::Double).double_value(&[]);
-        loss -= p.gather(1, &targets.unsqueeze(1), false).sum(Kind::Double).double_value(&[]);
+        let [own, other] = [model, baseline].map(|of| Places::of(of, &batch, from..from + n_new));
+        let (own, other) = (own?, other?);
+        let targets = Tensor::from_slice(&new).to_device(model.device()).unsqueeze(1);
+        for chunk in own.chunks() {
+            let (q, p) = (own.log_p(&chunk), other.log_p(&chunk));
+            let targets = targets.narrow(0, chunk.start, chunk.end - chunk.start);
+            loss -= total(p.gather(1, &targets, false));
+            kl += total(p.exp() * (&p - q));
+        }
         n += n_new as f64;
         Ok(())
     })?;
