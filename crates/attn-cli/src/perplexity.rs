@@ -25,7 +25,8 @@ pub(crate) struct Labelled {
     score: Perplexity,
 }
 
-/// What was tokenized. Words and bytes are those of the text as it stands.
+/// What was tokenized. Words and bytes are in any case those of the pages as they stand, counted as lm-evaluation-harness
+/// does ([`wikitext::count_words`]; of UTF-8).
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Text {
@@ -66,11 +67,6 @@ pub(crate) fn conventions(
     stream: Vec<u32>,
 ) -> Result<Vec<Labelled>> {
     let texts = || task.texts.iter().map(|row| row.text.as_str());
-    let whole = Document {
-        ids: stream,
-        n_words: texts().map(|text| text.split_whitespace().count()).sum(),
-        n_bytes: texts().map(str::len).sum(),
-    };
     let pages: Vec<String> = match is_running(&task.texts) {
         true => wikitext::pages(texts()),
         false => texts().map(str::to_owned).collect(),
@@ -89,15 +85,18 @@ pub(crate) fn conventions(
             })
             .collect())
     };
-    let mut texts = vec![(Text::Raw, vec![whole], documents(&str::to_owned)?)];
+    // The text as one, told by the words and bytes of its pages.
+    let whole = |ids, by_page: &[Document]| Document {
+        ids,
+        n_words: by_page.iter().map(|page| page.n_words).sum(),
+        n_bytes: by_page.iter().map(|page| page.n_bytes).sum(),
+    };
+    let by_page = documents(&str::to_owned)?;
+    let mut texts = vec![(Text::Raw, vec![whole(stream, &by_page)], by_page)];
     if pages.iter().any(|page| wikitext::is_tokenized(page)) {
         let by_page = documents(&wikitext::detokenize)?;
-        let joined = Document {
-            ids: by_page.iter().flat_map(|page| page.ids.iter().copied()).collect(),
-            n_words: by_page.iter().map(|page| page.n_words).sum(),
-            n_bytes: by_page.iter().map(|page| page.n_bytes).sum(),
-        };
-        texts.push((Text::Detokenized, vec![joined], by_page));
+        let joined = by_page.iter().flat_map(|page| page.ids.iter().copied()).collect();
+        texts.push((Text::Detokenized, vec![whole(joined, &by_page)], by_page));
     } else {
         tracing::info!(
             "the text carries no marks of WikiText's tokenization: it is scored as it stands alone"
@@ -154,6 +153,11 @@ pub(crate) fn print(found: &[Labelled], out: &mut dyn Write) -> Result<()> {
             score.bits_per_byte
         )?;
     }
-    writeln!(out, "Words and bytes are those of the text as it stands.")?;
+    writeln!(
+        out,
+        "Words ({}) and bytes ({}) are in every line those of the pages as they stand, as lm-evaluation-harness counts them.",
+        grouped(first.score.n_words),
+        grouped(first.score.n_bytes)
+    )?;
     Ok(())
 }
