@@ -10,10 +10,12 @@ use attn_data::{
     hub::{Hub, progress_bar},
 };
 use attn_eval::{Batching, Preference, Window, check_decoder, log_likelihoods, stats::Interval};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 use crate::{
     args::EvalArgs,
+    config::Written,
     monitor::{count_rows, grouped},
     perplexity::begins,
     run_dir::write_json,
@@ -61,7 +63,6 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> Result<()> {
     for (name, is_given) in [
-        ("--prompt", args.prompt.is_some()),
         ("--against", args.against.is_some()),
         ("--by-text", args.rows.by_text),
         ("--max-len", args.rows.max_len.is_some()),
@@ -76,9 +77,8 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "the likelihood of a sentence")
         .with_context(|| format!("cannot score `{}`", args.model))?;
-    let data = DatasetSpec { source: data.source.clone(), ..DatasetSpec::known(TASK)? };
     let split = args.rows.split.as_deref().unwrap_or(&data.validation_split);
-    let pairs = read(&data, split, args.rows.limit, &folder, &hub)?;
+    let pairs = read(data, split, args.rows.limit, &folder, &hub)?;
     let options = LoadOptions {
         kind: args.compute.dtype.into(),
         device,
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
     let report = Report {
         subject: Subject::new(&args.model, &args.compute, &model)?,
         task: TASK,
-        data: &data,
+        data,
         split,
         limit: args.rows.limit,
         found,
@@ -106,6 +106,38 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
     write_json(&args.out, &report)?;
     tracing::info!("wrote `{}`", args.out.display());
     Ok(())
+}
+
+/// What `--set` says of the data, as it is written.
+#[derive(Deserialize)]
+struct Given {
+    data: Table,
+}
+
+/// Where the pairs are: what is `written`, and else the task's own. `source` is known to be there.
+///
+/// # Errors
+///
+/// For settings that pairs of sentences have no use for.
+pub(crate) fn data(written: &Written, source: String) -> Result<DatasetSpec> {
+    let known =
+        Table::try_from(DatasetSpec::known(TASK)?).context("cannot write the task as TOML")?;
+    let Given { data } = written.parse()?;
+    for (name, why) in [
+        ("label", "the good sentence of a pair is `data.text`"),
+        ("classes", "the good sentence of a pair is `data.text`"),
+        ("config", "each paradigm is a configuration of its own"),
+        ("train_split", "nothing is trained, and `--split` says which pairs"),
+    ] {
+        ensure!(
+            !data.contains_key(name),
+            "`data.{name}` means nothing to pairs of sentences: {why}\nhint: leave it away"
+        );
+    }
+    let mut all = known;
+    all.extend(data);
+    all.insert("source".to_owned(), Value::String(source));
+    DatasetSpec::deserialize(all).context("cannot use `data`")
 }
 
 /// The paradigm of each pair, and the two sentences, the good one first.

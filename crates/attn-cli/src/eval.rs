@@ -114,9 +114,18 @@ struct Settings {
 
 pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
-    let Settings { data, prompt } = settings(args)?;
+    let written = written(args)?;
+    let Settings { data, prompt } = written.parse()?;
+    if let Some(prompt) = &prompt {
+        prompt.resolved()?;
+    }
+    let data = data.resolved();
     if args.rows.task == blimp::TASK {
-        return blimp::run(args, &data, out);
+        ensure!(
+            prompt.is_none(),
+            "a prompt means nothing to pairs of sentences\nhint: leave `--prompt` and `--set prompt.*` away"
+        );
+        return blimp::run(args, &blimp::data(&written, data.source)?, out);
     }
     // A device that is not there is said before anything is read.
     args.compute.device()?;
@@ -194,7 +203,7 @@ fn ask(prompt: &PromptSpec, task: &Task<'_>) -> Result<Rows> {
 }
 
 /// What `--task`, `--prompt` and `--set` name.
-fn settings(args: &EvalArgs) -> Result<Settings> {
+fn written(args: &EvalArgs) -> Result<Written> {
     let mut table = Table::new();
     let source = Table::from_iter([("source".to_owned(), Value::String(args.rows.task.clone()))]);
     table.insert("data".to_owned(), Value::Table(source));
@@ -202,11 +211,7 @@ fn settings(args: &EvalArgs) -> Result<Settings> {
         let name = Table::from_iter([("name".to_owned(), Value::String(name.clone()))]);
         table.insert("prompt".to_owned(), Value::Table(name));
     }
-    let Settings { data, prompt } = Written::of(table, &args.rows.set)?.parse()?;
-    if let Some(prompt) = &prompt {
-        prompt.resolved()?;
-    }
-    Ok(Settings { data: data.resolved(), prompt })
+    Written::of(table, &args.rows.set)
 }
 
 fn score_language(

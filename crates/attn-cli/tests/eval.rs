@@ -620,4 +620,29 @@ fn blimp_counts_the_pairs_whose_good_sentence_is_likelier() {
     assert_eq!((&found["n_pairs"], found["fields"].as_array().unwrap().len()), (&json!(134), 4));
     assert!(ran.stdout.contains("island_effects"), "{}", ran.stdout);
     place.refused(&format!("{eval} --by-text"), &["`--by-text`", "pairs of sentences"]);
+
+    // What says where the sentences stand is heard, be it the usual word, and what says nothing is refused.
+    for paradigm in attn_data::blimp::paradigms() {
+        let file = format!("blimp/{}/train.jsonl", paradigm.name);
+        let renamed = place.read(&file).replace("sentence_good", "text").replace("_bad", "");
+        place.write(&file.replace("blimp/", "other/").replace("/train.", "/test."), &renamed);
+    }
+    let columns = "--set data.text=text --set data.text_pair=sentence";
+    let other = eval.replace("source=blimp", "source=other").replace("o.json", "p.json");
+    place.done(&format!("{other} --limit 2 {columns} --set data.validation_split=test"));
+    let again = place.json("p.json");
+    for key in ["accuracy", "n_pairs", "paradigms"] {
+        assert_eq!(again[key], found[key]);
+    }
+    assert_eq!((&again["split"], &again["data"]["text"]), (&json!("test"), &json!("text")));
+    for (set, parts) in [
+        ("data.label=stars", ["`data.label`", "pairs of sentences"]),
+        ("data.classes=[\"a\",\"b\"]", ["`data.classes`", "pairs of sentences"]),
+        ("data.config=wh_island", ["`data.config`", "each paradigm"]),
+        ("data.train_split=x", ["`data.train_split`", "`--split`"]),
+        ("prompt.name=sst2", ["a prompt means nothing", "hint: "]),
+        ("data.txt=a", ["txt", "data"]),
+    ] {
+        place.refused(&format!("{eval} --set {set}"), &parts);
+    }
 }
