@@ -35,7 +35,7 @@ use crate::{
     run_dir::{BEFORE_FILE, SUMMARY_FILE, TEACHER_FILE, peak_memory_mib, write_json},
     settings::{Distill, KIND_PARAMETERS, Stage, is_nothing},
     start::{Start, invocation, quoted, tokenizer_files},
-    surgery::{describe, variants},
+    surgery::{changed, describe, refuse_two_texts, variants},
     texts::{
         Folder, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
         read_split, same_tokens,
@@ -290,15 +290,20 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
             refuse("on_policy", "writes no text")?;
         }
     }
-    let mut changed = folder.config.clone();
     ensure!(
         !matches!(config.attention, Some(Variant::Cross(_))),
         "`attention.kind` is `cross`, which reads two texts, and the teacher reads one\nhint: `attn finetune` trains it, \
          on rows with `data.text_pair`"
     );
-    if let Some(variant) = &config.attention {
-        let layers = config.surgery.layers(changed.layers.len());
-        changed.set_attention(&layers, variant)?;
+    let changed = changed(&folder.config, &config.surgery, config.attention.as_ref())?;
+    let (setting, teacher) = match other {
+        Some(other) => ("`teacher`", other),
+        None => ("`model`", folder),
+    };
+    for (setting, of, name) in
+        [(setting, &teacher.config, &teacher.name), ("`model`", &changed, &folder.name)]
+    {
+        refuse_two_texts(of, &format!("{setting}, `{name}`,"), "a distillation")?;
     }
     match other {
         Some(other) => same_tokens(folder, other),

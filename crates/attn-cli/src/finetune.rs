@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
     LoadOptions, LoadReport, Model, Variant, WantedHead, config::Head, lora::is_adapter,
 };
@@ -33,7 +33,7 @@ use crate::{
     scoring::{Rows, Scores, TrainRows, check_model},
     settings::{Finetune, HeadChoice, SaveAs, WeightsChoice},
     start::{Start, invocation, quoted, tokenizer_files},
-    surgery::{describe, variants},
+    surgery::{changed, crossed, describe, variants},
     texts::{self, Folder, name_padding},
 };
 
@@ -123,6 +123,8 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         check_model(&folder.config)
             .with_context(|| format!("cannot use the model `{}`", folder.name))?;
     }
+    check_attention(config, &folder)
+        .with_context(|| format!("cannot use the model `{}`", folder.name))?;
     let mut data = Data::read(config, &folder, &start.hub)?;
     folder.tokenizer = folder.tokenizer.reaching(data.max_len);
     tracing::info!(
@@ -296,6 +298,18 @@ fn load(
         name_padding(&mut model, &folder.tokenizer);
     }
     Ok((model, fresh))
+}
+
+/// Refuses attention that does not fit, and such as reads two texts where rows have one, before anything is read.
+fn check_attention(config: &Finetune, folder: &Folder) -> Result<()> {
+    let changed = changed(&folder.config, &config.surgery, config.attention.as_ref())?;
+    if let (Some(layer), None) = (crossed(&changed), &config.data.text_pair) {
+        bail!(
+            "its layer {layer} is `cross`, which attends to the first of two texts, and `data.text_pair` is not \
+             set\nhint: name the column of the second text: --set data.text_pair=COLUMN"
+        );
+    }
+    Ok(())
 }
 
 /// Puts the attention that the config asks for into the model.

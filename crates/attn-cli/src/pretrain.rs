@@ -36,7 +36,7 @@ use crate::{
     run_dir::{BEFORE_FILE, SUMMARY_FILE, TOKENIZER_DIR},
     settings::{NeedleChoice, ObjectiveChoice, Pretrain, is_nothing},
     start::{Start, invocation, quoted, tokenizer_files},
-    surgery::{describe, variants},
+    surgery::{changed, describe, refuse_two_texts, variants},
     texts::{
         Folder, blocks, check_vocabulary, encode, framed_blocks, is_running, load_model, masking,
         max_len, open_tokenizer, read_split,
@@ -116,10 +116,12 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         Some(name) => Some(Folder::open(name, true, None, &start.hub)?),
         None => None,
     };
-    if let Some(base) = &base {
-        check_base(base, config)?;
-    } else {
-        model_config(config, None)?;
+    match &base {
+        Some(base) => {
+            check_base(base, config)?;
+            check_attention(&base.config, &format!("`model`, `{}`,", base.name), config)?;
+        }
+        None => check_attention(&model_config(config, None)?, "the model in `[init]`", config)?,
     }
     let (train_rows, held_rows) = read(config, &start.hub)?;
     let tokenizer = match &base {
@@ -393,6 +395,17 @@ fn check_base(base: &Folder, config: &Pretrain) -> Result<()> {
         if config.objective == ObjectiveChoice::Causal { "a decoder" } else { "an encoder" },
     );
     Ok(())
+}
+
+/// Refuses attention that does not fit, and such as reads more than the text.
+fn check_attention(made: &Config, name: &str, config: &Pretrain) -> Result<()> {
+    ensure!(
+        !matches!(config.attention, Some(Variant::Cross(_))),
+        "`attention.kind` is `cross`, which reads two texts, and pre-training reads one\nhint: `attn finetune` trains it, \
+         on rows with `data.text_pair`"
+    );
+    let changed = changed(made, &config.surgery, config.attention.as_ref())?;
+    refuse_two_texts(&changed, name, "pre-training")
 }
 
 fn init(

@@ -625,6 +625,12 @@ impl Distill {
             );
             stage.train.seed = self.seed;
             stage.loss.validate().with_context(|| format!("`{name}.loss`"))?;
+            if stage.train.gradient_checkpointing {
+                stage
+                    .loss
+                    .fit_gradient_checkpointing()
+                    .with_context(|| format!("cannot use `{name}.train`"))?;
+            }
             stage.train.validate().with_context(|| format!("`{name}.train`"))?;
             check_select(stage.train.select.as_deref(), &Self::METRICS)?;
             ensure!(

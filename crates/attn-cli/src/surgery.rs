@@ -1,7 +1,39 @@
-//! The attention of a model in words: for tables, pictures and the names of folders.
+//! The attention of a model: in words, for tables, pictures and the names of folders, and what a run makes of it.
 
-use attn_core::{Model, Variant};
+use anyhow::{Result, bail};
+use attn_core::{Config, Model, Variant};
 use serde_json::Value;
+
+use crate::settings::Surgery;
+
+/// The config of a model once its attention is what `[surgery]` and `[attention]` say, found before there is a model.
+pub(crate) fn changed(
+    config: &Config,
+    surgery: &Surgery,
+    attention: Option<&Variant>,
+) -> Result<Config> {
+    let mut changed = config.clone();
+    if let Some(variant) = attention {
+        changed.set_attention(&surgery.layers(config.layers.len()), variant)?;
+    }
+    Ok(changed)
+}
+
+/// The first layer that attends to another text.
+pub(crate) fn crossed(config: &Config) -> Option<usize> {
+    config.layers.iter().position(|layer| matches!(layer.variant, Variant::Cross(_)))
+}
+
+/// Refuses layers that attend to another text, for `what`, whose rows have one; `setting` names the model.
+pub(crate) fn refuse_two_texts(config: &Config, setting: &str, what: &str) -> Result<()> {
+    if let Some(layer) = crossed(config) {
+        bail!(
+            "layer {layer} of {setting} is `cross`, which attends to the first of two texts, and {what} reads \
+             one\nhint: `attn finetune` trains it, on rows with `data.text_pair`"
+        );
+    }
+    Ok(())
+}
 
 /// The attention kind of each layer, with its settings.
 pub(crate) fn variants(model: &Model) -> Vec<Variant> {

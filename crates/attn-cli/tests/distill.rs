@@ -240,6 +240,10 @@ fn what_cannot_be_distilled_is_refused_before_the_weights_are_read() {
             "distill distill.toml --set tune.on_policy.prompt_tokens=24 --out o",
             "`tune.on_policy.prompt_tokens` is 24, and rows have 24 tokens",
         ),
+        (
+            "distill distill.toml --set tune.train.gradient_checkpointing=true --set tune.loss.attention_output=1 --out o",
+            "`gradient_checkpointing` is true, expected false",
+        ),
         ("distill lm.toml --out o", "this is a config for `pretrain`"),
         ("swap --model lm/model --attention window --set size=0 --out o", "size"),
         ("swap --model lm/model --attention windo --out o", "expected one of"),
@@ -255,4 +259,37 @@ fn what_cannot_be_distilled_is_refused_before_the_weights_are_read() {
         let arguments = format!("distill distill.toml --set tune.{setting} --out o");
         place.refused(&arguments, &["is a masked language model", "hint: leave it away"]);
     }
+
+    // What reads two texts, before the data, which is not there.
+    place.done("swap --model lm/model --attention cross --layers 1 --out crossed");
+    place.write("crossed/model.safetensors", "no weights");
+    place.write("lm/model/model.safetensors", "no weights");
+    let distill = "distill distill.toml --set data.source=none.txt --out o --set";
+    for (settings, problem) in [
+        ("attention.kind=cross", "`attention.kind` is `cross`"),
+        ("model=crossed", "layer 1 of `model`, `crossed`, is `cross`"),
+        ("model=crossed --set surgery.layers=[0]", "layer 1 of `model`, `crossed`, is `cross`"),
+        ("teacher=crossed", "layer 1 of `teacher`, `crossed`, is `cross`"),
+        ("model=crossed --set surgery.layers=[0] --set teacher=lm/model", "layer 1 of `model`"),
+    ] {
+        let settings = format!("{distill} {settings}");
+        place.refused(&settings, &[problem, "hint: `attn finetune` trains it"]);
+        assert!(!place.path("o").exists(), "{settings}");
+    }
+    place.refused(&format!("{distill} model=crossed --set teacher=lm/model"), &["`none.txt`"]);
+}
+
+#[test]
+fn what_an_indexer_learns_from_is_had_where_activations_are_computed_again() {
+    let place = place("gpt2");
+    let indexed = "--set attention={kind=\"indexed\",index_dim=4,top_k=2} --set threads=1";
+    let train = |more: &str, out: &str| {
+        place.done(&format!("distill distill.toml {indexed} {more} --out {out}"));
+        kl(&place.json(&format!("{out}/summary.json"))["stages"][1]["after"])
+    };
+    let kept = train("", "kept");
+    let again =
+        ["transfer", "tune"].map(|s| format!("--set {s}.train.gradient_checkpointing=true"));
+    let recomputed = train(&again.join(" "), "recomputed");
+    assert!((kept - recomputed).abs() < 1e-4 * kept, "{kept} is not {recomputed}");
 }

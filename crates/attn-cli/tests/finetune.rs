@@ -676,6 +676,32 @@ fn what_model_and_data_lack_is_refused_by_name_before_training() {
 }
 
 #[test]
+fn what_reads_two_texts_is_refused_before_the_data_is_read() {
+    let place = place("distilbert");
+    place.done("swap --model model --attention cross --layers 1 --out crossed");
+    for model in ["model", "crossed"] {
+        place.write(&format!("{model}/model.safetensors"), "no weights");
+    }
+    let refused = |arguments: &str, parts: &[&str]| {
+        let nothing = "--set data.source=none.csv --set data.label=l --out out";
+        place.refused(&format!("finetune run.toml {nothing} {arguments}"), parts);
+        assert!(!place.path("out").exists());
+    };
+    let hint = "hint: name the column of the second text: --set data.text_pair=COLUMN";
+    refused(
+        "--set model=crossed",
+        &["its layer 1 is `cross`", "`data.text_pair` is not set", hint],
+    );
+    refused("--set model=crossed --set data.text_pair=b", &["`none.csv`"]);
+    refused("--set model=crossed --set attention.kind=softmax", &["`none.csv`"]);
+    refused("--set attention.kind=cross", &["`attention.kind` is `cross`", hint]);
+    let place = self::place("gpt2");
+    place.write("model/model.safetensors", "no weights");
+    let cross = "--set data.source=none.csv --set data.label=l --set data.text_pair=b --set attention.kind=cross";
+    place.refused(&format!("finetune run.toml {cross} --out out"), &["cross", "distilbert"]);
+}
+
+#[test]
 fn random_weights_are_the_control_of_pretrained_ones() {
     let place = place("distilbert");
     fs::remove_file(place.path("model/model.safetensors")).unwrap();

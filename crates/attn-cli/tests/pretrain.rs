@@ -121,6 +121,26 @@ fn a_validation_split_is_scored_before_and_after_where_nothing_is_held_out() {
 }
 
 #[test]
+fn what_reads_two_texts_is_refused_before_the_data_is_read() {
+    let place = place("distilbert");
+    let refused = |arguments: &str, parts: &[&str]| {
+        let nothing = "--set data.source=none.txt --out out";
+        place.refused(&format!("pretrain lm.toml {nothing} {arguments}"), parts);
+        assert!(!place.path("out").exists());
+    };
+    let hint = "hint: `attn finetune` trains it";
+    refused("--set attention.kind=cross", &["`attention.kind` is `cross`", hint]);
+    refused("--set attention.kind=window --set attention.size=0", &["`attention.size`"]);
+    place.done("pretrain lm.toml --set train.max_steps=1 --out lm");
+    place.done("swap --model lm/model --attention cross --layers 1 --out crossed");
+    place.write("crossed/model.safetensors", "no weights");
+    let go_on = "--set model=crossed --set init= --set tokenizer=";
+    refused(go_on, &["layer 1 of `model`, `crossed`, is `cross`", hint]);
+    // A layer that is given another attention reads one text.
+    refused(&format!("{go_on} --set attention.kind=softmax"), &["`none.txt`"]);
+}
+
+#[test]
 fn what_does_not_fit_together_is_refused_at_once() {
     let place = place("distilbert");
     let refused = |arguments: &str, parts: &[&str]| {

@@ -144,6 +144,24 @@ impl Losses {
         self.weights()[..4].iter().any(|(_, weight)| *weight > 0.0)
     }
 
+    /// Refuses what gradient checkpointing does not keep: it runs blocks without their heads' outputs and attention weights,
+    /// but for those that are run by themselves, on the teacher's inputs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`].
+    pub fn fit_gradient_checkpointing(&self) -> Result<()> {
+        match self.reads_attention() && !self.teacher_forced {
+            false => Ok(()),
+            true => Err(Error::Setting {
+                field: "gradient_checkpointing",
+                value: "true".into(),
+                expected: "false, as attention_output and attention_weights compare what is then not kept\nhint: set \
+                           `loss.teacher_forced`, or leave it away",
+            }),
+        }
+    }
+
     /// Whether any of them compares hidden states.
     pub(crate) fn reads_hidden(&self) -> bool {
         self.hidden_mse > 0.0 || self.hidden_cosine > 0.0
