@@ -109,7 +109,8 @@ def spread(root):
 def leaderboard(path):
     """A row a model, of what `attn leaderboard` wrote: the teacher, then each student, nearest first."""
     found = pd.read_csv(path)
-    found["kl"] = found["kl_after_tune"].fillna(found["kl_after_transfer"]).fillna(found["kl_at_swap"])
+    if "kl" not in found:  # Of an earlier program.
+        found["kl"] = found["kl_after_tune"].fillna(found["kl_after_transfer"]).fillna(found["kl_at_swap"])
     return found.sort_values("kl", na_position="first", ignore_index=True)
 
 

@@ -598,16 +598,18 @@ pub(crate) struct ExplainArgs {
 
 const LEADERBOARD_HELP: &str = "\
 DIR holds runs of `attn distill`, such as a sweep of them. OUT.csv has a line for the teacher and
-one a run (results/SCHEMA.md): KL at the swap, after transfer and after tuning, perplexity and
-agreement, from the run's summary; measured here what `attn explain` tells of its texts, BLiMP,
-the tokens that it decodes in a second, and the bytes that it keeps between tokens after 1,024 and
-16,384 of them, each layer fed by itself, as a table of positions would end before. OUT.csv is
-written anew, whole, after each run.
+one a run (results/SCHEMA.md): from the run's summary KL at the swap, after transfer and after
+tuning; measured here, on the same rows for all, KL, perplexity and agreement, what `attn explain`
+tells of its texts, BLiMP, the tokens that it decodes in a second, and the bytes that it keeps
+between tokens after 1,024 and 16,384 of them, each layer fed by itself, as a table of positions
+would end before. A run that another model taught is refused. OUT.csv is written anew, whole,
+after each run.
 
 Examples:
   attn leaderboard runs/attention --against DIR --task wikitext-2 --out table.csv";
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("init", |arg| arg.hide(true)))]
 pub(crate) struct LeaderboardArgs {
     /// The folder of runs
     pub(crate) dir: PathBuf,

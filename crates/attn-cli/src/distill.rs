@@ -55,7 +55,7 @@ pub(crate) struct Summary {
     /// Empty in folders of earlier programs, where it was the teacher's.
     #[serde(default)]
     model: String,
-    teacher: String,
+    pub(crate) teacher: String,
     teacher_commit: Option<String>,
     model_type: String,
     n_parameters: usize,

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use attn_core::{LoadOptions, Model};
 use attn_data::{
     batch::Encoded,
@@ -14,16 +14,17 @@ use attn_data::{
     hub::{Hub, progress_bar},
 };
 use attn_eval::{
-    Batching, Divergence, Texts, Verdict, Way, Writing, decoding_tokens_per_s, explain, state_bytes,
+    Batching, Texts, Verdict, Way, Writing, decoding_tokens_per_s, explain, state_bytes,
 };
+use tch::Kind;
 
 use crate::{
     args::LeaderboardArgs,
     blimp,
-    distill::{Finished, Summary},
+    distill::Summary,
     generate::stop_ids,
     monitor::count_rows,
-    run_dir,
+    run_dir::{self, TEACHER_FILE},
     surgery::{describe, variants},
     sweep::csv_line,
     texts::{Folder, blocks, load_model, max_len, read_split, same_tokens},
@@ -33,12 +34,14 @@ use crate::{
 const PROMPT: usize = 32;
 
 /// The columns, as results/SCHEMA.md has them.
-const COLUMNS: [&str; 27] = [
+const COLUMNS: [&str; 29] = [
     "run",
     "attention",
+    "teacher",
     "kl_at_swap",
     "kl_after_transfer",
     "kl_after_tune",
+    "kl",
     "perplexity",
     "agreement",
     "kl_free_running",
@@ -80,7 +83,12 @@ pub(crate) fn run(args: &LeaderboardArgs, out: &mut dyn Write) -> Result<()> {
     let _made = run_dir::check_writable(&args.out)?;
     ensure!(args.prompts > 0, "`--prompts` is 0, expected at least 1");
     ensure!(args.rows > 0, "`--rows` is 0, expected at least 1");
-    let runs = finished(&args.dir)?;
+    ensure!(
+        args.compute.init.is_none(),
+        "`--init` makes weights anew, and the table is of students as their runs left them\nhint: `attn eval --init \
+         random` says what a model comes to that has learnt nothing"
+    );
+    let mut runs = finished(&args.dir)?;
     let device = args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.against, true, None, &hub)?;
@@ -105,8 +113,12 @@ pub(crate) fn run(args: &LeaderboardArgs, out: &mut dyn Write) -> Result<()> {
         }
     };
     let options = LoadOptions { kind: args.compute.dtype.into(), device, ..LoadOptions::default() };
-    let teacher = load_model(&folder.path, None, &options, &hub)
+    // As it taught: in f32.
+    let as_taught = LoadOptions { kind: Kind::Float, ..options.clone() };
+    let mut teacher = load_model(&folder.path, None, &as_taught, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.against))?;
+    check_teachers(&mut runs, &teacher, &args.against)?;
+    teacher.to_kind(options.kind);
     let measure = Measure { args, folder, teacher, rows, pairs, max_len };
 
     let mut table = csv_line(COLUMNS.map(str::to_owned).into_iter());
@@ -122,18 +134,16 @@ pub(crate) fn run(args: &LeaderboardArgs, out: &mut dyn Write) -> Result<()> {
         "run", "KL", "ppl", "agree", "rep-4", "BLiMP", "tokens/s", "bytes 1k", "bytes 16k"
     )?;
     let untouched = measure.teacher.alias()?;
-    let names: Vec<Option<&(String, PathBuf, Summary)>> =
-        std::iter::once(None).chain(runs.iter().map(Some)).collect();
-    for one in names {
-        let cells = match one {
+    for run in std::iter::once(None).chain(runs.iter().map(Some)) {
+        let cells = match run {
             None => measure.cells("untouched", &untouched, None)?,
-            Some((name, dir, summary)) => {
-                let path = dir.join("model");
+            Some(run) => {
+                let path = run.dir.join("model");
                 let own = Folder::open(&path.display().to_string(), true, None, &hub)?;
                 same_tokens(&own, &measure.folder)?;
                 let model = load_model(&path, None, &options, &hub)
                     .with_context(|| format!("cannot load the model `{}`", path.display()))?;
-                measure.cells(name, &model, Some(summary))?
+                measure.cells(&run.name, &model, Some(run))?
             }
         };
         show(&cells, out)?;
@@ -143,8 +153,46 @@ pub(crate) fn run(args: &LeaderboardArgs, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
+/// A distillation that has finished.
+struct Finished {
+    name: String,
+    dir: PathBuf,
+    summary: Summary,
+    /// The SHA-256 of who taught, where the run's folder holds it.
+    teacher: Option<String>,
+}
+
+/// Refuses students of another teacher, and says of which nothing is known.
+fn check_teachers(runs: &mut [Finished], teacher: &Model, against: &str) -> Result<()> {
+    let digest = teacher.digest()?;
+    // Runs of earlier programs hold what tells fewer teachers apart.
+    for run in runs.iter_mut() {
+        run.teacher = run.teacher.take().filter(|found| found.len() == digest.len());
+    }
+    let named = |is_wanted: &dyn Fn(Option<&str>) -> bool| -> Vec<String> {
+        let wanted = runs.iter().filter(|run| is_wanted(run.teacher.as_deref()));
+        wanted.map(|run| format!("`{}` (taught by `{}`)", run.name, run.summary.teacher)).collect()
+    };
+    let others = named(&|found| found.is_some_and(|found| found != digest));
+    if !others.is_empty() {
+        bail!(
+            "`--against` is `{against}`, which is not the teacher of {}: their `{TEACHER_FILE}` holds another SHA-256 than \
+             its own, {digest}\nhint: name their teacher, or a folder without these runs",
+            others.join(", ")
+        );
+    }
+    let unknown = named(&|found| found.is_none());
+    if !unknown.is_empty() {
+        tracing::warn!(
+            "no `{TEACHER_FILE}` says whether `{against}` is the teacher of {}: the column `teacher` is `unknown` there",
+            unknown.join(", ")
+        );
+    }
+    Ok(())
+}
+
 /// The finished distillations in `dir`, by name.
-fn finished(dir: &Path) -> Result<Vec<(String, PathBuf, Summary)>> {
+fn finished(dir: &Path) -> Result<Vec<Finished>> {
     let entries = std::fs::read_dir(dir)
         .with_context(|| format!("cannot read the folder of runs `{}`", dir.display()))?;
     let mut runs = Vec::new();
@@ -160,7 +208,9 @@ fn finished(dir: &Path) -> Result<Vec<(String, PathBuf, Summary)>> {
             )
         })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        runs.extend(summary.map(|summary| (name, path, summary)));
+        let Some(summary) = summary else { continue };
+        let teacher = run_dir::read_json(&path.join(TEACHER_FILE))?;
+        runs.push(Finished { name, dir: path, summary, teacher });
     }
     ensure!(
         !runs.is_empty(),
@@ -168,12 +218,12 @@ fn finished(dir: &Path) -> Result<Vec<(String, PathBuf, Summary)>> {
          sweep of distillations",
         dir.display()
     );
-    runs.sort_by(|a, b| a.0.cmp(&b.0));
+    runs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(runs)
 }
 
 impl Measure<'_> {
-    fn cells(&self, name: &str, model: &Model, summary: Option<&Summary>) -> Result<Vec<String>> {
+    fn cells(&self, name: &str, model: &Model, run: Option<&Finished>) -> Result<Vec<String>> {
         let Self { args, folder, teacher, rows, pairs, max_len } = self;
         tracing::info!("measuring `{name}`");
         let tokenizer = &folder.tokenizer;
@@ -212,14 +262,14 @@ impl Measure<'_> {
         let prompt: Vec<i64> = rows[0].ids[..prompt_len].iter().map(|&id| id.into()).collect();
         let rate = decoding_tokens_per_s(model, &prompt, n_new)?;
 
-        // The run's own figures, of all rows that it reports on; of the teacher those of the rows here.
-        let last: &Divergence = summary
-            .map(|summary| summary.stages.last().map_or(&summary.at_swap, |stage| &stage.after))
-            .unwrap_or(&told.divergence);
-        let stage = |name: &str| -> Option<&Finished> {
-            summary?.stages.iter().find(|stage| stage.stage == name)
+        // The run's own figures, of the rows that it reports on; everything else is measured here, on the same rows for all.
+        let summary = run.map(|run| &run.summary);
+        let kl_after = |name: &str| {
+            let stage = summary?.stages.iter().find(|stage| stage.stage == name);
+            stage.map(|stage| stage.after.kl_nats_per_token)
         };
-        let kl_after = |name| stage(name).map(|stage| stage.after.kl_nats_per_token);
+        let here = &told.divergence;
+        let is_known = run.is_none_or(|run| run.teacher.is_some());
         let text = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
         let rep_4 = |of: &Texts| of.wording.map(|found| found.rep_4);
         let n_trained = summary
@@ -232,11 +282,13 @@ impl Measure<'_> {
         Ok(vec![
             name.to_owned(),
             describe(&attention).unwrap_or_else(|| "softmax".into()),
+            if is_known { "same" } else { "unknown" }.to_owned(),
             text(summary.map(|summary| summary.at_swap.kl_nats_per_token)),
             text(kl_after("transfer")),
             text(kl_after("tune")),
-            text(Some(last.model.perplexity)),
-            text(Some(last.top1_agreement)),
+            text(Some(here.kl_nats_per_token)),
+            text(Some(here.model.perplexity)),
+            text(Some(here.top1_agreement)),
             text(Some(drawn.kl_free_running)),
             text(check("free_running_over_teacher_forced").and_then(|check| check.value)),
             text(check("entropy_ratio").and_then(|check| check.value)),
@@ -272,13 +324,11 @@ fn show(cells: &[String], out: &mut dyn Write) -> Result<()> {
         Ok(value) => format!("{:.digits$}", value * scale),
         Err(_) => "-".into(),
     };
-    let kl = ["kl_after_tune", "kl_after_transfer", "kl_at_swap"];
-    let kl = kl.into_iter().find(|name| !cell(name).is_empty()).unwrap_or("kl_at_swap");
     writeln!(
         out,
         "  {:<28} {:>8} {:>8} {:>8} {:>7} {:>7} {:>9} {:>10} {:>10}  {}",
         cell("run"),
-        number(kl, 1.0, 4),
+        number("kl", 1.0, 4),
         number("perplexity", 1.0, 2),
         number("agreement", 100.0, 1),
         number("rep_4", 1.0, 3),

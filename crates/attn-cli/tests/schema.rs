@@ -228,7 +228,7 @@ fn a_distillation_and_a_sweep_of_them_have_the_fields_of_the_schema() {
     place.done("leaderboard out --against model --task text.txt --split train --max-len 24 --rows 8 --prompts 4 --blimp-pairs 0 --out board.csv");
     let board = place.read("board.csv");
     assert_eq!(board.lines().count(), 1 + 1 + 4, "{board}");
-    assert!(board.lines().nth(1).unwrap().starts_with("untouched,softmax,,,,"), "{board}");
+    assert!(board.lines().nth(1).unwrap().starts_with("untouched,softmax,same,,,,"), "{board}");
     let described = fs::read_to_string(repository().join("results/SCHEMA.md")).unwrap();
     for header in [csv.lines().next().unwrap(), board.lines().next().unwrap()] {
         for column in header.split(',').filter(|column| !column.contains('.')) {
