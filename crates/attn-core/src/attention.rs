@@ -42,7 +42,8 @@ pub struct Dims {
 impl Dims {
     /// Whether query head h reads key/value head ⌊h·n_kv_heads/n_heads⌋, as grouped-query kernels expect.
     pub fn is_evenly_grouped(&self) -> bool {
-        self.n_heads % self.n_kv_heads == 0
+        self.n_kv_heads > 0
+            && self.n_heads % self.n_kv_heads == 0
             && self
                 .kv_of_head
                 .iter()
@@ -239,6 +240,12 @@ pub trait Attention: std::fmt::Debug + Send {
     /// The effective attention of the queries `rows`: the coefficients of v in z,
     /// `[batch, n_heads, rows.len(), k_len]`. They need not sum to 1.
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor;
+
+    /// Floating point operations of [`Self::forward`] over `n_tokens` tokens of one sequence without padding, from q, k and
+    /// v to z: those of the products that the kind's formula asks for, a multiplication with an addition as two, its own
+    /// projections of hidden states among them. What is hidden does not count, whatever a kernel computes of it, and sums
+    /// over keys count as a state that goes from token to token; exponentials, masks and gates are left out.
+    fn flops(&self, n_tokens: i64) -> i64;
 
     /// Which masks [`Self::forward`] can serve.
     fn masks(&self) -> Masks {

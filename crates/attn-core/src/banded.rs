@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use crate::{
     attention::{AttnInput, Dims, KvCache, State},
     mask::{Mask, to_bias},
-    stretches,
+    pairs, stretches,
 };
 
 /// Fewest and most queries of a block: below, products are too small to be fast; above, much of what a block computes
@@ -56,6 +56,14 @@ impl Band {
     pub(crate) fn is_everything(&self, n: i64, causal: bool) -> bool {
         let reach = if causal { self.hi } else { self.hi.min(-self.lo) };
         self.first >= n || (self.stride == 1 && reach >= n - 1 && (!causal || self.lo <= 0))
+    }
+
+    /// Pairs of n queries and n keys that this shows, in a causal layer or not.
+    pub(crate) fn n_pairs(&self, n: i64, causal: bool) -> i64 {
+        let (lo, hi) = (self.lo * self.stride, self.hi * self.stride);
+        pairs::n_pairs(n, causal, self.first, |distance| {
+            (lo..=hi).contains(&distance) && distance % self.stride == 0
+        })
     }
 
     /// Tokens back to the furthest key of the band, the query's own among them: what decoding must keep. At least 1.

@@ -23,6 +23,7 @@ pub mod lora;
 pub mod mask;
 mod model;
 pub mod nn;
+mod pairs;
 pub mod rotary;
 mod stretches;
 #[cfg(any(test, feature = "testing"))]

@@ -50,6 +50,11 @@ pub(crate) trait Kernel {
     /// layer is evenly grouped.
     fn keys(&self, k: &Tensor, stream: Stream) -> Features;
 
+    /// Whether [`Self::keys`] are those of key/value heads.
+    fn maps_kv_heads(&self) -> bool {
+        false
+    }
+
     /// What sums are divided by, given Σ_j φ(q_i)·φ(k_j) relative to the largest key factor: finite and not 0.
     fn normalizer(&self, total: &Tensor) -> Tensor {
         // A query that sees no key has sums of 0 and stays there.
@@ -157,6 +162,15 @@ fn segment(kernel: &impl Kernel, q: &Tensor) -> i64 {
         return n.max(1);
     }
     (N_FEATURES / (b * h * kernel.n_features()) / CHUNK * CHUNK).max(CHUNK)
+}
+
+/// Operations of [`forward`] over n tokens, where a query or key is mapped by a matrix of `n_columns`: sums go from token to
+/// token, whatever chunks they are taken in.
+pub(crate) fn flops(kernel: &impl Kernel, n: i64, n_columns: i64) -> i64 {
+    let dims = kernel.dims();
+    let key_heads = if kernel.maps_kv_heads() { dims.n_kv_heads } else { dims.n_heads };
+    let per_vector = 2 * dims.head_dim * n_columns + 2 * kernel.n_features() * (dims.head_dim + 1);
+    (dims.n_heads + key_heads) * per_vector * n
 }
 
 /// The coefficients of v, `[b, n_heads, rows, k_len]`.

@@ -305,6 +305,10 @@ impl Attention for Broken {
         if self.how == How::LiesAboutWeights { weights * (1.0 + 1e-6) } else { weights }
     }
 
+    fn flops(&self, n_tokens: i64) -> i64 {
+        self.softmax.flops(n_tokens)
+    }
+
     fn step(&self, input: &AttnInput, state: &mut dyn State) -> Tensor {
         if self.how == How::ForgetsTheCache {
             return self
@@ -374,6 +378,10 @@ impl Attention for Leaky {
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
         self.0.weights(input, rows)
+    }
+
+    fn flops(&self, n_tokens: i64) -> i64 {
+        self.0.flops(n_tokens)
     }
 
     fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), Error> {

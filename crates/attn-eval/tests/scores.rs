@@ -590,6 +590,10 @@ impl Attention for Leaky {
         self.0.weights(input, rows)
     }
 
+    fn flops(&self, n_tokens: i64) -> i64 {
+        self.0.flops(n_tokens)
+    }
+
     fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), attn_core::Error> {
         self.0.select_heads(heads, dims)
     }

@@ -67,6 +67,11 @@ impl Attention for Cross {
         self.0.weights(input, rows)
     }
 
+    /// As softmax attention to a source of as many tokens: 4 · head_dim · n_heads · n².
+    fn flops(&self, n_tokens: i64) -> i64 {
+        self.0.flops(n_tokens)
+    }
+
     fn needs_source(&self) -> bool {
         true
     }

@@ -19,6 +19,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
     banded::{self, Band, FirstAndLast},
+    pairs,
 };
 
 /// Settings of [`Dilated`].
@@ -72,6 +73,11 @@ impl Attention for Dilated {
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
         let (query, key) = banded::places(input, rows);
         banded::dense_weights(input, &self.dims, rows, &self.band.sees(&query, &key))
+    }
+
+    /// 4 · head_dim · n_heads · pairs m · dilation apart, m less than `size`.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        pairs::weighing(&self.dims, self.band.n_pairs(n_tokens, self.dims.causal))
     }
 
     fn masks(&self) -> Masks {

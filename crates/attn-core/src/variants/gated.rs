@@ -16,6 +16,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Own, Param, Projections},
     nn::Visitor,
+    pairs,
     weights::Init,
 };
 
@@ -61,6 +62,12 @@ impl Attention for Gated {
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
         let rows_at = Tensor::from_slice(rows).to_device(input.hidden.device());
         self.softmax.weights(input, rows) * self.gate(&input.hidden.index_select(1, &rows_at))
+    }
+
+    /// Softmax attention's, and 2 · hidden_size · n_heads · n for the gates.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let dims = &self.softmax.dims;
+        self.softmax.flops(n_tokens) + pairs::projecting(dims, n_tokens, dims.n_heads)
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {

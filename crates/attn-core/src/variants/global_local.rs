@@ -23,6 +23,7 @@ use crate::{
     attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
     banded::{self, Band},
     mask::to_bias,
+    pairs,
 };
 
 /// Settings of [`GlobalLocal`].
@@ -99,6 +100,21 @@ impl Attention for GlobalLocal {
         let is_global = query.lt(band.first).unsqueeze(-1);
         let sees = band.sees(&query, &key).logical_or(&is_global);
         banded::dense_weights(input, &self.local.dims, rows, &sees)
+    }
+
+    /// 4 · head_dim · n_heads · pairs less than `window` apart or with a global token, as key or (in a bidirectional layer)
+    /// as query.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let Sinks { band, dims } = &self.local;
+        let mut n_pairs = band.n_pairs(n_tokens, dims.causal);
+        if !dims.causal {
+            // Global queries see as many keys far off as see global keys; those between two global tokens are in already.
+            let near = Band { first: 0, ..*band };
+            let n_global = band.first.min(n_tokens);
+            let n_far = |n: i64, with: i64| with - near.n_pairs(n, false);
+            n_pairs += n_far(n_tokens, n_pairs) - n_far(n_global, n_global * n_global);
+        }
+        pairs::weighing(dims, n_pairs)
     }
 
     fn masks(&self) -> Masks {

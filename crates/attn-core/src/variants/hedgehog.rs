@@ -93,6 +93,12 @@ impl Attention for Hedgehog {
         linear::weights(self, input, rows)
     }
 
+    /// 2 · n_heads · n · (2 · head_dim · feature_dim + 2 · m · (head_dim + 1)), m = 2 · feature_dim: maps, then sums of keys and
+    /// values, and queries against them.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        linear::flops(self, n_tokens, self.maps.q.tensor.size()[2])
+    }
+
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())
     }

@@ -34,6 +34,7 @@ use crate::{
     blocks::{choose, piece, wide},
     mask::to_bias,
     nn::{self, Visitor},
+    pairs,
     rotary::rotate,
     weights::Init,
 };
@@ -267,6 +268,27 @@ impl Attention for Indexed {
         let q = input.q.index_select(2, &index);
         let scores = q.matmul(&dims.expand_kv(input.k).transpose(-2, -1)) * dims.scale;
         (scores + to_bias(&attended, q.kind())).softmax(-1, q.kind())
+    }
+
+    /// 4 · head_dim · n_heads · pairs of a query with its `top_k` keys; for the indexer 2 · hidden_size · index_dim · n, and
+    /// where keys are left out 2 · hidden_size · n_index_heads · (index_dim + 1) · n and 2 · n_index_heads · (index_dim + 1) for
+    /// each pair that the mask shows.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let dims = &self.softmax.dims;
+        let (n_heads, width) = (self.weights.tensor.size()[0], self.keys.tensor.size()[0]);
+        let n_seen = pairs::n_seen(n_tokens, dims.causal);
+        let keys = pairs::projecting(dims, n_tokens, width);
+        if self.top_k >= n_tokens {
+            return pairs::weighing(dims, n_seen) + keys;
+        }
+        let n_kept = match dims.causal {
+            true => pairs::n_pairs(n_tokens, true, 0, |distance| distance < self.top_k),
+            false => n_tokens * self.top_k,
+        };
+        pairs::weighing(dims, n_kept)
+            + keys
+            + pairs::projecting(dims, n_tokens, n_heads * (width + 1))
+            + 2 * n_heads * (width + 1) * n_seen
     }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {

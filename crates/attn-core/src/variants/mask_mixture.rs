@@ -39,6 +39,7 @@ use crate::{
     banded::{self, Band, Blocks, FirstAndLast},
     mask::{hidden_score, to_bias},
     nn::Visitor,
+    pairs,
     weights::Init,
 };
 
@@ -154,6 +155,20 @@ impl Basis {
             }
             Self::First(n) => key.lt(i64::from(n.get())),
             Self::All => distance.eq_tensor(distance),
+        }
+    }
+
+    /// Whether the mask shows keys by their distance, and this one.
+    fn is_at(self, distance: i64) -> bool {
+        let is_within = |size: NonZeroU32, stride: i64| {
+            distance.abs() < i64::from(size.get()) * stride && distance % stride == 0
+        };
+        match self {
+            Self::Shift(by) => distance == by,
+            Self::Window(size) => is_within(size, 1),
+            Self::Dilated { stride, size } => is_within(size, stride.get().into()),
+            Self::First(_) => false,
+            Self::All => true,
         }
     }
 }
@@ -503,6 +518,24 @@ impl Attention for MaskMixture {
         let q = input.q.index_select(2, &Tensor::from_slice(rows).to_device(device));
         let weighed = self.normalize(&self.scores(&q, &self.dims.expand_kv(input.k)), &m);
         (weighed.weights * weighed.factor).to_kind(q.kind())
+    }
+
+    /// 4 · head_dim · n_heads · pairs that a mask shows, a pruned one too.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let basis = &self.config.basis;
+        let n_pairs = match basis.contains(&Basis::All) {
+            true => pairs::n_seen(n_tokens, self.dims.causal),
+            false => {
+                let first = |mask: &Basis| match mask {
+                    Basis::First(n) => i64::from(n.get()),
+                    _ => 0,
+                };
+                let first = basis.iter().map(first).max().unwrap_or(0);
+                let is_near = |distance| basis.iter().any(|mask| mask.is_at(distance));
+                pairs::n_pairs(n_tokens, self.dims.causal, first, is_near)
+            }
+        };
+        pairs::weighing(&self.dims, n_pairs)
     }
 
     fn masks(&self) -> Masks {

@@ -22,6 +22,7 @@ use crate::{
     attention::{Attention, AttnInput, Dims, Masks, Own, Projections, Selection},
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::to_bias,
+    pairs,
 };
 
 /// Settings of [`Moba`].
@@ -173,6 +174,21 @@ impl Attention for Moba {
             .logical_and(&chosen_keys(&chosen, self.block, k_len));
         let scores = q.matmul(&self.dims.expand_kv(input.k).transpose(-2, -1)) * self.dims.scale;
         (scores + to_bias(&allowed, q.kind())).softmax(-1, q.kind())
+    }
+
+    /// 4 · head_dim · n_heads · pairs of a query with the keys of its blocks (`top_k`, fewer at the start), and where there are
+    /// more 2 · head_dim · n_heads for each mean key that a query is held against: those of the blocks before its own, and in a
+    /// bidirectional layer of those behind.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let Self { block, top_k, dims } = self;
+        let n_blocks = n_blocks(n_tokens, *block);
+        let n_compared = match (n_blocks <= *top_k, dims.causal) {
+            (true, _) => 0,
+            (false, true) => (0..n_tokens).map(|query| query / block).sum(),
+            (false, false) => n_tokens * (n_blocks - 1),
+        };
+        pairs::weighing(dims, pairs::n_in_blocks(n_tokens, dims.causal, *block, *top_k))
+            + 2 * dims.head_dim * dims.n_heads * n_compared
     }
 
     fn masks(&self) -> Masks {

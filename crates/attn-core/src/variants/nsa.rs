@@ -47,6 +47,7 @@ use crate::{
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::{Mask, to_bias},
     nn::{self, Visitor},
+    pairs,
     rotary::rotate,
     stretches,
     weights::Init,
@@ -644,6 +645,23 @@ impl Attention for Nsa {
         let window = self.window.weights(&AttnInput { k: &window.k, v: &window.v, ..*input }, rows);
         let gates = self.gates(&input.hidden.index_select(1, &index));
         compressed * gates.get(0) + selected * gates.get(1) + window * gates.get(2)
+    }
+
+    /// 4 · head_dim · n_heads · pairs: with summaries, with the keys of chosen blocks, and within the window; 2 · hidden_size · (3 ·
+    /// n_heads + 4 · n_kv_heads · head_dim) · n for gates and the branches' own keys and values; and for each summary 4 ·
+    /// (compress_block + 1) · head_dim² · n_kv_heads. Choices are made of the summaries' weights, and cost no product more.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let Dims { n_heads, n_kv_heads, head_dim, causal, .. } = self.dims;
+        let n_summaries = self.n_compressed(n_tokens);
+        let n_summarized = match causal {
+            true => (1..=n_tokens).map(|n| self.n_compressed(n)).sum(),
+            false => n_tokens * n_summaries,
+        };
+        let n_selected = pairs::n_in_blocks(n_tokens, causal, self.block, self.n_selected);
+        let n_near = self.window.band().n_pairs(n_tokens, causal);
+        pairs::weighing(&self.dims, n_summarized + n_selected + n_near)
+            + pairs::projecting(&self.dims, n_tokens, 3 * n_heads + 4 * n_kv_heads * head_dim)
+            + 4 * (self.length + 1) * head_dim * head_dim * n_kv_heads * n_summaries
     }
 
     fn masks(&self) -> Masks {

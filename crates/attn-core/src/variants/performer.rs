@@ -223,11 +223,15 @@ impl Kernel for Performer {
     }
 
     fn keys(&self, k: &Tensor, stream: Stream) -> linear::Features {
-        if self.dims.is_evenly_grouped() {
+        if self.maps_kv_heads() {
             self.features(k, stream)
         } else {
             self.features(&self.dims.expand_kv(k), stream)
         }
+    }
+
+    fn maps_kv_heads(&self) -> bool {
+        self.dims.is_evenly_grouped()
     }
 
     fn normalizer(&self, total: &Tensor) -> Tensor {
@@ -267,6 +271,12 @@ impl Attention for Performer {
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
         linear::weights(self, input, rows)
+    }
+
+    /// (n_heads + heads of keys) · n · (2 · head_dim · n_features + 2 · m · (head_dim + 1)), m features of a vector: projections,
+    /// then sums of keys and values, and queries against them. Keys have n_kv_heads where the layer is evenly grouped.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        linear::flops(self, n_tokens, i64::from(self.config.n_features.get()))
     }
 
     fn start(&self) -> Box<dyn State> {

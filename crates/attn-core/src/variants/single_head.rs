@@ -35,6 +35,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, State},
     nn::Visitor,
+    pairs,
     rotary::rotate,
     weights::Init,
 };
@@ -223,6 +224,11 @@ impl Pair {
         hidden.linear(&weight.tensor, Some(&bias.tensor)).unsqueeze(1)
     }
 
+    /// Channels of a query or key.
+    fn width(&self) -> i64 {
+        self.q[0].tensor.size()[0]
+    }
+
     fn each(&self) -> impl Iterator<Item = &Param> {
         self.q.iter().chain(&self.k)
     }
@@ -297,6 +303,21 @@ impl Attention for SingleHead {
         let (q, k) = (self.queries(input), self.keys(input));
         let weights = self.single().weights(&AttnInput { q: &q, k: &k, ..*input }, rows);
         weights.expand([-1, self.dims.n_heads, -1, -1], true)
+    }
+
+    /// 2 · (width of the scores + n_kv_heads · head_dim) · pairs that the mask shows, the width n_kv_heads · head_dim (`sum`),
+    /// head_dim (`best`), rank (`svd`) or n_heads · head_dim (`random`); 4 · hidden_size · width · n for projections of its own.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let Dims { n_heads, n_kv_heads, head_dim, causal, .. } = self.dims;
+        let (width, own) = match &self.scores {
+            Scores::Sum => (n_kv_heads * head_dim, 0),
+            Scores::Best(_) => (head_dim, 0),
+            Scores::Own(pair) => (pair.width(), pair.width()),
+            Scores::Wide(_) => (n_heads * head_dim, n_heads * head_dim),
+        };
+        let n_pairs = pairs::n_seen(n_tokens, causal);
+        2 * (width + n_kv_heads * head_dim) * n_pairs
+            + pairs::projecting(&self.dims, n_tokens, 2 * own)
     }
 
     fn step(&self, input: &AttnInput, state: &mut dyn State) -> Tensor {

@@ -22,6 +22,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
     banded::{self, Band, FirstAndLast},
+    pairs,
 };
 
 /// Settings of [`Sinks`].
@@ -75,6 +76,11 @@ impl Attention for Sinks {
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
         let (query, key) = banded::places(input, rows);
         banded::dense_weights(input, &self.dims, rows, &self.band.sees(&query, &key))
+    }
+
+    /// 4 · head_dim · n_heads · pairs less than `window` apart or with a sink.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        pairs::weighing(&self.dims, self.band.n_pairs(n_tokens, self.dims.causal))
     }
 
     fn masks(&self) -> Masks {

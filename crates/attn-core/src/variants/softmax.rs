@@ -16,6 +16,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Own, Projections},
     mask::to_bias,
+    pairs,
 };
 
 /// Settings of [`Softmax`]: none.
@@ -76,6 +77,11 @@ impl Attention for Softmax {
         let allowed = input.mask.allowed_rows(rows, q_len, k_len, q.device());
         let scores = q.matmul(&k.transpose(-2, -1)) * self.dims.scale + to_bias(&allowed, q.kind()); // [b, h, rows, k]
         scores.softmax(-1, q.kind())
+    }
+
+    /// 4 · head_dim · n_heads · pairs that the mask shows.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        pairs::weighing(&self.dims, pairs::n_seen(n_tokens, self.dims.causal))
     }
 
     fn select_heads(&mut self, _: &[i64], dims: &Dims) -> Result<(), Error> {

@@ -111,6 +111,12 @@ impl Attention for T2r {
         linear::weights(self, input, rows)
     }
 
+    /// 2 · n_heads · n · (2 · head_dim · feature_dim + 2 · feature_dim · (head_dim + 1)): maps, then sums of keys and values, and
+    /// queries against them.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        linear::flops(self, n_tokens, self.n_features())
+    }
+
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())
     }

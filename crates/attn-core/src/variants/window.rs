@@ -19,6 +19,7 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, KvCache, Masks, Own, Projections, State},
     banded::{self, Band},
+    pairs,
 };
 
 /// Settings of [`Window`].
@@ -54,7 +55,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn band(&self) -> Band {
+    pub(super) fn band(&self) -> Band {
         Band::around(self.size, 1, 0)
     }
 
@@ -80,6 +81,11 @@ impl Attention for Window {
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
         self.dense_weights(input, rows)
+    }
+
+    /// 4 · head_dim · n_heads · pairs less than `size` apart.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        pairs::weighing(&self.dims, self.band().n_pairs(n_tokens, self.dims.causal))
     }
 
     fn masks(&self) -> Masks {

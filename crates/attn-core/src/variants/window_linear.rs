@@ -25,10 +25,12 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Masks, Own, Param, Projections, State},
+    banded::Band,
     feature_map::{Activation, HeadMaps, project},
     linear::{pad_rows, wide, with_ones},
     mask::{Mask, hidden_score},
     nn::Visitor,
+    pairs,
     weights::Init,
 };
 
@@ -263,6 +265,20 @@ impl Attention for WindowLinear {
         let weights = self.dense(&mapped, rows, &seen, q_len);
         let total = weights.sum_dim_intlist([-1i64].as_slice(), true, weights.kind());
         (weights / total).to_kind(q.kind())
+    }
+
+    /// 4 · head_dim · n_heads · pairs less than `window` apart; 4 · head_dim · feature_dim · n_heads · n for the maps; and for each
+    /// of the tokens that are far from another 4 · m · (head_dim + 1) · n_heads, m = 2 · feature_dim: into the sums as a key, and
+    /// against them as a query.
+    fn flops(&self, n_tokens: i64) -> i64 {
+        let Dims { n_heads, head_dim, causal, .. } = self.dims;
+        let n_columns = self.maps.q.tensor.size()[2];
+        let near = Band::around(self.window, 1, 0).n_pairs(n_tokens, causal);
+        let n_one_side = (n_tokens - self.window).max(0);
+        let n_far = if causal { n_one_side } else { n_tokens.min(2 * n_one_side) };
+        pairs::weighing(&self.dims, near)
+            + 4 * head_dim * n_columns * n_heads * n_tokens
+            + 4 * (2 * n_columns) * (head_dim + 1) * n_heads * n_far
     }
 
     fn masks(&self) -> Masks {
