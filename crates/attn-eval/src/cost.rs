@@ -7,7 +7,7 @@ use attn_core::{
     attention::Stream,
     config::LayerSpec,
     generate::{Limits, Sampling, generate},
-    layer::{LayerPass, Tap},
+    layer::{AttnLayer, LayerPass, Tap},
 };
 use tch::{Kind, Tensor};
 
@@ -24,9 +24,8 @@ const CHUNK: i64 = 1024;
 ///
 /// # Errors
 ///
-/// As [`attn_core::layer::AttnLayer::forward`].
+/// As [`AttnLayer::forward`].
 pub fn state_bytes(model: &Model, n_tokens: i64) -> Result<usize> {
-    let _no_grad = tch::no_grad_guard();
     let mut known: Vec<(LayerSpec, usize)> = Vec::new();
     let mut total = 0;
     for layer in model.layers() {
@@ -34,37 +33,46 @@ pub fn state_bytes(model: &Model, n_tokens: i64) -> Result<usize> {
         let bytes = match known.iter().find(|(other, _)| *other == spec) {
             Some((_, bytes)) => *bytes,
             None => {
-                let mut state = layer.kind().start();
-                let width = model.config().sizes.hidden_size;
-                for start in (0..n_tokens).step_by(CHUNK as usize) {
-                    let len = CHUNK.min(n_tokens - start);
-                    let options = (model.kind(), model.device());
-                    let hidden = Tensor::rand([1, len, width], options) - 0.5;
-                    let positions =
-                        Tensor::arange_start(start, start + len, (Kind::Int64, model.device()));
-                    let _z = layer.forward(
-                        &hidden,
-                        &mut LayerPass {
-                            mask: &Mask::new(true),
-                            positions: &positions.unsqueeze(0),
-                            rotary: None,
-                            gate: None,
-                            train: false,
-                            stream: Stream::default(),
-                            source: None,
-                            state: Some(state.as_mut()),
-                            at: None,
-                            tap: &mut Tap::default(),
-                        },
-                    )?;
-                }
-                known.push((spec, state.bytes()));
-                state.bytes()
+                let bytes = layer_state_bytes(model, layer, n_tokens)?;
+                known.push((spec, bytes));
+                bytes
             }
         };
         total += bytes;
     }
     Ok(total)
+}
+
+/// What one layer of `model` has of [`state_bytes`].
+///
+/// # Errors
+///
+/// As [`AttnLayer::forward`].
+pub fn layer_state_bytes(model: &Model, layer: &AttnLayer, n_tokens: i64) -> Result<usize> {
+    let _no_grad = tch::no_grad_guard();
+    let mut state = layer.kind().start();
+    let width = model.config().sizes.hidden_size;
+    for start in (0..n_tokens).step_by(CHUNK as usize) {
+        let len = CHUNK.min(n_tokens - start);
+        let hidden = Tensor::rand([1, len, width], (model.kind(), model.device())) - 0.5;
+        let positions = Tensor::arange_start(start, start + len, (Kind::Int64, model.device()));
+        let _z = layer.forward(
+            &hidden,
+            &mut LayerPass {
+                mask: &Mask::new(true),
+                positions: &positions.unsqueeze(0),
+                rotary: None,
+                gate: None,
+                train: false,
+                stream: Stream::default(),
+                source: None,
+                state: Some(state.as_mut()),
+                at: None,
+                tap: &mut Tap::default(),
+            },
+        )?;
+    }
+    Ok(state.bytes())
 }
 
 /// Tokens a second that `model` writes behind `prompt`, greedily, one row, the first left out: the median of three runs

@@ -2,6 +2,8 @@
 
 use attn_core::config::Head;
 
+use crate::allocate::Cost;
+
 /// What the functions of this crate return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -50,6 +52,20 @@ pub enum Error {
         what: &'static str,
         /// A way out.
         hint: &'static str,
+    },
+
+    /// A budget below the cheapest choice.
+    #[error(
+        "a budget of {most} {cost} cannot be met: the cheapest choice costs {least}\nhint: give at least that, or name \
+         cheaper candidates"
+    )]
+    Budget {
+        /// What was to be spent.
+        cost: Cost,
+        /// At most so much.
+        most: u64,
+        /// What the cheapest candidates of all layers cost together.
+        least: u64,
     },
 
     /// No row was given, or no token that could be predicted.

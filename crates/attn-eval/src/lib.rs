@@ -2,12 +2,14 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses.
+//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses,
+//! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
 //! recorded, and the batch size changes nothing beyond rounding.
 
+mod allocate;
 mod choices;
 mod classify;
 mod cost;
@@ -20,12 +22,14 @@ mod likelihood;
 mod recall;
 mod row_loss;
 mod rows;
+mod sensitivity;
 pub mod stats;
 mod text;
 
+pub use allocate::{Budget, Cost, Offer, allocate};
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
-pub use cost::{decoding_tokens_per_s, state_bytes};
+pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
 pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};
@@ -37,4 +41,5 @@ pub use likelihood::{
 pub use recall::{Recall, Recalled, recall};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};
+pub use sensitivity::{Probing, Swapped, sensitivity};
 pub use text::{Wording, entities, entities_kept};

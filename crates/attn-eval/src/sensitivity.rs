@@ -1,0 +1,141 @@
+//! What each layer loses under another attention, and what it saves.
+//!
+//! ```text
+//! kl(l, c) = mean over tokens of KL(p ‖ p_lc)
+//! ```
+//!
+//! p are the model's predictions, p_lc those of the model in which layer l alone has attention c, weights as they are.
+//! [`allocate`](crate::allocate()) adds these numbers up, as if what layers lose did not meet: where a mixture really is,
+//! [`divergence()`] says.
+
+use std::ops::ControlFlow;
+
+use attn_core::{Model, Variant};
+use attn_data::batch::{Encoded, Masking};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    allocate::Cost,
+    cost::layer_state_bytes,
+    divergence::divergence,
+    error::{Error, Result},
+    rows::{Batching, Progress},
+    stats::Interval,
+};
+
+/// How layers are tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Probing<'a> {
+    /// Text that predictions are compared on.
+    pub rows: &'a [Encoded],
+    /// What is hidden from a masked language model, and the seed of it.
+    pub masking: Option<(&'a Masking, u64)>,
+    /// The length, in tokens, at which cost is counted.
+    pub n_tokens: i64,
+    /// Seed of what a kind adds and draws.
+    pub seed: u64,
+    /// How rows share a pass.
+    pub batching: Batching,
+}
+
+/// One layer under one attention, all others as they were.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Swapped {
+    /// The layer's attention.
+    pub attention: Variant,
+    /// KL(model ‖ swapped), mean over tokens, in nats; 0 for the layer as it was.
+    pub kl_nats_per_token: f64,
+    /// Its 95 % interval, as [`Divergence::kl_interval_95`](crate::Divergence::kl_interval_95).
+    pub kl_interval_95: Interval,
+    /// Floating point operations of the layer's attention over [`Probing::n_tokens`] tokens, from q, k and v to z.
+    pub flops: u64,
+    /// Bytes that the layer keeps in decoding after so many tokens; of causal models alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_bytes: Option<u64>,
+}
+
+impl Swapped {
+    /// What it costs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Direction`] for a decoding state of an encoder.
+    pub fn cost(&self, cost: Cost) -> Result<u64> {
+        match cost {
+            Cost::Flops => Ok(self.flops),
+            Cost::StateBytes => self.state_bytes.ok_or(Error::Direction {
+                model_type: "masked language model",
+                what: "token by token: there is no decoding state to be cut",
+                hint: "give a budget of flops",
+            }),
+        }
+    }
+}
+
+/// Tries each of `candidates[layer]` in that layer of `model`, the others untouched. In the result the layer as it is comes
+/// first, and then its candidates in their order.
+///
+/// `progress` is told of rows, [`Probing::rows`] a candidate and layer.
+///
+/// # Errors
+///
+/// [`Error::Model`] where a layer refuses a candidate, and as [`divergence()`].
+///
+/// # Panics
+///
+/// Where there are not as many lists of candidates as layers.
+pub fn sensitivity(
+    model: &Model,
+    candidates: &[Vec<Variant>],
+    probing: &Probing<'_>,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<Vec<Swapped>>> {
+    assert_eq!(candidates.len(), model.layers().len(), "a list of candidates a layer");
+    // What cannot be is refused before anything is measured.
+    let mut tried = model.alias()?;
+    for (layer, candidates) in candidates.iter().enumerate() {
+        for attention in candidates {
+            tried.swap(&[layer], attention, probing.seed)?;
+        }
+    }
+    let mut n_done = 0;
+    let mut swapped_layers = Vec::new();
+    for (layer, candidates) in candidates.iter().enumerate() {
+        let untouched = Swapped {
+            attention: model.layers()[layer].variant().clone(),
+            kl_nats_per_token: 0.0,
+            kl_interval_95: Interval { low: 0.0, high: 0.0 },
+            flops: flops(model, layer, probing.n_tokens),
+            state_bytes: kept(model, layer, probing.n_tokens)?,
+        };
+        let mut all = vec![untouched];
+        for attention in candidates {
+            let mut student = model.alias()?;
+            student.swap(&[layer], attention, probing.seed)?;
+            let mut count = |n: usize| -> ControlFlow<()> { progress(n_done + n) };
+            let Probing { rows, masking, batching, n_tokens, .. } = probing;
+            let found = divergence(&student, model, rows, *masking, batching, &mut count)?;
+            n_done += rows.len();
+            all.push(Swapped {
+                attention: attention.clone(),
+                kl_nats_per_token: found.kl_nats_per_token,
+                kl_interval_95: found.kl_interval_95,
+                flops: flops(&student, layer, *n_tokens),
+                state_bytes: kept(&student, layer, *n_tokens)?,
+            });
+        }
+        swapped_layers.push(all);
+    }
+    Ok(swapped_layers)
+}
+
+fn flops(model: &Model, layer: usize, n_tokens: i64) -> u64 {
+    model.layers()[layer].kind().flops(n_tokens).unsigned_abs()
+}
+
+fn kept(model: &Model, layer: usize, n_tokens: i64) -> Result<Option<u64>> {
+    if !model.config().is_causal() {
+        return Ok(None);
+    }
+    Ok(Some(layer_state_bytes(model, model.layers()[layer], n_tokens)? as u64))
+}
