@@ -259,13 +259,30 @@ pub(crate) fn places(input: &AttnInput, rows: &[i64]) -> (Tensor, Tensor) {
 }
 
 /// The weights of softmax attention for the queries `rows`, where they see the keys that `sees` (`[rows, k_len]`) says
-/// and the mask allows: all scores of a row are made. `[batch, n_heads, rows, k_len]`.
+/// (or `[1 or batch, 1, rows, k_len]`) and the mask allows: all scores of a row are made. `[batch, n_heads, rows, k_len]`.
 pub(crate) fn dense_weights(input: &AttnInput, dims: &Dims, rows: &[i64], sees: &Tensor) -> Tensor {
     let (q_len, k_len, device) = (input.q.size()[2], input.k.size()[2], input.q.device());
     let allowed = input.mask.allowed_rows(rows, q_len, k_len, device).logical_and(sees);
     let q = input.q.index_select(2, &Tensor::from_slice(rows).to_device(device));
     let scores = q.matmul(&dims.expand_kv(input.k).transpose(-2, -1)) * dims.scale;
     (scores + to_bias(&allowed, q.kind())).softmax(-1, q.kind())
+}
+
+/// The first `n` queries against all keys, as many of them as queries: `[batch, n_heads, n, head_dim]`.
+pub(crate) fn first_see_all(input: &AttnInput, dims: &Dims, n: i64) -> Tensor {
+    let AttnInput { q, k, v, mask, dropout, .. } = *input;
+    let rows: Vec<i64> = (0..n).collect();
+    let allowed = mask.allowed_rows(&rows, q.size()[2], k.size()[2], q.device());
+    Tensor::scaled_dot_product_attention(
+        &q.narrow(2, 0, n),
+        &dims.expand_kv(k),
+        &dims.expand_kv(v),
+        Some(to_bias(&allowed, q.kind())),
+        dropout,
+        false,
+        dims.scale,
+        false,
+    )
 }
 
 /// The next tokens' attention along `band`, with what `state` ([`FirstAndLast`]) holds.

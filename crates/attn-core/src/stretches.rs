@@ -93,8 +93,16 @@ mod tests {
                 names
             };
             assert_eq!(served_in(Kind::Double), [""; 0]);
-            let expected =
-                ["window", "dilated", "global_local", "sinks", "performer", "nsa", "moba"];
+            let expected = [
+                "window",
+                "dilated",
+                "global_local",
+                "big_bird",
+                "sinks",
+                "performer",
+                "nsa",
+                "moba",
+            ];
             assert_eq!(served_in(Kind::Float), expected, "{:?}", mask.padding());
         }
     }

@@ -35,6 +35,7 @@ pub fn kinds() -> Vec<Variant> {
         r#"{"kind": "nsa", "compress_block": 4, "compress_stride": 2, "select_block": 4, "n_selected": 3, "n_local": 1,
             "window": 3}"#,
         r#"{"kind": "moba", "block": 3, "top_k": 2}"#,
+        r#"{"kind": "big_bird", "block": 2, "n_global": 1, "n_window": 3, "n_random": 2}"#,
         r#"{"kind": "indexed", "n_index_heads": 2, "index_dim": 5, "top_k": 4}"#,
     ];
     let small = small.map(|text| serde_json::from_str::<Variant>(text).expect("known settings"));

@@ -12,7 +12,7 @@ use attn_core::{
 use tch::{Device, Kind, Tensor};
 
 /// Settings beside the defaults, at which few tokens are more than a kind sees.
-const SETTINGS: [&str; 25] = [
+const SETTINGS: [&str; 27] = [
     r#"{"kind": "window", "size": 1}"#,
     r#"{"kind": "window", "size": 8}"#,
     r#"{"kind": "dilated", "size": 4, "dilation": 3}"#,
@@ -34,6 +34,8 @@ const SETTINGS: [&str; 25] = [
     r#"{"kind": "window_linear", "window": 8, "feature_dim": 5}"#,
     r#"{"kind": "window_linear", "window": 40, "feature_dim": 3}"#,
     r#"{"kind": "moba", "block": 8, "top_k": 2}"#,
+    r#"{"kind": "big_bird", "block": 5, "n_global": 1, "n_window": 3, "n_random": 2}"#,
+    r#"{"kind": "big_bird", "block": 3, "n_global": 0, "n_window": 1, "n_random": 4}"#,
     r#"{"kind": "moba", "block": 7, "top_k": 1}"#,
     r#"{"kind": "indexed", "n_index_heads": 3, "index_dim": 5, "top_k": 6}"#,
     r#"{"kind": "nsa", "compress_block": 4, "compress_stride": 2, "select_block": 8, "n_selected": 3,
@@ -94,6 +96,7 @@ fn done(variant: &Variant, kind: &dyn Attention, probe: &Probe) -> i64 {
         | Variant::Window(_)
         | Variant::Dilated(_)
         | Variant::GlobalLocal(_)
+        | Variant::BigBird(_)
         | Variant::Sinks(_)
         | Variant::MaskMixture(_) => 4 * d * pairs(),
         // Each entry of a matrix meets every token.

@@ -496,6 +496,15 @@ fn with_settings() -> Vec<Variant> {
         let (block, top_k) = (size(block), size(top_k));
         variants.push(Variant::Moba(variants::moba::Config { block, top_k }));
     }
+    for (block, n_window) in [(3, 3), (5, 1)] {
+        variants.push(Variant::BigBird(variants::big_bird::Config {
+            block: size(block),
+            n_global: 1,
+            n_window: size(n_window),
+            n_random: 2,
+            seed: 1,
+        }));
+    }
     for top_k in [3, 9] {
         variants.push(Variant::Indexed(variants::indexed::Config {
             n_index_heads: size(2),

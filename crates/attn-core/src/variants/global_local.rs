@@ -8,8 +8,8 @@
 //! Beltagy et al. 2020, "Longformer", <https://arxiv.org/abs/2004.05150>, section 3.1, "Global Attention", and Zaheer
 //! et al. 2020, "Big Bird", <https://arxiv.org/abs/2007.14062>, section 2. Longformer chooses the global tokens by task
 //! and gives them projections of their own; here they are the first ones (a classifier's token is) and the pretrained
-//! projections serve all. BigBird also draws random blocks, which are left out, and works in blocks of tokens where we
-//! count tokens. In a causal layer the global tokens see their past alone, so that this is [`super::sinks`]. `window`
+//! projections serve all. BigBird also draws random blocks and works in blocks of tokens, as [`super::big_bird`] does; here
+//! tokens are counted. In a causal layer the global tokens see their past alone, so that this is [`super::sinks`]. `window`
 //! counts the query itself and one side.
 
 use std::num::NonZeroU32;
@@ -22,7 +22,6 @@ use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
     banded::{self, Band},
-    mask::to_bias,
     pairs,
 };
 
@@ -61,26 +60,6 @@ pub struct GlobalLocal {
     local: Sinks,
 }
 
-impl GlobalLocal {
-    /// The first `n` queries against all keys.
-    fn global(&self, input: &AttnInput, n: i64) -> Tensor {
-        let AttnInput { q, k, v, mask, dropout, .. } = *input;
-        let dims = &self.local.dims;
-        let rows: Vec<i64> = (0..n).collect();
-        let allowed = mask.allowed_rows(&rows, q.size()[2], k.size()[2], q.device());
-        Tensor::scaled_dot_product_attention(
-            &q.narrow(2, 0, n),
-            &dims.expand_kv(k),
-            &dims.expand_kv(v),
-            Some(to_bias(&allowed, q.kind())),
-            dropout,
-            false,
-            dims.scale,
-            false,
-        )
-    }
-}
-
 impl Attention for GlobalLocal {
     fn forward(&self, input: &AttnInput) -> Tensor {
         let z = self.local.forward(input);
@@ -91,7 +70,7 @@ impl Attention for GlobalLocal {
             return z;
         }
         let rest = z.narrow(2, n_global, q_len - n_global);
-        Tensor::cat(&[self.global(input, n_global), rest], 2)
+        Tensor::cat(&[banded::first_see_all(input, &self.local.dims, n_global), rest], 2)
     }
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {

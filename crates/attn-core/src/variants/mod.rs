@@ -7,6 +7,7 @@ use crate::{
     attention::{Attention, Dims, Own, Projections},
 };
 
+pub mod big_bird;
 pub mod cross;
 pub mod dilated;
 pub mod gated;
@@ -72,6 +73,7 @@ variants! {
     SingleHead => single_head,
     Dilated => dilated,
     GlobalLocal => global_local,
+    BigBird => big_bird,
     Sinks => sinks,
     Performer => performer,
     Hedgehog => hedgehog,
