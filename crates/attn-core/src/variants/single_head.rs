@@ -19,6 +19,9 @@
 //! `sum`, `best` and `svd` start from the pretrained weights, and `random` is the control.
 //!
 //! - Values and output projection keep their heads: z has its usual shape, and gates and scores of heads act on it.
+//! - `best` keeps the head that `head` names, the first if none. Which head is the best for a layer, `attn choose` finds: a
+//!   candidate that names none stands for every head there, and the one under which the model's predictions move least is
+//!   written down.
 //! - `svd` has matrices of its own, `[rank, hidden_size]` with a bias, c among them from the start. At full rank it is
 //!   `sum`. It is refused where queries and keys are rotated: a rotation stands between W_Q and W_K then, another one
 //!   for each distance, and B does not exist.
