@@ -98,6 +98,10 @@ pub(crate) enum Command {
     #[command(after_long_help = SWAP_HELP)]
     Swap(SwapArgs),
 
+    /// Choose the attention of each layer by what it costs and what the model loses, within a budget
+    #[command(after_long_help = CHOOSE_HELP)]
+    Choose(ChooseArgs),
+
     /// Write a model as a folder of its own: in another precision, in smaller files, an adapter merged
     #[command(after_long_help = SAVE_HELP)]
     Save(SaveArgs),
@@ -338,6 +342,22 @@ Examples:
   attn swap --model DIR --attention gated --layers 0-1 --out DIR2
   attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json";
 
+const CHOOSE_HELP: &str = "\
+CANDIDATES is a TOML file of [[candidate]] tables with `attention.kind` and its settings, such as
+configs/attention/choose.toml. Each is put into each layer, the others untouched, and the model's
+predictions are compared: KL(model, changed), nats per token. Within --budget each layer gets a
+candidate, or stays as it is, so that the KL adds up to the least there is: exactly, by the sum.
+Without --budget each layer gets its nearest candidate, and none stays. `single_head` with
+from = \"best\" and no `head` stands for every head: so the best one is found.
+
+DIR/model is the changed model, for every command; DIR/choice.json has what was measured
+(results/SCHEMA.md), the chosen mixture itself, too.
+
+Examples:
+  attn choose configs/attention/choose.toml --model DIR --task notes.txt --split train \\
+              --limit 40 --budget state_bytes=50% --out mixed
+  attn eval --model mixed/model --task notes.txt --split train --against DIR --out kl.json";
+
 const HEATMAP_HELP: &str = "\
 Writes layer-L.png, or layer-L-head-H.png where heads are named, and prints the paths. A row is a token that
 attends, a column one that is attended to: in layers of the kind `cross` a token of the first text. Of kinds
@@ -372,6 +392,40 @@ pub(crate) struct HeatmapArgs {
     /// The folder of the pictures; made where it is missing
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ChooseArgs {
+    /// The candidates, as TOML
+    #[arg(value_name = "CANDIDATES")]
+    pub(crate) config: PathBuf,
+
+    /// Model folder or Hub id: a language model
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    /// The most that all layers may cost: state_bytes=N or flops=N, or a share of dense attention, state_bytes=25%
+    #[arg(long, value_name = "COST=N")]
+    pub(crate) budget: Option<String>,
+
+    /// The length in tokens at which cost is counted; what the model has positions for where not given
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<u32>,
+
+    /// The folder, new or empty; folders that are missing above it are made
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of what kinds add and draw, of the weights that --init makes, and of the tokens hidden from a masked language
+    /// model
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, clap::Args)]

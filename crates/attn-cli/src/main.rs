@@ -6,6 +6,7 @@
 mod args;
 mod attention_table;
 mod blimp;
+mod choose;
 mod complain;
 mod config;
 mod data;
@@ -92,6 +93,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,
         Command::Heatmap(args) => heatmap::run(&args, &mut out)?,
+        Command::Choose(args) => choose::run(&args, &mut out)?,
         Command::Swap(args) => swap::run(&args, &mut out)?,
         Command::Save(args) => save::run(&args, &mut out)?,
         Command::Tokenize(args) => tokenize::run(&args, &mut out)?,

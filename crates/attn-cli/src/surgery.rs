@@ -73,12 +73,30 @@ pub(crate) fn describe(layers: &[Variant]) -> Option<String> {
 
 /// `window (size 4)`.
 fn with_settings(variant: &Variant) -> String {
+    with_those(variant, |key, _| key != "kind")
+}
+
+/// The kind with the settings that are not its defaults, or in which others of the kind differ from it.
+pub(crate) fn with_own_settings<'a>(
+    variant: &Variant,
+    others: impl Iterator<Item = &'a Variant>,
+) -> String {
+    let others: Vec<Value> = others
+        .cloned()
+        .chain(Variant::all())
+        .filter(|other| other.name() == variant.name())
+        .map(|other| serde_json::to_value(other).unwrap_or_default())
+        .collect();
+    with_those(variant, |key, value| others.iter().any(|other| other.get(key) != Some(value)))
+}
+
+fn with_those(variant: &Variant, is_shown: impl Fn(&str, &Value) -> bool) -> String {
     let Ok(Value::Object(fields)) = serde_json::to_value(variant) else {
         return variant.name().to_owned();
     };
     let settings: Vec<String> = fields
         .iter()
-        .filter(|(key, _)| *key != "kind")
+        .filter(|(key, value)| is_shown(key, value))
         .map(|(key, value)| match value {
             Value::String(text) => format!("{key} {text}"),
             other => format!("{key} {other}"),
@@ -144,6 +162,19 @@ mod tests {
             said(&[&eight, &four, &soft, &four, &four]).unwrap(),
             "window (size 8) in layer 0, window (size 4) in layers 1, 3-4, softmax elsewhere"
         );
+    }
+
+    #[test]
+    fn settings_that_tell_nothing_apart_need_not_be_said() {
+        let head = |head: u32| {
+            variant(&format!(r#"{{"kind": "single_head", "from": "best", "head": {head}}}"#))
+        };
+        let window = Variant::Window(attn_core::variants::window::Config::default());
+        let all = [window.clone(), head(0), head(3)];
+        let said = |of: &Variant| with_own_settings(of, all.iter());
+        assert_eq!(said(&window), "window");
+        assert_eq!(said(&head(0)), "single_head (from best, head 0)");
+        assert_eq!(with_own_settings(&head(0), all[..1].iter()), "single_head (from best)");
     }
 
     #[test]

@@ -75,6 +75,7 @@ fn is_whole(name: &str, title: &str) -> bool {
         "OUT.json of `explain`" => ["attention", "data", "divergence", "written"].contains(&name),
         "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
         "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
+        "`choice.json` of `choose`" => ["attention", "data", "divergence"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
             .contains(&name),
     }
@@ -399,6 +400,22 @@ fn attention_is_read_as_a_table() {
     assert_eq!(weights, layers, "in the order of the tensors");
     let n_heads = layers[0].len() / (2 * 3 * 3);
     assert_eq!(counts.trim(), format!("2 {n_heads} 3 {}", layers.len() * 2 * n_heads * 3));
+}
+
+#[test]
+fn choices_have_the_fields_of_the_schema() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    let lines: Vec<String> = rows(40).into_iter().map(|(text, _)| text).collect();
+    place.write("notes.txt", &lines.join("\n"));
+    place.write("c.toml", "[[candidate]]\nattention = { kind = 'window', size = 2 }\n");
+    for more in ["--budget flops=80%", ""] {
+        let out = if more.is_empty() { "a" } else { "b" };
+        place.done(&format!(
+            "choose c.toml --model m --task notes.txt --split train {more} --out {out}"
+        ));
+        check(&place.json(&format!("{out}/choice.json")), "`choice.json` of `choose`");
+    }
 }
 
 #[test]

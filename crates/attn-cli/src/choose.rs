@@ -1,0 +1,439 @@
+//! `attn choose`: the attention of each layer by what the layer loses under it, within a budget.
+
+use std::{collections::BTreeSet, io::Write, sync::atomic::AtomicBool};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use attn_core::{Model, Variant, checkpoint::WriteOptions, variants::single_head};
+use attn_data::{
+    dataset::DatasetSpec,
+    hub::{Hub, progress_bar},
+};
+use attn_eval::{
+    Budget, Cost, Divergence, Offer, Probing, Swapped, allocate, divergence, sensitivity,
+    stats::Interval,
+};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    args::ChooseArgs,
+    config::Written,
+    monitor::{count_rows, grouped},
+    run_dir::{check_writable, write_json},
+    save::{check_free, write},
+    subject::Subject,
+    surgery::{describe, variants, with_own_settings},
+    task::{Task, Which},
+};
+
+/// Layers that stand side by side in the table.
+const N_COLUMNS: usize = 12;
+
+/// CANDIDATES.toml.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Candidates {
+    candidate: Vec<Candidate>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Candidate {
+    attention: Variant,
+}
+
+/// What `--set` can reach.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    data: DatasetSpec,
+}
+
+/// DIR/choice.json.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    subject: Subject<'a>,
+    #[serde(flatten)]
+    which: Which<'a>,
+    n_rows: usize,
+    /// Seed of what kinds add and draw, and of tokens that were hidden.
+    seed: u64,
+    /// The length at which cost was counted.
+    n_tokens: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<Budget>,
+    /// What the budget is a share of: the model with softmax attention in every layer.
+    dense: Spent,
+    /// Each layer as it is, then under each candidate.
+    layers: &'a [Vec<Swapped>],
+    /// The place in its list of what each layer got.
+    choice: &'a [usize],
+    spent: Spent,
+    /// The sum over layers, as if swaps did not meet.
+    kl_of_layers: f64,
+    /// The chosen mixture against the model.
+    divergence: &'a Divergence,
+}
+
+/// What all layers cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Spent {
+    flops: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_bytes: Option<u64>,
+}
+
+impl Spent {
+    fn of<'a>(layers: impl Iterator<Item = &'a Swapped>) -> Self {
+        let nothing = Self { flops: 0, state_bytes: Some(0) };
+        layers.fold(nothing, |sum, layer| Self {
+            flops: sum.flops + layer.flops,
+            state_bytes: sum.state_bytes.zip(layer.state_bytes).map(|(sum, own)| sum + own),
+        })
+    }
+}
+
+/// Nothing stops it but Ctrl-C, which ends the process.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
+    let written = Written::read(&args.config, &[])?;
+    let candidates = written.complete(|Candidates { candidate }| {
+        ensure!(!candidate.is_empty(), "there is no `[[candidate]]` table");
+        Ok(candidate.into_iter().map(|one| one.attention).collect::<Vec<_>>())
+    })?;
+    let wanted = args.budget.as_deref().map(Wanted::parse).transpose()?;
+    ensure!(args.tokens != Some(0), "`--tokens` is 0, expected at least 1");
+    check_free(&args.out)?;
+    let file = args.out.join("choice.json");
+    let _made = check_writable(&file)?;
+    args.compute.device()?;
+
+    let source = Table::from_iter([("source".to_owned(), Value::String(args.rows.task.clone()))]);
+    let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
+    let Settings { data } = Written::of(table, &args.rows.set)?.parse()?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let task = Task::open(&args.model, &args.rows, data.resolved(), None, &args.compute, &hub)?;
+    ensure!(
+        task.data.label.is_none(),
+        "candidates are compared by predictions of tokens, and the task has labels\nhint: name a task of text, such as \
+         wikitext-2"
+    );
+    let mut model = task.load(&args.compute, args.seed, &hub)?;
+    let subject = Subject::new(&args.model, &args.compute, &model)?;
+    let rows = task.unlabelled()?;
+    let masking = task.masking()?;
+    let n_tokens = match args.tokens {
+        Some(n_tokens) => i64::from(n_tokens),
+        None => model.config().sizes.max_positions,
+    };
+    let probing = Probing {
+        rows: &rows,
+        masking: masking.as_ref().map(|masking| (masking, args.seed)),
+        n_tokens,
+        seed: args.seed,
+        batching: task.batching(),
+    };
+    let candidates = by_layer(&candidates, &heads_wanted(written.base()), &model);
+    let dense = dense(&model, &probing)?;
+    let budget = wanted.map(|wanted| wanted.of(dense)).transpose()?;
+
+    let n_passes: usize = candidates.iter().map(Vec::len).sum();
+    let mut progress = count_rows(n_passes * rows.len(), &NEVER);
+    let layers = sensitivity(&model, &candidates, &probing, &mut progress)
+        .with_context(|| format!("cannot try the candidates in `{}`", args.model))?;
+    drop(progress);
+    let choice = choose(&layers, budget)?;
+
+    let teacher = model.alias()?;
+    let chosen = || layers.iter().zip(&choice).map(|(layer, &place)| &layer[place]);
+    for (layer, (swapped, &place)) in chosen().zip(&choice).enumerate() {
+        if place > 0 {
+            model.swap(&[layer], &swapped.attention, args.seed)?;
+        }
+    }
+    let mut progress = count_rows(rows.len(), &NEVER);
+    let batching = &probing.batching;
+    let found = divergence(&model, &teacher, &rows, probing.masking, batching, &mut progress)?;
+    drop(progress);
+
+    let report = Report {
+        subject,
+        which: task.which(),
+        n_rows: rows.len(),
+        seed: args.seed,
+        n_tokens,
+        budget,
+        dense,
+        layers: &layers,
+        choice: &choice,
+        spent: Spent::of(chosen()),
+        kl_of_layers: chosen().map(|layer| layer.kl_nats_per_token).sum(),
+        divergence: &found,
+    };
+    print(&report, &model, out)?;
+    let folder = args.out.join("model");
+    write(&model, &task.folder.tokenizer, &folder, &WriteOptions::default())?;
+    write_json(&file, &report)?;
+    tracing::info!("wrote `{}`", args.out.display());
+    Ok(())
+}
+
+/// A budget as it was typed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Wanted {
+    cost: Cost,
+    amount: Amount,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Amount {
+    Count(u64),
+    /// Of dense attention, from 0 to 1.
+    Share(f64),
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Result<Self> {
+        let refuse = || {
+            anyhow!(
+                "`--budget` is `{text}`, expected `flops` or `state_bytes`, `=` and a number, or a share of dense \
+                 attention such as `state_bytes=25%`"
+            )
+        };
+        let (cost, amount) = text.split_once('=').ok_or_else(refuse)?;
+        let cost = match cost {
+            "flops" => Cost::Flops,
+            "state_bytes" => Cost::StateBytes,
+            _ => return Err(refuse()),
+        };
+        let amount = match amount.strip_suffix('%') {
+            Some(percent) => {
+                let percent: f64 = percent.parse().map_err(|_| refuse())?;
+                ensure!(
+                    (0.0..=100.0).contains(&percent),
+                    "`--budget` is `{text}`, expected from 0 % to 100 %"
+                );
+                Amount::Share(percent / 100.0)
+            }
+            None => Amount::Count(amount.parse().map_err(|_| refuse())?),
+        };
+        Ok(Self { cost, amount })
+    }
+
+    fn of(self, dense: Spent) -> Result<Budget> {
+        let Self { cost, amount } = self;
+        let whole = match cost {
+            Cost::Flops => Some(dense.flops),
+            Cost::StateBytes => dense.state_bytes,
+        };
+        let Some(whole) = whole else {
+            bail!(
+                "`--budget` is of `state_bytes`, and an encoder keeps nothing between tokens\nhint: give a budget of \
+                 `flops`"
+            );
+        };
+        let most = match amount {
+            Amount::Count(most) => most,
+            Amount::Share(share) => (share * whole as f64).floor() as u64,
+        };
+        Ok(Budget { cost, most })
+    }
+}
+
+/// The candidates of which every head is meant: those that name none.
+fn heads_wanted(written: &Table) -> BTreeSet<usize> {
+    let tables = written.get("candidate").and_then(Value::as_array).into_iter().flatten();
+    let names_none = |table: &Value| {
+        table.get("attention").is_some_and(|attention| attention.get("head").is_none())
+    };
+    tables.enumerate().filter(|(_, table)| names_none(table)).map(|(place, _)| place).collect()
+}
+
+/// The candidates of each layer, `single_head` from the best head as one a head where no head is named.
+fn by_layer(
+    candidates: &[Variant],
+    any_head: &BTreeSet<usize>,
+    model: &Model,
+) -> Vec<Vec<Variant>> {
+    let of_layer = |n_heads: i64| {
+        let each = candidates.iter().enumerate().flat_map(|(place, candidate)| match candidate {
+            Variant::SingleHead(config)
+                if config.from == single_head::From::Best && any_head.contains(&place) =>
+            {
+                let of_head =
+                    |head| Variant::SingleHead(single_head::Config { head, ..config.clone() });
+                (0..n_heads as u32).map(of_head).collect()
+            }
+            other => vec![other.clone()],
+        });
+        each.collect()
+    };
+    model.layers().iter().map(|layer| of_layer(layer.dims().n_heads)).collect()
+}
+
+/// The model with softmax attention in every layer.
+fn dense(model: &Model, probing: &Probing<'_>) -> Result<Spent> {
+    let mut dense = model.alias()?;
+    let layers: Vec<usize> = (0..model.layers().len()).collect();
+    dense.swap(&layers, &Variant::default(), probing.seed)?;
+    let none = vec![Vec::new(); layers.len()];
+    let layers = sensitivity(&dense, &none, probing, &mut count_rows(0, &NEVER))?;
+    Ok(Spent::of(layers.iter().flatten()))
+}
+
+/// The place of what each layer gets: within the budget, or of the candidates the nearest.
+fn choose(layers: &[Vec<Swapped>], budget: Option<Budget>) -> Result<Vec<usize>> {
+    let offer = |swapped: &Swapped, cost: Option<Cost>| -> Result<Offer> {
+        let cost = cost.map(|cost| swapped.cost(cost)).transpose()?.unwrap_or(0);
+        Ok(Offer { kl: swapped.kl_nats_per_token, cost })
+    };
+    match budget {
+        Some(budget) => {
+            let offers = layers
+                .iter()
+                .map(|layer| layer.iter().map(|one| offer(one, Some(budget.cost))).collect())
+                .collect::<Result<Vec<_>>>()?;
+            Ok(allocate(&offers, budget)?)
+        }
+        // The layer as it is would win.
+        None => {
+            let nearest = |layer: &Vec<Swapped>| {
+                (1..layer.len())
+                    .min_by(|&a, &b| {
+                        let kl = |place: usize| layer[place].kl_nats_per_token;
+                        kl(a).total_cmp(&kl(b))
+                    })
+                    .context("a layer without heads has no candidate")
+            };
+            layers.iter().map(nearest).collect()
+        }
+    }
+}
+
+/// The table of layers and candidates, what each layer got, and what became of the model.
+fn print(report: &Report<'_>, model: &Model, out: &mut dyn Write) -> Result<()> {
+    let Report { layers, choice, n_tokens, spent, dense, divergence, .. } = report;
+    // Layers may have other heads, and so other candidates.
+    let mut names: Vec<String> = Vec::new();
+    let name = |place: usize, one: &Swapped| match place {
+        0 => "as it is".to_owned(),
+        _ => with_own_settings(&one.attention, layers.iter().flatten().map(|one| &one.attention)),
+    };
+    for (place, one) in layers.iter().flat_map(|layer| layer.iter().enumerate()) {
+        let name = name(place, one);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(9);
+    for first in (0..layers.len()).step_by(N_COLUMNS) {
+        let last = (first + N_COLUMNS).min(layers.len());
+        let numbers: String = (first..last).map(|layer| format!(" {layer:>8} ")).collect();
+        writeln!(out, "{:<width$} {:>11} {:>11} {numbers}", "KL by layer", "Mflop", "bytes")?;
+        for shown in &names {
+            let cells: Vec<Option<(usize, &Swapped)>> = (first..last)
+                .map(|layer| {
+                    let mut all = layers[layer].iter().enumerate();
+                    all.find(|&(place, one)| name(place, one) == *shown)
+                })
+                .collect();
+            let costs = |of: &dyn Fn(&Swapped) -> Option<String>| {
+                let mut all: Vec<String> =
+                    cells.iter().flatten().filter_map(|(_, one)| of(one)).collect();
+                all.dedup();
+                match &all[..] {
+                    [] => "-".to_owned(),
+                    [one] => one.clone(),
+                    _ => "differs".to_owned(),
+                }
+            };
+            let flops = costs(&|one| Some(format!("{:.3}", one.flops as f64 / 1e6)));
+            let bytes = costs(&|one| one.state_bytes.map(|bytes| grouped(bytes as usize)));
+            write!(out, "{shown:<width$} {flops:>11} {bytes:>11} ")?;
+            for (cell, layer) in cells.iter().zip(first..last) {
+                match cell {
+                    Some((place, one)) => {
+                        let mark = if *place == choice[layer] { '*' } else { ' ' };
+                        write!(out, " {:>8.4}{mark}", one.kl_nats_per_token)?;
+                    }
+                    None => write!(out, " {:>8} ", "-")?,
+                }
+            }
+            writeln!(out)?;
+        }
+        writeln!(out)?;
+    }
+    let attention = describe(&variants(model)).unwrap_or_else(|| "as plain transformers".into());
+    writeln!(out, "attention  {attention}")?;
+    let share = |own: u64, whole: u64| 100.0 * own as f64 / whole as f64;
+    let (mega, dense_mega) = (spent.flops as f64 / 1e6, dense.flops as f64 / 1e6);
+    writeln!(
+        out,
+        "costs      {mega:.3} Mflop over {} tokens, {:.1} % of dense attention's {dense_mega:.3}",
+        grouped(*n_tokens as usize),
+        share(spent.flops, dense.flops),
+    )?;
+    if let (Some(own), Some(whole)) = (spent.state_bytes, dense.state_bytes) {
+        writeln!(
+            out,
+            "keeps      {} bytes after as many, {:.1} % of {}",
+            grouped(own as usize),
+            share(own, whole),
+            grouped(whole as usize)
+        )?;
+    }
+    let Divergence { kl_nats_per_token, kl_interval_95: Interval { low, high }, .. } = divergence;
+    writeln!(
+        out,
+        "KL         {kl_nats_per_token:.4} nats per token (95 % interval {low:.4} to {high:.4}), where its layers one by \
+         one add up to {:.4}",
+        report.kl_of_layers
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_bundled_candidates_say_what_they_cost_and_are_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/attention");
+        let path = folder.join("choose.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let comment: String = text.lines().take_while(|line| line.starts_with('#')).collect();
+        let command = "#   cargo run -p attn-cli -- choose configs/attention/choose.toml";
+        assert!(comment.contains("Costs ") && comment.contains(command), "{comment}");
+
+        let written = Written::read(&path, &[]).unwrap();
+        let Candidates { candidate } = written.parse().unwrap();
+        let heads = heads_wanted(written.base());
+        assert!(candidate.len() > 5);
+        let any = |(place, one): (usize, &Candidate)| {
+            heads.contains(&place) && matches!(one.attention, Variant::SingleHead(_))
+        };
+        assert_eq!(candidate.iter().enumerate().filter(|&one| any(one)).count(), 1);
+    }
+
+    #[test]
+    fn a_budget_is_a_count_or_a_share() {
+        let spent = Spent { flops: 1000, state_bytes: Some(999) };
+        let most = |text: &str| Wanted::parse(text).unwrap().of(spent).unwrap();
+        assert_eq!(most("flops=12"), Budget { cost: Cost::Flops, most: 12 });
+        assert_eq!(most("state_bytes=25%"), Budget { cost: Cost::StateBytes, most: 249 });
+        assert_eq!(most("flops=12.5%"), Budget { cost: Cost::Flops, most: 125 });
+        for wrong in ["25%", "bytes=3", "flops=", "flops=x%", "flops=-1", "flops=1.5", "flops"] {
+            let error = Wanted::parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("`state_bytes`"), "{error}");
+        }
+        let error = Wanted::parse("flops=101%").unwrap_err().to_string();
+        assert!(error.contains("100 %"), "{error}");
+        let encoder = Spent { state_bytes: None, ..spent };
+        let error = Wanted::parse("state_bytes=9").unwrap().of(encoder).unwrap_err().to_string();
+        assert!(error.contains("encoder") && error.contains("hint: "), "{error}");
+    }
+}
