@@ -41,11 +41,11 @@ fn each_layer_gets_a_candidate_and_the_budget_holds() {
     let n_heads = list(&layers[0]).len() - 3; // itself, a window, sinks, and the heads
     assert!(n_heads > 1, "{found}");
     let at = |layer: usize, place: u64| &layers[layer][place as usize];
-    for layer in 0..layers.len() {
-        assert_eq!(list(&layers[layer]).len(), 3 + n_heads);
-        assert_eq!(kl(at(layer, 0)), 0.0);
-        for head in 0..n_heads as u64 {
-            assert_eq!(at(layer, 3 + head)["attention"]["head"], head);
+    for layer in layers {
+        assert_eq!(list(layer).len(), 3 + n_heads);
+        assert_eq!(kl(&layer[0]), 0.0);
+        for head in 0..n_heads {
+            assert_eq!(layer[3 + head]["attention"]["head"], head);
         }
     }
     let whole = found["dense"]["state_bytes"].as_u64().unwrap();

@@ -230,7 +230,7 @@ mod tests {
         n_offers: u64,
         dearest: u64,
     ) -> Vec<Vec<Offer>> {
-        let few = rng.next_u64() % 2 == 0;
+        let few = rng.next_u64().is_multiple_of(2);
         let mut below = |n: u64| rng.next_u64() % n;
         let mut offer = || Offer {
             kl: if few { below(5) as f64 } else { below(1 << 40) as f64 / 1e10 - 10.0 },
