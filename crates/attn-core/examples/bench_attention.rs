@@ -25,50 +25,24 @@ use attn_core::{
 use attn_torch::{BoxError, GradOptions};
 use tch::{Device, Kind, Tensor};
 
-/// Name, settings, and what of n a causal query has to weigh at least, in products of head_dim numbers, forward:
-/// pairs of query and key count twice, for the score and for the value.
-const KINDS: [(&str, &str, Floor); 14] = [
-    ("sdpa", r#"{"kind": "softmax"}"#, Floor::Pairs(|n| n / 2.0)),
-    ("window_256", r#"{"kind": "window", "size": 256}"#, Floor::Pairs(|n| near(n, 256.0))),
-    ("window_32", r#"{"kind": "window", "size": 32}"#, Floor::Pairs(|n| near(n, 32.0))),
-    (
-        "sinks_4_256",
-        r#"{"kind": "sinks", "n_sinks": 4, "window": 256}"#,
-        Floor::Pairs(|n| near(n, 260.0)),
-    ),
-    (
-        "dilated_256_2",
-        r#"{"kind": "dilated", "size": 256, "dilation": 2}"#,
-        Floor::Pairs(|n| near(n / 2.0, 256.0)),
-    ),
-    ("global_local", r#"{"kind": "global_local"}"#, Floor::Unknown),
-    ("nsa", r#"{"kind": "nsa"}"#, Floor::Pairs(|n| n / 32.0 + near(n, 1024.0) + near(n, 512.0))),
-    ("moba_512_3", r#"{"kind": "moba"}"#, Floor::Pairs(|n| near(n, 1280.0))),
-    (
-        "moba_64_16",
-        r#"{"kind": "moba", "block": 64, "top_k": 16}"#,
-        Floor::Pairs(|n| near(n, 992.0)),
-    ),
-    // Features of q and k, into the state and out of it.
-    ("performer_256", r#"{"kind": "performer"}"#, Floor::Pairs(|_| 2.0 * 256.0)),
-    ("hedgehog", r#"{"kind": "hedgehog"}"#, Floor::Unknown),
-    ("t2r", r#"{"kind": "t2r"}"#, Floor::Unknown),
-    ("window_linear", r#"{"kind": "window_linear"}"#, Floor::Unknown),
-    ("indexed", r#"{"kind": "indexed"}"#, Floor::Unknown),
+/// Name and settings.
+const KINDS: [(&str, &str); 15] = [
+    ("sdpa", r#"{"kind": "softmax"}"#),
+    ("window_256", r#"{"kind": "window", "size": 256}"#),
+    ("window_32", r#"{"kind": "window", "size": 32}"#),
+    ("sinks_4_256", r#"{"kind": "sinks", "n_sinks": 4, "window": 256}"#),
+    ("dilated_256_2", r#"{"kind": "dilated", "size": 256, "dilation": 2}"#),
+    ("global_local", r#"{"kind": "global_local"}"#),
+    ("big_bird", r#"{"kind": "big_bird"}"#),
+    ("nsa", r#"{"kind": "nsa"}"#),
+    ("moba_512_3", r#"{"kind": "moba"}"#),
+    ("moba_64_16", r#"{"kind": "moba", "block": 64, "top_k": 16}"#),
+    ("performer_256", r#"{"kind": "performer"}"#),
+    ("hedgehog", r#"{"kind": "hedgehog"}"#),
+    ("t2r", r#"{"kind": "t2r"}"#),
+    ("window_linear", r#"{"kind": "window_linear"}"#),
+    ("indexed", r#"{"kind": "indexed"}"#),
 ];
-
-/// The least number of operations of a kind.
-enum Floor {
-    /// Keys that a query weighs, on average over n.
-    Pairs(fn(f64) -> f64),
-    /// Not worked out.
-    Unknown,
-}
-
-/// How many of the last `width` keys there are, on average over n causal queries.
-fn near(n: f64, width: f64) -> f64 {
-    if n <= width { n / 2.0 } else { width * (1.0 - width / (2.0 * n)) }
-}
 
 const HEADS: i64 = 12;
 const HEAD_DIM: i64 = 64;
@@ -95,8 +69,8 @@ fn main() -> Result<()> {
         return Err("usage: bench_attention THREADS ROUNDS LENGTH... [--kinds NAME,...]".into());
     };
     for name in wanted.iter().flatten() {
-        if !KINDS.iter().any(|(known, ..)| known == name) {
-            let known = KINDS.map(|(known, ..)| known).join(", ");
+        if !KINDS.iter().any(|(known, _)| known == name) {
+            let known = KINDS.map(|(known, _)| known).join(", ");
             return Err(format!("there is no kind `{name}`, expected some of {known}").into());
         }
     }
@@ -117,7 +91,7 @@ fn main() -> Result<()> {
             name == "sdpa" || wanted.as_ref().is_none_or(among)
         };
         let mut subjects = Vec::new();
-        for (name, settings, floor) in &KINDS {
+        for (name, settings) in &KINDS {
             let expected_ms = before
                 .get(&(*name, PASSES[1]))
                 .map_or(0.0, |(shorter, ms)| ms * (n as f64 / *shorter as f64).powi(2));
@@ -125,7 +99,7 @@ fn main() -> Result<()> {
                 let attention = probe.build(&serde_json::from_str::<Variant>(settings)?);
                 let [times, cpu_times] = [BTreeMap::new(), BTreeMap::new()];
                 let peaks = BTreeMap::new();
-                subjects.push(Subject { name, floor, attention, times, cpu_times, peaks });
+                subjects.push(Subject { name, attention, times, cpu_times, peaks });
             }
         }
         for _ in 0..*rounds {
@@ -143,18 +117,10 @@ fn main() -> Result<()> {
                 let growth = before
                     .insert((subject.name, pass), (n, cpu))
                     .map(|(shorter, then)| (cpu / then).ln() / (n as f64 / shorter as f64).ln());
-                let flops = match subject.floor {
-                    // Four products come with each pair on the way back, and the scores are made again.
-                    Floor::Pairs(pairs) => Some(
-                        pairs(n as f64)
-                            * (n * HEADS * HEAD_DIM) as f64
-                            * 4.0
-                            * if pass == PASSES[0] { 1.0 } else { 3.5 },
-                    ),
-                    Floor::Unknown => None,
-                };
+                // On the way back each product has two of its own, and the scores of a pair are made again.
+                let passes = if pass == PASSES[0] { 1.0 } else { 3.5 };
+                let rate = subject.attention.flops(n) as f64 * passes / (cpu / 1e3);
                 let shown = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
-                let rate = flops.map(|flops| flops / (cpu / 1e3));
                 writeln!(
                     out,
                     "{},{n},{pass},{ms:.1},{:.1},{:.1},{},{cpu:.1},{},{},{},{},{},{:.0}",
@@ -165,8 +131,8 @@ fn main() -> Result<()> {
                     shown(dense.map(|dense| dense.1 / cpu)),
                     shown(growth),
                     subject.peaks[pass] >> 20,
-                    shown(rate.map(|rate| rate / 1e9)),
-                    shown(rate.map(|rate| rate / peak_flops)),
+                    shown(Some(rate / 1e9)),
+                    shown(Some(rate / peak_flops)),
                     peak_flops / 1e9,
                 )?;
             }
@@ -197,7 +163,6 @@ fn inputs(n: i64) -> Probe {
 /// One kind at one length.
 struct Subject {
     name: &'static str,
-    floor: &'static Floor,
     attention: Box<dyn Attention>,
     /// In ms, of the clock and of the processor.
     times: BTreeMap<&'static str, Vec<f64>>,
