@@ -175,16 +175,16 @@ pub struct Generated {
     pub ending: Ending,
 }
 
-/// Goes on from `prompts`, ids each, all rows in one batch; `on_token` sees each new token of each row (row, id) and
-/// may end that row.
+/// Goes on from `prompts`, ids each; `on_token` sees each new token of each row (row, id) and may end that row.
 ///
-/// Rows of several lengths are padded on the left. Row r draws from its own stream of random numbers, (seed, r), so
+/// All rows are one batch, shorter ones padded on the left; where an attention kind cannot decode a padded batch, rows of one
+/// length are. Row r draws from its own stream of random numbers, (seed, r), so
 /// that a row does not depend on its neighbours. Keys and values are kept between steps as each layer's attention kind
 /// does it.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty prompt, an encoder, or a model whose position table is too short for prompt and new
-/// tokens together; [`Error::Refused`] by kinds that cannot decode a padded batch; [`Error::Sampling`].
+/// tokens together; [`Error::Sampling`].
 pub fn generate(
     model: &Model,
     prompts: &[Vec<i64>],
@@ -196,9 +196,32 @@ pub fn generate(
     check(model, prompts, limits)?;
     let _no_grad = tch::no_grad_guard();
     let mut rows: Vec<Row> =
-        (0..).zip(prompts).map(|(i, prompt)| Row::new(i, prompt, sampling)).collect();
+        prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, sampling)).collect();
+    let takes_padding = model.layers().iter().all(|layer| layer.decodes_padded());
+    let mut lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    lengths.sort_unstable();
+    lengths.dedup();
+    if takes_padding {
+        write_on(model, rows.iter_mut().collect(), sampling, limits, on_token)?;
+    } else {
+        for length in lengths {
+            let alike = rows.iter_mut().filter(|row| row.n_prompt == length).collect();
+            write_on(model, alike, sampling, limits, on_token)?;
+        }
+    }
+    Ok(rows.into_iter().map(Row::finish).collect())
+}
+
+/// Writes `rows` on as one batch.
+fn write_on(
+    model: &Model,
+    mut rows: Vec<&mut Row>,
+    sampling: &Sampling,
+    limits: &Limits,
+    on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
+) -> Result<(), Error> {
     let mut state = model.start();
-    let mut next = padded(prompts);
+    let mut next = padded(&rows.iter().map(|row| row.ids.as_slice()).collect::<Vec<_>>());
     for n_done in 0..limits.max_new_tokens {
         let places = last_places(&next.input_ids);
         let options = ForwardOptions {
@@ -209,7 +232,7 @@ pub fn generate(
         let logits = model.step(&next, &mut state, &options)?.logits; // [rows, vocab_size]
         let mut logits = to_vec(&logits);
         let vocab_size = logits.len() / rows.len();
-        for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks_mut(vocab_size)).enumerate() {
+        for (row, logits) in rows.iter_mut().zip(logits.chunks_mut(vocab_size)) {
             if row.ending.is_some() {
                 continue;
             }
@@ -217,11 +240,11 @@ pub fn generate(
             if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY)
                 || logits.iter().all(|logit| *logit == f32::NEG_INFINITY)
             {
-                return Err(Error::NotFinite { row: i, token: n_done });
+                return Err(Error::NotFinite { row: row.number, token: n_done });
             }
             let id = sampling.choose(logits, &row.ids, &mut row.rng);
             row.ids.push(id);
-            let ended = on_token(i, id).is_break();
+            let ended = on_token(row.number, id).is_break();
             row.ending = if limits.stop_ids.contains(&id) {
                 Some(Ending::StopId)
             } else {
@@ -235,10 +258,11 @@ pub fn generate(
         let last: Vec<i64> = rows.iter().map(|row| row.ids[row.ids.len() - 1]).collect();
         next = ModelInput::new(Tensor::from_slice(&last).unsqueeze(1));
     }
-    Ok(rows.into_iter().map(Row::finish).collect())
+    Ok(())
 }
 
 struct Row {
+    number: usize,
     /// The prompt's, then the new ones.
     ids: Vec<i64>,
     n_prompt: usize,
@@ -247,10 +271,10 @@ struct Row {
 }
 
 impl Row {
-    fn new(number: u64, prompt: &[i64], sampling: &Sampling) -> Self {
+    fn new(number: usize, prompt: &[i64], sampling: &Sampling) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-        rng.set_stream(number);
-        Self { ids: prompt.to_vec(), n_prompt: prompt.len(), ending: None, rng }
+        rng.set_stream(number as u64);
+        Self { number, ids: prompt.to_vec(), n_prompt: prompt.len(), ending: None, rng }
     }
 
     fn finish(self) -> Generated {
@@ -299,9 +323,9 @@ fn check(model: &Model, prompts: &[Vec<i64>], limits: &Limits) -> Result<(), Err
 }
 
 /// The prompts as one batch, shorter ones padded on the left.
-fn padded(prompts: &[Vec<i64>]) -> ModelInput {
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let fill = |prompt: &Vec<i64>, value: &dyn Fn(i64) -> i64| -> Vec<i64> {
+fn padded(prompts: &[&[i64]]) -> ModelInput {
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+    let fill = |prompt: &[i64], value: &dyn Fn(i64) -> i64| -> Vec<i64> {
         let padding = std::iter::repeat_n(0, longest - prompt.len());
         padding.chain(prompt.iter().map(|&id| value(id))).collect()
     };

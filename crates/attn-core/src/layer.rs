@@ -378,6 +378,11 @@ impl AttnLayer {
         Ok(z)
     }
 
+    /// Whether [`Self::forward`] decodes batches in which shorter rows are padded on the left.
+    pub(crate) fn decodes_padded(&self) -> bool {
+        self.kind.masks() == Masks::Any
+    }
+
     /// The projections, to put adapters beside them.
     pub(crate) fn linears_mut(&mut self) -> Vec<Slot<'_>> {
         let d = self.dims.head_dim;

@@ -113,6 +113,35 @@ fn each_kind_decodes_as_a_full_pass_would() {
 }
 
 #[test]
+fn each_kind_decodes_rows_of_several_lengths() {
+    let (_, plain, _) = goldens().swap_remove(0);
+    let vocab_size = plain.config().sizes.vocab_size;
+    let prompt =
+        |seed: i64, n: i64| (0..n).map(|i| (seed + i * i) % vocab_size).collect::<Vec<_>>();
+    let prompts = [prompt(1, 4), prompt(2, 9), prompt(3, 4)];
+    let drawn = Sampling { temperature: 0.8, seed: 5, ..Sampling::default() };
+    for variant in attn_core::testing::kinds() {
+        if matches!(variant, Variant::Cross(_)) {
+            continue; // refuses decoders
+        }
+        let (_, mut model, _) = goldens().swap_remove(0);
+        model.swap(&[0], &variant, 1).unwrap();
+        model.to_kind(Kind::Double);
+        let mut seen = vec![Vec::new(); 3];
+        let both = generate(&model, &prompts, &drawn, &limits(5), &mut |row, id| {
+            seen[row].push(id);
+            ControlFlow::Continue(())
+        });
+        for (row, out) in both.unwrap().into_iter().enumerate() {
+            assert_eq!(out.ids, seen[row], "{}, row {row}", variant.name());
+            let alone = all(&model, &prompts[row..=row], &Sampling::default(), 5);
+            let among = all(&model, &prompts, &Sampling::default(), 5).swap_remove(row);
+            assert_eq!(among, alone[0], "{}, row {row}", variant.name());
+        }
+    }
+}
+
+#[test]
 fn a_row_ends_at_a_stop_id_or_where_the_caller_says_so() {
     let (_, model, runs) = goldens().swap_remove(0);
     let Run { prompt, expected, .. } = &runs[0];
