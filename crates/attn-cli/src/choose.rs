@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, io::Write, sync::atomic::AtomicBool};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use attn_core::{Model, Variant, checkpoint::WriteOptions, variants::single_head};
+use anyhow::{Context, Result, anyhow, ensure};
+use attn_core::{Config, Model, Variant, checkpoint::WriteOptions, variants::single_head};
 use attn_data::{
     dataset::DatasetSpec,
     hub::{Hub, progress_bar},
@@ -22,8 +22,9 @@ use crate::{
     run_dir::{check_writable, write_json},
     save::{check_free, write},
     subject::Subject,
-    surgery::{describe, variants, with_own_settings},
+    surgery::{describe, refuse_two_texts, variants, with_own_settings},
     task::{Task, Which},
+    texts::Folder,
 };
 
 /// Layers that stand side by side in the table.
@@ -100,11 +101,18 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let written = Written::read(&args.config, &[])?;
     let candidates = written.complete(|Candidates { candidate }| {
-        ensure!(!candidate.is_empty(), "there is no `[[candidate]]` table");
+        ensure!(
+            !candidate.is_empty(),
+            "there is no `[[candidate]]` table\nhint: write one for each attention to try: \
+             [[candidate]] and below it attention = {{ kind = \"window\", size = 32 }}"
+        );
         Ok(candidate.into_iter().map(|one| one.attention).collect::<Vec<_>>())
     })?;
     let wanted = args.budget.as_deref().map(Wanted::parse).transpose()?;
-    ensure!(args.tokens != Some(0), "`--tokens` is 0, expected at least 1");
+    ensure!(
+        args.tokens != Some(0),
+        "`--tokens` is 0, expected at least 1: the length at which cost is counted"
+    );
     check_free(&args.out)?;
     let file = args.out.join("choice.json");
     let _made = check_writable(&file)?;
@@ -114,6 +122,12 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
     let Settings { data } = Written::of(table, &args.rows.set)?.parse()?;
     let hub = Hub::from_env().with_progress(progress_bar());
+    // What cannot be is refused before rows and weights are read.
+    let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
+    let candidates = by_layer(&candidates, &heads_wanted(written.base()), &folder.config);
+    check(&folder.config, &candidates, wanted).with_context(|| {
+        format!("cannot try the candidates of `{}` in `{}`", args.config.display(), args.model)
+    })?;
     let task = Task::open(&args.model, &args.rows, data.resolved(), None, &args.compute, &hub)?;
     ensure!(
         task.data.label.is_none(),
@@ -134,10 +148,11 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
         n_tokens,
         seed: args.seed,
         batching: task.batching(),
+        budget: None,
     };
-    let candidates = by_layer(&candidates, &heads_wanted(written.base()), &model);
     let dense = dense(&model, &probing)?;
     let budget = wanted.map(|wanted| wanted.of(dense)).transpose()?;
+    let probing = Probing { budget, ..probing };
 
     let n_passes: usize = candidates.iter().map(Vec::len).sum();
     let mut progress = count_rows(n_passes * rows.len(), &NEVER);
@@ -172,12 +187,42 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
         kl_of_layers: chosen().map(|layer| layer.kl_nats_per_token).sum(),
         divergence: &found,
     };
-    print(&report, &model, out)?;
     let folder = args.out.join("model");
     write(&model, &task.folder.tokenizer, &folder, &WriteOptions::default())?;
     write_json(&file, &report)?;
+    print(&report, &model, out)?;
     tracing::info!("wrote `{}`", args.out.display());
     Ok(())
+}
+
+/// Refuses candidates that a layer cannot have or that read two texts, and a budget of what the model does not keep.
+fn check(config: &Config, candidates: &[Vec<Variant>], wanted: Option<Wanted>) -> Result<()> {
+    if let Some(wanted) = wanted
+        && wanted.cost == Cost::StateBytes
+        && !config.is_causal()
+    {
+        return Err(without_state());
+    }
+    refuse_two_texts(config, "the model", "`attn choose`")?;
+    for (layer, candidates) in candidates.iter().enumerate() {
+        for (place, candidate) in candidates.iter().enumerate() {
+            if candidates[..place].contains(candidate) {
+                continue;
+            }
+            let mut changed = config.clone();
+            changed
+                .set_attention(&[layer], candidate)
+                .with_context(|| format!("layer {layer} cannot have `{}`", candidate.name()))?;
+            refuse_two_texts(&changed, "a candidate", "`attn choose`")?;
+        }
+    }
+    Ok(())
+}
+
+fn without_state() -> anyhow::Error {
+    anyhow!(
+        "`--budget` is of `state_bytes`, and an encoder keeps nothing between tokens\nhint: give a budget of `flops`"
+    )
 }
 
 /// A budget as it was typed.
@@ -228,12 +273,7 @@ impl Wanted {
             Cost::Flops => Some(dense.flops),
             Cost::StateBytes => dense.state_bytes,
         };
-        let Some(whole) = whole else {
-            bail!(
-                "`--budget` is of `state_bytes`, and an encoder keeps nothing between tokens\nhint: give a budget of \
-                 `flops`"
-            );
-        };
+        let whole = whole.ok_or_else(without_state)?;
         let most = match amount {
             Amount::Count(most) => most,
             Amount::Share(share) => (share * whole as f64).floor() as u64,
@@ -255,7 +295,7 @@ fn heads_wanted(written: &Table) -> BTreeSet<usize> {
 fn by_layer(
     candidates: &[Variant],
     any_head: &BTreeSet<usize>,
-    model: &Model,
+    config: &Config,
 ) -> Vec<Vec<Variant>> {
     let of_layer = |n_heads: i64| {
         let each = candidates.iter().enumerate().flat_map(|(place, candidate)| match candidate {
@@ -270,7 +310,7 @@ fn by_layer(
         });
         each.collect()
     };
-    model.layers().iter().map(|layer| of_layer(layer.dims().n_heads)).collect()
+    config.layers.iter().map(|layer| of_layer(layer.n_heads)).collect()
 }
 
 /// The model with softmax attention in every layer.
@@ -305,7 +345,9 @@ fn choose(layers: &[Vec<Swapped>], budget: Option<Budget>) -> Result<Vec<usize>>
                         let kl = |place: usize| layer[place].kl_nats_per_token;
                         kl(a).total_cmp(&kl(b))
                     })
-                    .context("a layer without heads has no candidate")
+                    .context(
+                        "a layer without heads has no candidate\nhint: add one that is no single head",
+                    )
             };
             layers.iter().map(nearest).collect()
         }

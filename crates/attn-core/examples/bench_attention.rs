@@ -117,8 +117,8 @@ fn main() -> Result<()> {
                 let growth = before
                     .insert((subject.name, pass), (n, cpu))
                     .map(|(shorter, then)| (cpu / then).ln() / (n as f64 / shorter as f64).ln());
-                // On the way back each product has two of its own, and the scores of a pair are made again.
-                let passes = if pass == PASSES[0] { 1.0 } else { 3.5 };
+                // On the way back each product has two of its own, at the least.
+                let passes = if pass == PASSES[0] { 1.0 } else { 3.0 };
                 let rate = subject.attention.flops(n) as f64 * passes / (cpu / 1e3);
                 let shown = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
                 writeln!(

@@ -59,8 +59,8 @@ impl Dims {
         read
     }
 
-    /// Refuses to choose among so few that all are taken: the kind would be softmax attention at a higher price. `most` are
-    /// the choices (`what`) of a text of n tokens, and `wanted` is what setting `field` of kind `kind` asks for.
+    /// Refuses to choose more than there is: the kind would be softmax attention at a higher price. `most` are the choices
+    /// (`what`) of a text of n tokens, and `wanted` is what setting `field` of kind `kind` asks for.
     pub(crate) fn check_choices(
         &self,
         kind: &'static str,
@@ -69,8 +69,10 @@ impl Dims {
         most: impl Fn(i64) -> i64,
     ) -> Result<(), Error> {
         let Some(n) = self.max_len.filter(|&n| i64::from(wanted) > most(n)) else { return Ok(()) };
-        let problem =
-            format!("the model's {n} tokens are {} {what}: expected at most as many", most(n));
+        let problem = format!(
+            "expected at most {}, as the model's longest text, {n} tokens, has {what}\nhint: choose fewer, or smaller ones",
+            most(n)
+        );
         Err(Error::Setting { kind, field, value: wanted.to_string(), problem })
     }
 
@@ -244,7 +246,8 @@ pub trait Attention: std::fmt::Debug + Send {
     /// Floating point operations of [`Self::forward`] over `n_tokens` tokens of one sequence without padding, from q, k and
     /// v to z: those of the products that the kind's formula asks for, a multiplication with an addition as two, its own
     /// projections of hidden states among them. What is hidden does not count, whatever a kernel computes of it, and sums
-    /// over keys count as a state that goes from token to token; exponentials, masks and gates are left out.
+    /// over keys count as a state that goes from token to token; exponentials, masks and the multiplication by gates are left
+    /// out.
     fn flops(&self, n_tokens: i64) -> i64;
 
     /// Which masks [`Self::forward`] can serve.

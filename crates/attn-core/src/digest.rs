@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
@@ -9,6 +11,27 @@ use crate::{Error, Model, checkpoint::for_each_piece};
 
 /// Fields of `config.json` that say where a model comes from, and nothing of what it computes.
 const ORIGIN: [&str; 2] = ["_name_or_path", "transformers_version"];
+
+/// JSON with the fields of objects by name: who writes a file again may order it anew.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Sorted {
+    Object(BTreeMap<String, Sorted>),
+    List(Vec<Sorted>),
+    Other(Value),
+}
+
+impl From<Value> for Sorted {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Object(fields) => {
+                Self::Object(fields.into_iter().map(|(name, value)| (name, value.into())).collect())
+            }
+            Value::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            other => Self::Other(other),
+        }
+    }
+}
 
 impl Model {
     /// SHA-256, in hexadecimal, of every byte of every parameter with its name and shape, and of `config.json` but for what
@@ -20,9 +43,10 @@ impl Model {
     /// If LibTorch cannot hand out the bytes of a parameter.
     pub fn digest(&self) -> Result<String, Error> {
         let config = self.config.to_json(self.kind).into_iter();
-        // By name: who writes the file again may order it anew.
-        let config: BTreeMap<String, _> =
-            config.filter(|(field, _)| !ORIGIN.contains(&field.as_str())).collect();
+        let config: BTreeMap<String, Sorted> = config
+            .filter(|(field, _)| !ORIGIN.contains(&field.as_str()))
+            .map(|(field, value)| (field, Sorted::from(value)))
+            .collect();
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(&config).expect("an object of JSON values"));
         hash.update(format!("{:?}", self.lora_scales));
@@ -56,4 +80,21 @@ fn update(hash: &mut Sha256, name: &str, tensor: &Tensor) -> Result<(), Error> {
 
 fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_fields_says_nothing() {
+        let sorted = |text: &str| {
+            let value: Value = serde_json::from_str(text).unwrap();
+            serde_json::to_string(&Sorted::from(value)).unwrap()
+        };
+        let (one, other) =
+            (r#"{"a": [{"y": 1, "x": null}], "b": 2}"#, r#"{"b": 2, "a": [{"x": null, "y": 1}]}"#);
+        assert_eq!(sorted(one), sorted(other));
+        assert_ne!(sorted(one), sorted(r#"{"b": 2, "a": [{"x": null, "y": 2}]}"#));
+    }
 }

@@ -657,16 +657,24 @@ fn bad_input_is_refused_by_name() {
 
 /// They would be softmax attention at a higher price, and nobody would see it.
 #[test]
-fn choices_of_all_that_there_is_are_refused() {
+fn choices_of_more_than_there_is_are_refused() {
     for (base, kind, what) in [
         (
             "gpt2",
             r#"{"kind": "nsa"}"#,
-            "`n_selected` = 16: the model's 48 tokens are 1 blocks of 64",
+            "`n_selected` = 16: expected at most 1, as the model's longest text, 48 tokens, has no more blocks of 64",
         ),
-        ("llama", r#"{"kind": "moba"}"#, "`top_k` = 3: the model's 64 tokens are 1 blocks of 512"),
-        ("gpt2", r#"{"kind": "moba", "block": 12, "top_k": 5}"#, "48 tokens are 4 blocks of 12"),
-        ("bert", r#"{"kind": "indexed", "top_k": 49}"#, "the model's 48 tokens are 48 keys"),
+        (
+            "llama",
+            r#"{"kind": "moba"}"#,
+            "`top_k` = 3: expected at most 1, as the model's longest text, 64 tokens, has no more blocks of 512",
+        ),
+        (
+            "gpt2",
+            r#"{"kind": "moba", "block": 12, "top_k": 5}"#,
+            "expected at most 4, as the model's longest text, 48 tokens, has no more blocks of 12",
+        ),
+        ("bert", r#"{"kind": "indexed", "top_k": 49}"#, "expected at most 48"),
     ] {
         let variant: Variant = serde_json::from_str(kind).unwrap();
         let error = config(base).set_attention(&[0], &variant).unwrap_err().to_string();

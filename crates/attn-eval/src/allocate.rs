@@ -50,7 +50,8 @@ pub struct Offer {
     pub cost: u64,
 }
 
-/// How much further a bound must be off than sums are rounded before anything is left out.
+/// How much further a bound must be off than sums are rounded before anything is left out, of numbers around 1; more by as much
+/// as they are larger.
 const SLACK: f64 = 1e-9;
 
 /// The place of the candidate chosen in each of `layers`.
@@ -70,6 +71,7 @@ pub fn allocate(layers: &[Vec<Offer>], budget: Budget) -> Result<Vec<usize>> {
     }
     // Behind each layer, and behind the last: nothing.
     let rests: Vec<Rest> = (1..=fronts.len()).map(|next| Rest::of(&fronts[next..])).collect();
+    let size = layers.iter().flatten().map(|offer| offer.kl.abs()).fold(1.0, f64::max);
     let mut best = f64::INFINITY;
     let mut reached = vec![vec![Sum { kl: 0.0, cost: 0, from: 0, chosen: 0 }]];
     for (front, rest) in fronts.iter().zip(&rests) {
@@ -80,7 +82,7 @@ pub fn allocate(layers: &[Vec<Offer>], budget: Budget) -> Result<Vec<usize>> {
                 let (kl, cost) = (sum.kl + offer.kl, sum.cost + offer.cost);
                 let Some(left) = most.checked_sub(cost + rest.least) else { break };
                 let [low, high] = rest.bounds(left);
-                if kl + low <= best + SLACK {
+                if kl + low <= best + SLACK * size {
                     best = best.min(kl + high);
                     sums.push(Sum { kl, cost, from, chosen });
                 }

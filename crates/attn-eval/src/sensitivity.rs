@@ -15,7 +15,7 @@ use attn_data::batch::{Encoded, Masking};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    allocate::Cost,
+    allocate::{Budget, Cost},
     cost::layer_state_bytes,
     divergence::divergence,
     error::{Error, Result},
@@ -36,6 +36,8 @@ pub struct Probing<'a> {
     pub seed: u64,
     /// How rows share a pass.
     pub batching: Batching,
+    /// What the cheapest candidates have to meet, or nothing is measured.
+    pub budget: Option<Budget>,
 }
 
 /// One layer under one attention, all others as they were.
@@ -79,7 +81,8 @@ impl Swapped {
 ///
 /// # Errors
 ///
-/// [`Error::Model`] where a layer refuses a candidate, and as [`divergence()`].
+/// [`Error::Model`] where a layer refuses a candidate, [`Error::Budget`] where even the cheapest do not meet
+/// [`Probing::budget`], and as [`divergence()`].
 ///
 /// # Panics
 ///
@@ -96,6 +99,12 @@ pub fn sensitivity(
     for (layer, candidates) in candidates.iter().enumerate() {
         for attention in candidates {
             tried.swap(&[layer], attention, probing.seed)?;
+        }
+    }
+    if let Some(Budget { cost, most }) = probing.budget {
+        let least = least(model, candidates, probing, cost)?;
+        if least > most {
+            return Err(Error::Budget { cost, most, least });
         }
     }
     let mut n_done = 0;
@@ -127,6 +136,32 @@ pub fn sensitivity(
         swapped_layers.push(all);
     }
     Ok(swapped_layers)
+}
+
+/// What the cheapest of each layer's candidates cost together, the layer as it is among them.
+fn least(
+    model: &Model,
+    candidates: &[Vec<Variant>],
+    probing: &Probing<'_>,
+    cost: Cost,
+) -> Result<u64> {
+    let of = |model: &Model, layer: usize| -> Result<u64> {
+        Ok(match cost {
+            Cost::Flops => flops(model, layer, probing.n_tokens),
+            Cost::StateBytes => kept(model, layer, probing.n_tokens)?.unwrap_or(0),
+        })
+    };
+    let mut sum = 0;
+    for (layer, candidates) in candidates.iter().enumerate() {
+        let mut least = of(model, layer)?;
+        for attention in candidates {
+            let mut student = model.alias()?;
+            student.swap(&[layer], attention, probing.seed)?;
+            least = least.min(of(&student, layer)?);
+        }
+        sum += least;
+    }
+    Ok(sum)
 }
 
 fn flops(model: &Model, layer: usize, n_tokens: i64) -> u64 {

@@ -29,7 +29,7 @@ fn candidates() -> Vec<Variant> {
 }
 
 fn probing<'a>(rows: &'a [Encoded], masking: Option<(&'a Masking, u64)>) -> Probing<'a> {
-    Probing { rows, masking, n_tokens: 12, seed: 3, batching: Batching::default() }
+    Probing { rows, masking, n_tokens: 12, seed: 3, batching: Batching::default(), budget: None }
 }
 
 fn measured(model: &Model, probing: &Probing<'_>) -> Vec<Vec<Swapped>> {

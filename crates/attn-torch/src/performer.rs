@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::attend;
 use crate::autograd::{self, BoxError, Forward, Function};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ffi::{List, attn_performer, attn_performer_backward, call};
 use crate::guards::GradMode;
 
@@ -17,7 +17,8 @@ pub struct PositiveFeatures<'a> {
     pub omega: &'a Tensor,
     /// What q·k is multiplied by.
     pub scale: f64,
-    /// Added to the features of a query or key, relative to the largest of them.
+    /// Added to the features of a query or key, relative to the largest of them: from 0 to 1, and small, as gradients are found
+    /// from the features with it.
     pub eps: f64,
     /// The keys that are seen, bool `[batch, n]`; absent: all.
     pub keep: Option<&'a Tensor>,
@@ -37,7 +38,8 @@ pub struct PositiveFeatures<'a> {
 ///
 /// # Errors
 ///
-/// Where [`attends`](crate::attends) says no, for shapes that do not fit, and for a `scale` that is not above 0.
+/// Where [`attends`](crate::attends) says no, for shapes that do not fit, for a `scale` that is not above 0, and for an `eps`
+/// outside of 0 to 1.
 pub fn performer(
     q: &Tensor,
     k: &Tensor,
@@ -45,6 +47,10 @@ pub fn performer(
     features: &PositiveFeatures,
 ) -> Result<Tensor> {
     attend::check(q, features.scale)?;
+    if !(0.0..=1.0).contains(&features.eps) {
+        let message = format!("`eps` is {}, from 0 to 1 expected", features.eps);
+        return Err(Error::Torch { doing: "attending by positive features", message });
+    }
     let function = Performer {
         omega: features.omega.detach(),
         scale: features.scale,
@@ -219,7 +225,9 @@ mod tests {
         let features = PositiveFeatures { omega: &omega, scale: 0.35, eps: 1e-6, keep: None };
         let long = qkv.each_ref().map(|x| x * 30.0);
         let z = performer(&long[0], &long[1], &long[2], &features).unwrap();
-        assert_eq!(z.isfinite().all().int64_value(&[]), 1);
+        let [expected, ..] = naive(long.each_ref(), &features, &random(&[1, 1, n, d]));
+        let error = error(&z, &expected);
+        assert!(error < 1e-3, "{error}"); // exponents of thousands, in f32
         let [q, k, v] = qkv;
         let before = performer(&q, &k, &v, &features).unwrap();
         for at in [0, 31, 32, 40, 69] {
@@ -248,6 +256,11 @@ mod tests {
         assert!(run(&x, &omega.narrow(1, 0, 7), 1.0, None).contains("projections [4, 7]"));
         assert!(run(&x.to_kind(Kind::Double), &omega, 1.0, None).contains("Double"));
         assert!(run(&x, &omega, 0.0, None).contains("`scale` is 0"));
+        for eps in [-1e-6, 2.0, f64::NAN] {
+            let features = PositiveFeatures { omega: &omega, scale: 1.0, eps, keep: None };
+            let error = performer(&x, &x, &x, &features).unwrap_err().to_string();
+            assert!(error.contains("`eps` is"), "{error}");
+        }
         let keep = Tensor::ones([1, 4], (Kind::Bool, x.device()));
         assert!(run(&x, &omega, 1.0, Some(&keep)).contains("kept keys [1, 4]"));
     }

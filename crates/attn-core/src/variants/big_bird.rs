@@ -68,8 +68,10 @@ impl Config {
                 "expected an odd number: the query's own block and as many on each side".into();
             return Err(Error::Setting { kind: "big_bird", field, value, problem });
         }
-        let fixed = i64::from(self.n_global) + i64::from(self.n_window.get());
-        let what = format!("blocks of {block}, {fixed} of them global or in the window");
+        let window = i64::from(self.n_window.get());
+        let window = if dims.causal { window / 2 + 1 } else { window };
+        let fixed = i64::from(self.n_global) + window;
+        let what = format!("no more blocks of {block} beside the {fixed} global and near ones");
         let wanted = ("n_random", self.n_random);
         dims.check_choices("big_bird", wanted, &what, |n| (n_blocks(n, block) - fixed).max(0))
     }
@@ -347,6 +349,8 @@ mod tests {
         Config::default().check(&dims).unwrap(); // 8 blocks
         let many = Config { n_random: 4, ..Config::default() };
         let error = many.check(&dims).unwrap_err().to_string();
-        assert!(error.contains("`n_random` = 4") && error.contains("512 tokens"), "{error}");
+        assert!(error.contains("`n_random` = 4: expected at most 3"), "{error}");
+        let causal = Dims { causal: true, ..dims };
+        many.check(&causal).unwrap(); // The window has one side.
     }
 }

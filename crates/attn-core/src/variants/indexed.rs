@@ -69,7 +69,7 @@ impl Config {
         _: &Projections,
         own: &mut Own<'_, '_>,
     ) -> Result<Box<dyn Attention>, Error> {
-        dims.check_choices("indexed", ("top_k", self.top_k.get()), "keys", |n| n)?;
+        dims.check_choices("indexed", ("top_k", self.top_k.get()), "no more keys", |n| n)?;
         let (heads, width) = (self.n_index_heads.get().into(), self.index_dim.get().into());
         let mut random = |name: &str, n: i64| {
             let spread = (dims.hidden_size as f64).powf(-0.5);

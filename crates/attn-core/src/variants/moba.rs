@@ -53,7 +53,7 @@ impl Config {
         _: &mut Own<'_, '_>,
     ) -> Result<Box<dyn Attention>, Error> {
         let (block, top_k) = (self.block.get().into(), self.top_k.get().into());
-        let (wanted, what) = (("top_k", self.top_k.get()), format!("blocks of {block}"));
+        let (wanted, what) = (("top_k", self.top_k.get()), format!("no more blocks of {block}"));
         dims.check_choices("moba", wanted, &what, |n| n_blocks(n, block))?;
         Ok(Box::new(Moba { block, top_k, dims: dims.clone() }))
     }

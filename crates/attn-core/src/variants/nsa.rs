@@ -125,7 +125,7 @@ impl Config {
             return refuse("n_selected", &self.n_selected.get(), problem);
         }
         let wanted = ("n_selected", self.n_selected.get());
-        let what = format!("blocks of {block}");
+        let what = format!("no more blocks of {block}");
         dims.check_choices("nsa", wanted, &what, |n| n_blocks(n, block.into()))?;
         let is_fit = self.gates.iter().all(|&gate| gate > 0.0 && gate < 1.0)
             && (self.gates.iter().sum::<f64>() - 1.0).abs() < 1e-6;
