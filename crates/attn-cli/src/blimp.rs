@@ -1,6 +1,6 @@
 //! `attn eval --task blimp`: of two sentences, which does a language model hold for the likelier one?
 
-use std::{collections::BTreeMap, io::Write, sync::atomic::AtomicBool};
+use std::{collections::BTreeMap, io::Write};
 
 use anyhow::{Context, Result, ensure};
 use attn_core::{LoadOptions, Model};
@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::{
     args::EvalArgs,
     config::Written,
-    monitor::{count_rows, grouped},
+    monitor::{count_every_row, grouped},
     perplexity::begins,
     run_dir::write_json,
     subject::Subject,
@@ -57,9 +57,6 @@ struct Named {
     #[serde(flatten)]
     score: Preference,
 }
-
-/// Nothing stops it but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> Result<()> {
     for (name, is_given) in [
@@ -171,7 +168,7 @@ pub(crate) fn read(
 }
 
 pub(crate) fn score(model: &Model, pairs: &Pairs, batching: &Batching) -> Result<Blimp> {
-    let mut progress = count_rows(pairs.sentences.len(), &NEVER);
+    let mut progress = count_every_row(pairs.sentences.len());
     let log_p = log_likelihoods(model, &pairs.sentences, batching, &mut progress)?;
     drop(progress);
     let scores: Vec<(f64, f64)> = log_p.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();

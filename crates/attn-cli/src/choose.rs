@@ -1,13 +1,10 @@
 //! `attn choose`: the attention of each layer by what the layer loses under it, within a budget.
 
-use std::{collections::BTreeSet, io::Write, sync::atomic::AtomicBool};
+use std::{collections::BTreeSet, io::Write};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use attn_core::{Config, Model, Variant, checkpoint::WriteOptions, variants::single_head};
-use attn_data::{
-    dataset::DatasetSpec,
-    hub::{Hub, progress_bar},
-};
+use attn_data::hub::{Hub, progress_bar};
 use attn_eval::{
     Budget, Cost, Divergence, Offer, Probing, Swapped, allocate, divergence, sensitivity,
     stats::Interval,
@@ -18,12 +15,12 @@ use toml::{Table, Value};
 use crate::{
     args::ChooseArgs,
     config::Written,
-    monitor::{count_rows, grouped},
+    monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     save::{check_free, write},
     subject::Subject,
     surgery::{describe, refuse_two_texts, variants, with_own_settings},
-    task::{Task, Which},
+    task::{Task, Which, dataset},
     texts::Folder,
 };
 
@@ -41,13 +38,6 @@ struct Candidates {
 #[serde(deny_unknown_fields)]
 struct Candidate {
     attention: Variant,
-}
-
-/// What `--set` can reach.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    data: DatasetSpec,
 }
 
 /// DIR/choice.json.
@@ -95,9 +85,6 @@ impl Spent {
     }
 }
 
-/// Nothing stops it but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let written = Written::read(&args.config, &[])?;
     let candidates = written.complete(|Candidates { candidate }| {
@@ -118,9 +105,7 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&file)?;
     args.compute.device()?;
 
-    let source = Table::from_iter([("source".to_owned(), Value::String(args.rows.task.clone()))]);
-    let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
-    let Settings { data } = Written::of(table, &args.rows.set)?.parse()?;
+    let data = dataset(&args.rows.task, &args.rows.set)?;
     let hub = Hub::from_env().with_progress(progress_bar());
     // What cannot be is refused before rows and weights are read.
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
@@ -128,7 +113,7 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     check(&folder.config, &candidates, wanted).with_context(|| {
         format!("cannot try the candidates of `{}` in `{}`", args.config.display(), args.model)
     })?;
-    let task = Task::open(&args.model, &args.rows, data.resolved(), None, &args.compute, &hub)?;
+    let task = Task::read(folder, &args.rows, data, None, &hub)?;
     ensure!(
         task.data.label.is_none(),
         "candidates are compared by predictions of tokens, and the task has labels\nhint: name a task of text, such as \
@@ -155,7 +140,7 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let probing = Probing { budget, ..probing };
 
     let n_passes: usize = candidates.iter().map(Vec::len).sum();
-    let mut progress = count_rows(n_passes * rows.len(), &NEVER);
+    let mut progress = count_every_row(n_passes * rows.len());
     let layers = sensitivity(&model, &candidates, &probing, &mut progress)
         .with_context(|| format!("cannot try the candidates in `{}`", args.model))?;
     drop(progress);
@@ -168,7 +153,7 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
             model.swap(&[layer], &swapped.attention, args.seed)?;
         }
     }
-    let mut progress = count_rows(rows.len(), &NEVER);
+    let mut progress = count_every_row(rows.len());
     let batching = &probing.batching;
     let found = divergence(&model, &teacher, &rows, probing.masking, batching, &mut progress)?;
     drop(progress);
@@ -319,7 +304,7 @@ fn dense(model: &Model, probing: &Probing<'_>) -> Result<Spent> {
     let layers: Vec<usize> = (0..model.layers().len()).collect();
     dense.swap(&layers, &Variant::default(), probing.seed)?;
     let none = vec![Vec::new(); layers.len()];
-    let layers = sensitivity(&dense, &none, probing, &mut count_rows(0, &NEVER))?;
+    let layers = sensitivity(&dense, &none, probing, &mut count_every_row(0))?;
     Ok(Spent::of(layers.iter().flatten()))
 }
 

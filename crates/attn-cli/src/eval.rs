@@ -1,6 +1,6 @@
 //! `attn eval`: a model on the rows of a task.
 
-use std::{io::Write, sync::atomic::AtomicBool};
+use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{LoadOptions, Model};
@@ -20,7 +20,7 @@ use crate::{
     args::EvalArgs,
     blimp,
     config::Written,
-    monitor::{count_rows, grouped},
+    monitor::{count_every_row, grouped},
     perplexity::{self, Labelled},
     pretrain::convention,
     run_dir::{check_writable, write_json},
@@ -155,7 +155,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
             Some(asked) => asked,
             None => Rows::Classes(task.labelled(&model)?),
         };
-        let mut progress = count_rows(to_score.len(), &NEVER);
+        let mut progress = count_every_row(to_score.len());
         let scores = to_score
             .score(&model, &task.batching(), &mut progress)
             .with_context(|| format!("cannot score `{}`", args.model))?;
@@ -182,9 +182,6 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     tracing::info!("wrote `{}`", args.out.display());
     Ok(())
 }
-
-/// Nothing stops an evaluation but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// The rows as questions, which need classes to answer for.
 fn ask(prompt: &PromptSpec, task: &Task<'_>) -> Result<Rows> {
@@ -225,7 +222,7 @@ fn score_language(
     let rows = task.unlabelled()?;
     let masking = task.masking()?;
     let batching = task.batching();
-    let mut progress = count_rows(rows.len(), &NEVER);
+    let mut progress = count_every_row(rows.len());
     let (language, divergence) = match baseline {
         None => {
             let scored = match &masking {

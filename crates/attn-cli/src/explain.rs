@@ -1,6 +1,6 @@
 //! `attn explain`: why a model that is near to another by one figure may not write like it.
 
-use std::{io::Write, sync::atomic::AtomicBool};
+use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use attn_core::{LoadOptions, config::Head};
@@ -9,18 +9,16 @@ use attn_data::{
     hub::{Hub, progress_bar},
 };
 use attn_eval::{Check, Explanation, Texts, Verdict, Way, Writing, Written, explain};
-use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use serde::Serialize;
 
 use crate::{
     Outcome,
     args::ExplainArgs,
-    config::Written as Config,
     generate::stop_ids,
-    monitor::{count_rows, grouped},
+    monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
-    task::{Task, Which},
+    task::{Task, Which, dataset},
     texts::{Folder, load_model, same_tokens},
 };
 
@@ -44,16 +42,6 @@ struct Report<'a> {
     explanation: Explanation,
 }
 
-/// What `--set` can reach.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    data: DatasetSpec,
-}
-
-/// Nothing stops it but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Outcome> {
     let _made = check_writable(&args.out)?;
     ensure!(args.prompts > 0, "`--prompts` is 0, expected at least 1");
@@ -62,11 +50,9 @@ pub(crate) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Outcome> {
     {
         ensure!(value != Some(0), "`{name}` is 0, expected at least 1");
     }
-    let source = Table::from_iter([("source".to_owned(), Value::String(args.rows.task.clone()))]);
-    let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
-    let Settings { data } = Config::of(table, &args.rows.set)?.parse()?;
     // Text alone is wanted, whatever else a data set has.
-    let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data.resolved() };
+    let data = dataset(&args.rows.task, &args.rows.set)?;
+    let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data };
     let device = args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data, None, &args.compute, &hub)?;
@@ -105,7 +91,7 @@ pub(crate) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Outcome> {
         stop_ids: &stop_ids,
         decode: &decode,
     };
-    let mut progress = count_rows(rows.len(), &NEVER);
+    let mut progress = count_every_row(rows.len());
     let masking = masking.as_ref().map(|masking| (masking, args.seed));
     let explanation =
         explain(&model, &baseline, &rows, masking, &writing, &task.batching(), &mut progress)

@@ -3,7 +3,6 @@
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,7 +22,7 @@ use crate::{
     blimp,
     distill::Summary,
     generate::stop_ids,
-    monitor::count_rows,
+    monitor::count_every_row,
     run_dir::{self, TEACHER_FILE},
     surgery::{describe, variants},
     sweep::csv_line,
@@ -65,9 +64,6 @@ const COLUMNS: [&str; 29] = [
     "state_bytes_16k",
     "peak_memory_mib",
 ];
-
-/// Nothing stops it but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// What all models are measured with.
 struct Measure<'a> {
@@ -242,7 +238,7 @@ impl Measure<'_> {
             stop_ids: &stop_ids,
             decode: &decode,
         };
-        let mut progress = count_rows(rows.len(), &NEVER);
+        let mut progress = count_every_row(rows.len());
         let told = explain(model, teacher, rows, None, &writing, &batching, &mut progress)
             .with_context(|| format!("cannot measure `{name}`"))?;
         drop(progress);

@@ -112,6 +112,12 @@ pub(crate) fn count_rows(
     count_rows_of("evaluating", total, stop)
 }
 
+/// Counts rows of an evaluation that nothing stops but Ctrl-C, which ends the process.
+pub(crate) fn count_every_row(total: usize) -> impl FnMut(usize) -> ControlFlow<()> {
+    static NEVER: AtomicBool = AtomicBool::new(false);
+    count_rows(total, &NEVER)
+}
+
 /// Counts the rows of `what`, until `stop` is set.
 pub(crate) fn count_rows_of<'a>(
     what: &'static str,

@@ -1,6 +1,6 @@
 //! `attn needle`: what a model finds in long texts, by length and depth.
 
-use std::{collections::BTreeMap, io::Write, iter, ops::Range, sync::atomic::AtomicBool};
+use std::{collections::BTreeMap, io::Write, iter, ops::Range};
 
 use anyhow::{Context, Result, ensure};
 use attn_core::LoadOptions;
@@ -11,15 +11,14 @@ use attn_data::{
     needle::{Haystack, NeedleKind, Recipe},
 };
 use attn_eval::{Batching, Recall, Recalled, check_decoder, recall, stats::Interval};
-use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use serde::Serialize;
 
 use crate::{
     args::NeedleArgs,
-    config::Written,
-    monitor::{count_rows, grouped},
+    monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
+    task::dataset,
     texts::{Folder, load_model, max_len, read_split},
 };
 
@@ -68,26 +67,14 @@ struct Trial {
     recalled: Recalled,
 }
 
-/// What `--set` can reach.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    data: DatasetSpec,
-}
-
-/// Nothing stops it but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
     ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
     ensure!(args.depths > 0, "`--depths` is 0, expected at least 1");
     ensure!(args.trials > 0, "`--trials` is 0, expected at least 1");
-    let source = Table::from_iter([("source".to_owned(), Value::String(args.haystack.clone()))]);
-    let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
-    let Settings { data } = Written::of(table, &args.set)?.parse()?;
     // Text alone is wanted, whatever else a data set has.
-    let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data.resolved() };
+    let data = dataset(&args.haystack, &args.set)?;
+    let data = DatasetSpec { label: None, text_pair: None, classes: None, ..data };
     let device = args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
@@ -115,7 +102,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let batching = Batching { batch_size: args.batch_size, pad_id, ..Batching::default() };
     let answer = |trial: &Trial| iter::once(trial.answer[0]..trial.answer[1]).collect();
     let answers: Vec<Vec<Range<usize>>> = trials.iter().map(answer).collect();
-    let mut progress = count_rows(rows.len(), &NEVER);
+    let mut progress = count_every_row(rows.len());
     let found = recall(&model, &rows, &answers, &batching, &mut progress)
         .with_context(|| format!("cannot score `{}`", args.model))?;
     drop(progress);

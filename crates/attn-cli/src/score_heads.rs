@@ -1,29 +1,24 @@
 //! `attn score-heads`: what each head does for a task.
 
-use std::{collections::HashMap, io::Write, path::Path, sync::Arc, sync::atomic::AtomicBool};
+use std::{collections::HashMap, io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use arrow::{
     array::{ArrayRef, Float64Array, Int32Array, RecordBatch},
     datatypes::{DataType, Field, Schema},
 };
-use attn_data::{
-    dataset::DatasetSpec,
-    hub::{Hub, progress_bar},
-};
+use attn_data::hub::{Hub, progress_bar};
 use attn_eval::{Batching, HeadScores, Method, Normalize, RowLoss, score_heads, stats::Interval};
 use parquet::arrow::ArrowWriter;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
-use toml::Table;
 
 use crate::{
     args::ScoreHeadsArgs,
-    config::Written,
-    monitor::{count_rows, grouped},
+    monitor::{count_every_row, grouped},
     run_dir::{self, check_writable, write_json},
     subject::Subject,
-    task::{Task, Which},
+    task::{Task, Which, dataset},
 };
 
 /// Most positions of a batch: a gradient pass keeps all that it computed for the way back.
@@ -53,26 +48,13 @@ struct Report<'a> {
     scores: HeadScores,
 }
 
-/// What `--set` can reach.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    data: DatasetSpec,
-}
-
-/// Nothing stops it but Ctrl-C, which ends the process.
-static NEVER: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
     let _made_too = args.table.as_deref().map(check_writable).transpose()?;
-    let source =
-        Table::from_iter([("source".to_owned(), toml::Value::String(args.rows.task.clone()))]);
-    let table = Table::from_iter([("data".to_owned(), toml::Value::Table(source))]);
-    let Settings { data } = Written::of(table, &args.rows.set)?.parse()?;
+    let data = dataset(&args.rows.task, &args.rows.set)?;
     args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
-    let task = Task::open(&args.model, &args.rows, data.resolved(), None, &args.compute, &hub)?;
+    let task = Task::open(&args.model, &args.rows, data, None, &args.compute, &hub)?;
     let model = task.load(&args.compute, args.seed, &hub)?;
 
     let masking = task.masking()?;
@@ -84,7 +66,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
         (None, false) => (RowLoss::NextToken, task.unlabelled()?),
     };
     let batching = Batching { max_tokens: Some(MAX_TOKENS), ..task.batching() };
-    let mut progress = count_rows(rows.len(), &NEVER);
+    let mut progress = count_every_row(rows.len());
     let scores = score_heads(&model, &rows, args.method.into(), &loss, &batching, &mut progress)
         .with_context(|| format!("cannot score the heads of `{}`", args.model))?;
     drop(progress);

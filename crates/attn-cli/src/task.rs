@@ -9,10 +9,12 @@ use attn_data::{
     prompt::PromptSpec,
 };
 use attn_eval::Batching;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 use crate::{
     args::{ComputeArgs, RowArgs},
+    config::Written,
     scoring::{check_model, max_prompt_len},
     texts::{
         Folder, Split, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
@@ -46,6 +48,19 @@ pub(crate) struct Which<'a> {
     max_len: usize,
 }
 
+/// Where the rows of `source` are: what an option names for itself, and `set` more of, as in a config's `[data]`.
+pub(crate) fn dataset(source: &str, set: &[String]) -> Result<DatasetSpec> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Settings {
+        data: DatasetSpec,
+    }
+    let source = Table::from_iter([("source".to_owned(), Value::String(source.to_owned()))]);
+    let table = Table::from_iter([("data".to_owned(), Value::Table(source))]);
+    let Settings { data } = Written::of(table, set)?.parse()?;
+    Ok(data.resolved())
+}
+
 impl<'a> Task<'a> {
     pub(crate) fn which(&self) -> Which<'_> {
         Which {
@@ -67,8 +82,20 @@ impl<'a> Task<'a> {
         compute: &ComputeArgs,
         hub: &Hub,
     ) -> Result<Self> {
-        ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
         let folder = Folder::open(model, compute.init.is_none(), None, hub)?;
+        Self::read(folder, args, data, prompt, hub)
+    }
+
+    /// As [`Self::open`], for the model in `folder`.
+    pub(crate) fn read(
+        folder: Folder,
+        args: &'a RowArgs,
+        data: DatasetSpec,
+        prompt: Option<&PromptSpec>,
+        hub: &Hub,
+    ) -> Result<Self> {
+        ensure!(args.batch_size > 0, "`--batch-size` is 0, expected at least 1");
+        let model = folder.name.clone();
         let split = args.split.as_deref().unwrap_or(&data.validation_split).to_owned();
         if prompt.is_some() {
             check_model(&folder.config)

@@ -3,7 +3,7 @@
 //! The order of operations and their edge cases are those of transformers' `generate`, so that greedy output equals
 //! its, token for token: repetition penalty, temperature, top-k, top-p, then a draw.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -197,13 +197,10 @@ pub fn generate(
     let _no_grad = tch::no_grad_guard();
     let mut rows: Vec<Row> =
         prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, sampling)).collect();
-    let takes_padding = model.layers().iter().all(|layer| layer.decodes_padded());
-    let mut lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    lengths.sort_unstable();
-    lengths.dedup();
-    if takes_padding {
+    if model.layers().iter().all(|layer| layer.decodes_padded()) {
         write_on(model, rows.iter_mut().collect(), sampling, limits, on_token)?;
     } else {
+        let lengths: BTreeSet<usize> = prompts.iter().map(Vec::len).collect();
         for length in lengths {
             let alike = rows.iter_mut().filter(|row| row.n_prompt == length).collect();
             write_on(model, alike, sampling, limits, on_token)?;

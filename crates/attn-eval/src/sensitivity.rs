@@ -94,74 +94,65 @@ pub fn sensitivity(
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Vec<Swapped>>> {
     assert_eq!(candidates.len(), model.layers().len(), "a list of candidates a layer");
-    // What cannot be is refused before anything is measured.
-    let mut tried = model.alias()?;
-    for (layer, candidates) in candidates.iter().enumerate() {
-        for attention in candidates {
-            tried.swap(&[layer], attention, probing.seed)?;
-        }
-    }
+    // What cannot be, or costs too much, is refused before anything is measured.
+    let mut layers = candidates
+        .iter()
+        .enumerate()
+        .map(|(layer, candidates)| priced(model, layer, candidates, probing))
+        .collect::<Result<Vec<_>>>()?;
     if let Some(Budget { cost, most }) = probing.budget {
-        let least = least(model, candidates, probing, cost)?;
+        let mut least = 0;
+        for layer in &layers {
+            let costs = layer.iter().map(|one| one.cost(cost)).collect::<Result<Vec<_>>>()?;
+            least += costs.into_iter().min().unwrap_or(0);
+        }
         if least > most {
             return Err(Error::Budget { cost, most, least });
         }
     }
     let mut n_done = 0;
-    let mut swapped_layers = Vec::new();
-    for (layer, candidates) in candidates.iter().enumerate() {
-        let untouched = Swapped {
+    for (layer, swapped) in layers.iter_mut().enumerate() {
+        for one in &mut swapped[1..] {
+            let student = with(model, layer, &one.attention, probing)?;
+            let mut count = |n: usize| -> ControlFlow<()> { progress(n_done + n) };
+            let Probing { rows, masking, batching, .. } = probing;
+            let found = divergence(&student, model, rows, *masking, batching, &mut count)?;
+            n_done += rows.len();
+            one.kl_nats_per_token = found.kl_nats_per_token;
+            one.kl_interval_95 = found.kl_interval_95;
+        }
+    }
+    Ok(layers)
+}
+
+/// The layer as it is and under each candidate, nothing measured yet.
+fn priced(
+    model: &Model,
+    layer: usize,
+    candidates: &[Variant],
+    probing: &Probing<'_>,
+) -> Result<Vec<Swapped>> {
+    let of = |model: &Model| -> Result<Swapped> {
+        Ok(Swapped {
             attention: model.layers()[layer].variant().clone(),
             kl_nats_per_token: 0.0,
             kl_interval_95: Interval { low: 0.0, high: 0.0 },
             flops: flops(model, layer, probing.n_tokens),
             state_bytes: kept(model, layer, probing.n_tokens)?,
-        };
-        let mut all = vec![untouched];
-        for attention in candidates {
-            let mut student = model.alias()?;
-            student.swap(&[layer], attention, probing.seed)?;
-            let mut count = |n: usize| -> ControlFlow<()> { progress(n_done + n) };
-            let Probing { rows, masking, batching, n_tokens, .. } = probing;
-            let found = divergence(&student, model, rows, *masking, batching, &mut count)?;
-            n_done += rows.len();
-            all.push(Swapped {
-                attention: attention.clone(),
-                kl_nats_per_token: found.kl_nats_per_token,
-                kl_interval_95: found.kl_interval_95,
-                flops: flops(&student, layer, *n_tokens),
-                state_bytes: kept(&student, layer, *n_tokens)?,
-            });
-        }
-        swapped_layers.push(all);
-    }
-    Ok(swapped_layers)
-}
-
-/// What the cheapest of each layer's candidates cost together, the layer as it is among them.
-fn least(
-    model: &Model,
-    candidates: &[Vec<Variant>],
-    probing: &Probing<'_>,
-    cost: Cost,
-) -> Result<u64> {
-    let of = |model: &Model, layer: usize| -> Result<u64> {
-        Ok(match cost {
-            Cost::Flops => flops(model, layer, probing.n_tokens),
-            Cost::StateBytes => kept(model, layer, probing.n_tokens)?.unwrap_or(0),
         })
     };
-    let mut sum = 0;
-    for (layer, candidates) in candidates.iter().enumerate() {
-        let mut least = of(model, layer)?;
-        for attention in candidates {
-            let mut student = model.alias()?;
-            student.swap(&[layer], attention, probing.seed)?;
-            least = least.min(of(&student, layer)?);
-        }
-        sum += least;
+    let mut all = vec![of(model)?];
+    for attention in candidates {
+        all.push(of(&with(model, layer, attention, probing)?)?);
     }
-    Ok(sum)
+    Ok(all)
+}
+
+/// `model` with another attention in one layer.
+fn with(model: &Model, layer: usize, attention: &Variant, probing: &Probing<'_>) -> Result<Model> {
+    let mut student = model.alias()?;
+    student.swap(&[layer], attention, probing.seed)?;
+    Ok(student)
 }
 
 fn flops(model: &Model, layer: usize, n_tokens: i64) -> u64 {

@@ -62,10 +62,10 @@ INLINE void turn(const Performer& a, const float* x, float* to) {
 }
 
 // x[c] *= factor, by lanes.
-INLINE void scale_lanes(const float* x, const float* factor, int64_t rows, float* to) {
+INLINE void scale_lanes(float* x, const float* factor, int64_t rows) {
   for (int64_t lane = 0; lane < kTokens; lane += kWidth) {
     vec by = load(factor + lane);
-    for (int64_t c = 0; c < rows; ++c) store(to + c * kTokens + lane, load(x + c * kTokens + lane) * by);
+    for (int64_t c = 0; c < rows; ++c) store(x + c * kTokens + lane, load(x + c * kTokens + lane) * by);
   }
 }
 
@@ -281,7 +281,7 @@ void backward(const Performer& a, int64_t task) {
         }
         store(by + lane, load(t + lane) * load(before + lane));
       }
-      scale_lanes(turned.at, before, a.head_dim, turned.at);
+      scale_lanes(turned.at, before, a.head_dim);
       multiply(a.n_features, sums.values.at, a.wide, 1, turned.at, a.head_dim, kTokens, d.at);
       multiply(a.n_features, k.at, kTokens, 1, pull.at, piece.n, kTokens, d.at, &one, 0);
       features_back(a, q.at, sums.ones.at, by, d.at, nullptr);
@@ -315,7 +315,7 @@ void backward(const Performer& a, int64_t task) {
     turn(a, v.at, turned.at);
     multiply(piece.n, g.at, a.wide, 1, turned.at, a.head_dim, kTokens, pull.at);
     weigh(pull.at, piece.n, log_factor, largest, t);
-    scale_lanes(turned.at, after, a.head_dim, turned.at);
+    scale_lanes(turned.at, after, a.head_dim);
     multiply(a.n_features, later.values.at, a.wide, 1, turned.at, a.head_dim, kTokens, d.at);
     multiply(a.n_features, q.at, kTokens, 1, pull.at, piece.n, kTokens, d.at, &one, 0);
     features_back(a, k.at, later.ones.at, after, d.at, of_log);

@@ -203,15 +203,7 @@ impl Attention for Moba {
         )
     }
 
-    fn select_heads(&mut self, _: &[i64], dims: &Dims) -> Result<(), Error> {
-        self.dims = dims.clone();
-        Ok(())
-    }
-
-    fn regroup_kv(&mut self, _: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
-        self.dims = dims.clone();
-        Ok(())
-    }
+    super::follows_dims!();
 }
 
 #[cfg(test)]

@@ -25,6 +25,31 @@ pub mod t2r;
 pub mod window;
 pub mod window_linear;
 
+/// `select_heads` and `regroup_kv` of an [`Attention`](crate::attention::Attention) that keeps its `dims` and nothing
+/// else of single heads. No defaults of the trait: a kind with parameters of heads would then forget to cut them.
+macro_rules! follows_dims {
+    () => {
+        fn select_heads(
+            &mut self,
+            _: &[i64],
+            dims: &crate::attention::Dims,
+        ) -> Result<(), crate::Error> {
+            self.dims = dims.clone();
+            Ok(())
+        }
+
+        fn regroup_kv(
+            &mut self,
+            _: &[Vec<i64>],
+            dims: &crate::attention::Dims,
+        ) -> Result<(), crate::Error> {
+            self.dims = dims.clone();
+            Ok(())
+        }
+    };
+}
+use follows_dims;
+
 /// Lists the variants. To add one: write `<name>.rs` beside this file, then name it here and in the `mod` lines above
 /// (rustfmt does not follow a `mod` inside a macro call).
 macro_rules! variants {

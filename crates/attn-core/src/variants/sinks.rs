@@ -95,15 +95,7 @@ impl Attention for Sinks {
         banded::step(input, &self.dims, &self.band, state)
     }
 
-    fn select_heads(&mut self, _: &[i64], dims: &Dims) -> Result<(), Error> {
-        self.dims = dims.clone();
-        Ok(())
-    }
-
-    fn regroup_kv(&mut self, _: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
-        self.dims = dims.clone();
-        Ok(())
-    }
+    super::follows_dims!();
 }
 
 #[cfg(test)]

@@ -84,15 +84,7 @@ impl Attention for Softmax {
         pairs::weighing(&self.dims, pairs::n_seen(n_tokens, self.dims.causal))
     }
 
-    fn select_heads(&mut self, _: &[i64], dims: &Dims) -> Result<(), Error> {
-        self.dims = dims.clone();
-        Ok(())
-    }
-
-    fn regroup_kv(&mut self, _: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
-        self.dims = dims.clone();
-        Ok(())
-    }
+    super::follows_dims!();
 }
 
 #[cfg(test)]
