@@ -1,6 +1,6 @@
 //! `attn choose`: the attention of each layer by what the layer loses under it, within a budget.
 
-use std::{collections::BTreeSet, io::Write};
+use std::io::Write;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use attn_core::{Config, Model, Variant, checkpoint::WriteOptions, variants::single_head};
@@ -10,7 +10,6 @@ use attn_eval::{
     stats::Interval,
 };
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
 
 use crate::{
     args::ChooseArgs,
@@ -109,7 +108,7 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     // What cannot be is refused before rows and weights are read.
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
-    let candidates = by_layer(&candidates, &heads_wanted(written.base()), &folder.config);
+    let candidates = by_layer(&candidates, &folder.config);
     check(&folder.config, &candidates, wanted).with_context(|| {
         format!("cannot try the candidates of `{}` in `{}`", args.config.display(), args.model)
     })?;
@@ -267,29 +266,15 @@ impl Wanted {
     }
 }
 
-/// The candidates of which every head is meant: those that name none.
-fn heads_wanted(written: &Table) -> BTreeSet<usize> {
-    let tables = written.get("candidate").and_then(Value::as_array).into_iter().flatten();
-    let names_none = |table: &Value| {
-        table.get("attention").is_some_and(|attention| attention.get("head").is_none())
-    };
-    tables.enumerate().filter(|(_, table)| names_none(table)).map(|(place, _)| place).collect()
-}
-
 /// The candidates of each layer, `single_head` from the best head as one a head where no head is named.
-fn by_layer(
-    candidates: &[Variant],
-    any_head: &BTreeSet<usize>,
-    config: &Config,
-) -> Vec<Vec<Variant>> {
+fn by_layer(candidates: &[Variant], config: &Config) -> Vec<Vec<Variant>> {
     let of_layer = |n_heads: i64| {
-        let each = candidates.iter().enumerate().flat_map(|(place, candidate)| match candidate {
-            Variant::SingleHead(config)
-                if config.from == single_head::From::Best && any_head.contains(&place) =>
+        let each = candidates.iter().flat_map(|candidate| match candidate {
+            Variant::SingleHead(any)
+                if any.from == single_head::From::Best && any.head.is_none() =>
             {
-                let of_head =
-                    |head| Variant::SingleHead(single_head::Config { head, ..config.clone() });
-                (0..n_heads as u32).map(of_head).collect()
+                let of_head = |head| single_head::Config { head: Some(head), ..any.clone() };
+                (0..n_heads as u32).map(|head| Variant::SingleHead(of_head(head))).collect()
             }
             other => vec![other.clone()],
         });
@@ -438,12 +423,12 @@ mod tests {
 
         let written = Written::read(&path, &[]).unwrap();
         let Candidates { candidate } = written.parse().unwrap();
-        let heads = heads_wanted(written.base());
         assert!(candidate.len() > 5);
-        let any = |(place, one): (usize, &Candidate)| {
-            heads.contains(&place) && matches!(one.attention, Variant::SingleHead(_))
+        let any = |one: &&Candidate| match &one.attention {
+            Variant::SingleHead(of) => of.from == single_head::From::Best && of.head.is_none(),
+            _ => false,
         };
-        assert_eq!(candidate.iter().enumerate().filter(|&one| any(one)).count(), 1);
+        assert_eq!(candidate.iter().filter(any).count(), 1);
     }
 
     #[test]

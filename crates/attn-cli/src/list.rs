@@ -13,8 +13,17 @@ pub(crate) fn run(out: &mut dyn Write) -> Result<()> {
         "attention kinds ([attention] kind = \"...\", with these settings and defaults):"
     )?;
     for variant in Variant::all() {
-        let text = toml::to_string(&variant).context("cannot write the settings as TOML")?;
-        let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with("kind")).collect();
+        let fields = serde_json::to_value(&variant).context("cannot write the settings")?;
+        let settings: Vec<String> = fields
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| *key != "kind")
+            .map(|(key, value)| match toml::Value::try_from(value) {
+                Ok(value) => format!("{key} = {value}"),
+                Err(_) => format!("{key} has no default"), // TOML has no null.
+            })
+            .collect();
         let settings =
             if settings.is_empty() { "no settings".to_owned() } else { settings.join(", ") };
         writeln!(out, "  {:<16} {settings}", variant.name())?;

@@ -96,7 +96,7 @@ fn with_those(variant: &Variant, is_shown: impl Fn(&str, &Value) -> bool) -> Str
     };
     let settings: Vec<String> = fields
         .iter()
-        .filter(|(key, value)| is_shown(key, value))
+        .filter(|(key, value)| !value.is_null() && is_shown(key, value))
         .map(|(key, value)| match value {
             Value::String(text) => format!("{key} {text}"),
             other => format!("{key} {other}"),
@@ -174,7 +174,8 @@ mod tests {
         let said = |of: &Variant| with_own_settings(of, all.iter());
         assert_eq!(said(&window), "window");
         assert_eq!(said(&head(0)), "single_head (from best, head 0)");
-        assert_eq!(with_own_settings(&head(0), all[..1].iter()), "single_head (from best)");
+        let wide = variant(r#"{"kind": "window", "size": 9}"#);
+        assert_eq!(with_own_settings(&window, [&wide].into_iter()), "window (size 32)");
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn what_cannot_be_is_said_once_with_the_way_out() {
     let kind = "[[candidate]]\nattention = { kind = 'windo' }\n";
     refused(kind, "", &["windo", "window"]);
     let head = "[[candidate]]\nattention = { kind = 'single_head', from = 'best', head = 99 }\n";
-    refused(head, "", &["`head`", "99", "heads"]);
+    refused(head, "", &["`head`", "99", "expected 0 to"]);
     place.write("m/x", "");
     place.refused(&format!("choose candidates.toml {TASK} --out m"), &["is there already"]);
 }

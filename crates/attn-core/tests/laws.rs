@@ -450,7 +450,7 @@ fn with_settings() -> Vec<Variant> {
         let text = format!(r#"{{"kind": "mask_mixture", "basis": {basis}, {settings}}}"#);
         variants.push(serde_json::from_str(&text).unwrap());
     }
-    for settings in [r#""scale": "head""#, r#""from": "best""#, r#""from": "random""#] {
+    for settings in [r#""scale": "head""#, r#""from": "best", "head": 0"#, r#""from": "random""#] {
         let text = format!(r#"{{"kind": "single_head", {settings}}}"#);
         variants.push(serde_json::from_str(&text).unwrap());
     }

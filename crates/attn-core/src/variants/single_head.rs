@@ -19,9 +19,9 @@
 //! `sum`, `best` and `svd` start from the pretrained weights, and `random` is the control.
 //!
 //! - Values and output projection keep their heads: z has its usual shape, and gates and scores of heads act on it.
-//! - `best` keeps the head that `head` names, the first if none. Which head is the best for a layer, `attn choose` finds: a
-//!   candidate that names none stands for every head there, and the one under which the model's predictions move least is
-//!   written down.
+//! - `best` keeps the head that `head` names, and is refused without it: which head is the best for a layer, `attn choose`
+//!   finds. A candidate that names none stands for every head there, and the one under which the model's predictions move
+//!   least is written down.
 //! - `svd` has matrices of its own, `[rank, hidden_size]` with a bias, c among them from the start. At full rank it is
 //!   `sum`. It is refused where queries and keys are rotated: a rotation stands between W_Q and W_K then, another one
 //!   for each distance, and B does not exist.
@@ -53,15 +53,16 @@ pub struct Config {
     pub from: From,
     /// What the scores of `sum`, `svd` and `random` are multiplied by.
     pub scale: Scale,
-    /// The head whose scores `best` keeps, counted from 0 among those the layer has.
-    pub head: u32,
+    /// The head whose scores `best` keeps, counted from 0 among those the layer has. No default: the first is as good
+    /// as any.
+    pub head: Option<u32>,
     /// The rank of `svd`, from 1 to hidden_size + 1.
     pub rank: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { from: From::Sum, scale: Scale::Width, head: 0, rank: 64 }
+        Self { from: From::Sum, scale: Scale::Width, head: None, rank: 64 }
     }
 }
 
@@ -111,12 +112,17 @@ impl Config {
         let scores = match self.from {
             From::Sum => Scores::Sum,
             From::Best => {
-                let head = i64::from(self.head);
-                if head >= dims.n_heads {
-                    let problem = format!("the layer has {} heads, counted from 0", dims.n_heads);
+                let last = dims.n_heads - 1;
+                let Some(head) = self.head else {
+                    let problem =
+                        format!("expected a head, 0 to {last}; `attn choose` finds the best");
+                    return refuse("head", "none".into(), problem);
+                };
+                if i64::from(head) > last {
+                    let problem = format!("expected 0 to {last}, a head of the layer");
                     return refuse("head", head.to_string(), problem);
                 }
-                Scores::Best(head)
+                Scores::Best(i64::from(head))
             }
             From::Svd => {
                 let (rank, most) = (i64::from(self.rank), dims.hidden_size + 1);
@@ -391,7 +397,7 @@ mod tests {
     };
 
     fn config(from: From) -> Config {
-        Config { from, ..Config::default() }
+        Config { from, head: Some(0), ..Config::default() }
     }
 
     /// The definition of one shared distribution: scores summed by a plain loop, `c` times.
@@ -454,7 +460,7 @@ mod tests {
                         (config(From::Sum), &all[..], (n_heads as f64 * d).powf(-0.5)),
                         (Config { scale: Scale::Head, ..config(From::Sum) }, &all, d.powf(-0.5)),
                         (
-                            Config { head: last[0] as u32, ..config(From::Best) },
+                            Config { head: Some(last[0] as u32), ..config(From::Best) },
                             &last,
                             d.powf(-0.5),
                         ),
@@ -525,7 +531,7 @@ mod tests {
             let mask = Mask::new(true);
             for scale in [Scale::Width, Scale::Head] {
                 let z = |from, rank| {
-                    let config = Config { from, scale, rank, head: 0 };
+                    let config = Config { scale, rank, ..config(from) };
                     built(&config, &probe, &projections).unwrap().forward(&probe.input(&mask))
                 };
                 let sum = z(From::Sum, 1);
@@ -619,7 +625,7 @@ mod tests {
     #[test]
     fn the_best_head_stays_where_it_is() {
         let probe = Probe::new(57, [1, 9, 9], 4, 4, true);
-        let best = Variant::SingleHead(Config { head: 1, ..config(From::Best) });
+        let best = Variant::SingleHead(Config { head: Some(1), ..config(From::Best) });
         for (keep, is_served) in [(vec![0i64, 1], true), (vec![0, 2], false), (vec![1, 2], false)] {
             let part = probe.select_heads(&keep);
             let mut kind = probe.build(&best);
@@ -640,7 +646,8 @@ mod tests {
             let error = built(&config, &probe, &projections).unwrap_err().to_string();
             assert!(error.contains(&format!("`{field}`")), "{error}");
         };
-        refused(Config { head: 4, ..config(From::Best) }, false, "head");
+        refused(Config { head: Some(4), ..config(From::Best) }, false, "head");
+        refused(Config { head: None, ..config(From::Best) }, false, "head");
         refused(Config { rank: 0, ..config(From::Svd) }, false, "rank");
         refused(Config { rank: 12, ..config(From::Svd) }, false, "rank");
         refused(Config { rank: 5, ..config(From::Svd) }, true, "from");
