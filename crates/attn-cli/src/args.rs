@@ -411,7 +411,7 @@ pub(crate) struct ChooseArgs {
     #[arg(long, value_name = "COST=N")]
     pub(crate) budget: Option<String>,
 
-    /// The length in tokens at which cost is counted; what the model has positions for where not given
+    /// The length in tokens at which cost is counted; the most that a row has where not given
     #[arg(long, value_name = "N")]
     pub(crate) tokens: Option<u32>,
 
@@ -597,6 +597,7 @@ value, the values that pass, and a verdict:
   best_shift                        the other's predictions fit best 1 or 2 places away
   free_running_over_teacher_forced  KL on text it drew itself over KL on the rows: at most 2
   rep_4                             repeated 4-grams of its greedy texts: at most twice the other's
+                                    (not run where the other's are half or more)
   entropy_ratio                     entropy of its predictions over the other's: 0.7 to 1.4
 The bounds are rules of thumb. Of a masked language model the last alone is run; the others say
 why not. Behind them stand the figures of what both write, greedy and drawn by their

@@ -124,7 +124,7 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
     let masking = task.masking()?;
     let n_tokens = match args.tokens {
         Some(n_tokens) => i64::from(n_tokens),
-        None => model.config().sizes.max_positions,
+        None => task.max_len as i64,
     };
     let probing = Probing {
         rows: &rows,

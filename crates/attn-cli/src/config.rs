@@ -352,17 +352,23 @@ fn split_place(message: &str) -> (&str, &str) {
 /// The setting in the table `place` that the message is about. Where serde loses track, as in a table whose `kind` says
 /// what the others mean, it is the one without which the message would be another.
 fn narrowed<T: DeserializeOwned>(table: &Table, place: &str, message: &str) -> String {
-    let Some(Value::Table(inner)) = lookup(table, place) else { return place.to_owned() };
+    let inner = match (place, lookup(table, place)) {
+        ("", _) => table,
+        (_, Some(Value::Table(inner))) => inner,
+        _ => return place.to_owned(),
+    };
+    let within =
+        |key: &str| if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") };
     // Without the kind, everything is another matter: it comes last.
     let (kind, others): (Vec<&String>, Vec<&String>) =
         inner.keys().partition(|key| NAMING.contains(&key.as_str()));
     let key = others.into_iter().chain(kind).find(|key| {
         let mut without = table.clone();
-        let keys: Vec<String> = place.split('.').chain([key.as_str()]).map(Into::into).collect();
+        let keys: Vec<String> = within(key).split('.').map(Into::into).collect();
         remove(&mut without, &keys);
         T::deserialize(without).err().is_none_or(|error| error.to_string() != message)
     });
-    key.map_or(place.to_owned(), |key| format!("{place}.{key}"))
+    key.map_or(place.to_owned(), |key| within(key))
 }
 
 fn lookup<'a>(table: &'a Table, place: &str) -> Option<&'a Value> {

@@ -306,7 +306,8 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
         refuse_two_texts(of, &format!("{setting}, `{name}`,"), "a distillation")?;
     }
     match other {
-        Some(other) => same_tokens(folder, other),
+        Some(other) => same_tokens(folder, other)
+            .with_context(|| format!("cannot use `teacher`, `{}`", other.name)),
         None => {
             ensure!(
                 changed.layers != folder.config.layers,

@@ -118,6 +118,8 @@ mod tests {
         assert_eq!(variant("window", &["size=4".into()]).unwrap(), window);
         let error = format!("{:#}", variant("window", &["sise=4".into()]).unwrap_err());
         assert!(error.contains("sise") && error.contains("did you mean `size`"), "{error}");
+        let error = format!("{:#}", variant("window", &["size=0".into()]).unwrap_err());
+        assert!(error.contains("`size` is 0, expected"), "{error}");
         assert!(variant("windo", &[]).unwrap_err().to_string().contains("`window`"));
     }
 }

@@ -240,8 +240,8 @@ pub(crate) fn same_tokens(folder: &Folder, baseline: &Folder) -> Result<()> {
     let sides = |of: &Folder| (of.config.head, of.config.is_causal(), of.config.sizes.vocab_size);
     ensure!(
         sides(folder) == sides(baseline),
-        "`{}` is a {} with {} and {} tokens, `{}` a {} with {} and {}: they do not predict the same\nhint: name the model \
-         that this one was made of",
+        "`{}` is a {} with {} and a vocabulary of {}, the baseline `{}` a {} with {} and one of {}: they do not predict \
+         the same\nhint: name the model that this one was made of",
         folder.name,
         folder.config.base_model_type(),
         folder.config.head,

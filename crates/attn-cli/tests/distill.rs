@@ -222,7 +222,10 @@ fn what_cannot_be_distilled_is_refused_before_the_weights_are_read() {
     std::fs::write(place.path("lm/model/model.safetensors"), b"no weights").unwrap();
     for (arguments, problem) in [
         ("distill distill.toml --set attention.kind=softmaxx --out o", "softmaxx"),
-        ("distill distill.toml --set attention.kind=window --set attention.size=0 --out o", "size"),
+        (
+            "distill distill.toml --set attention.kind=window --set attention.size=0 --out o",
+            "`attention.size` is 0",
+        ),
         ("distill distill.toml --set surgery.layers=[9] --out o", "layer 9 is out of range"),
         ("distill distill.toml --set tune.loss.forward_kl=-1 --out o", "`forward_kl` is -1"),
         ("distill distill.toml --set attention= --out o", "the student would be its teacher"),

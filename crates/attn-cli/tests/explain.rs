@@ -32,9 +32,15 @@ fn a_model_is_no_different_from_itself() {
 
         let ran = place.done(&format!("explain --model m --against m {TASK}"));
 
-        assert!(checks(&place).iter().all(|(.., verdict)| verdict == "passed"), "{}", ran.stdout);
-        assert_eq!(checks(&place).len(), 5);
         let found = place.json("o.json");
+        let repeated = found["written"][0]["baseline"]["wording"]["rep_4"].as_f64().unwrap();
+        assert_eq!(checks(&place).len(), 5);
+        for (test, value, verdict) in checks(&place) {
+            // A baseline of random weights repeats itself, and nothing repeats twice as much.
+            let cannot_fail = test == "rep_4" && repeated >= 0.5;
+            let expected = if cannot_fail { (None, "not_run") } else { (value, "passed") };
+            assert_eq!((value, verdict.as_str()), expected, "{test}: {}", ran.stdout);
+        }
         for written in found["written"].as_array().unwrap() {
             assert_eq!(written["model"], written["baseline"], "{base}");
             let samples = written["samples"].as_array().unwrap();

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use crate::{
     Error, ForwardOptions, Gate, Model, ModelInput,
     attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, Stream},
+    config::Head,
     mask::Mask,
     rotary::{Rotary, Scaling},
     variants::Variant,
@@ -542,14 +543,20 @@ fn model_tolerance(kind: Kind) -> f64 {
     }
 }
 
+/// Tokens that suffice for the laws of padding and gates. Choices may tip over where what is compared to a tolerance is
+/// computed at another place, the more often the more there are: short texts have none.
+const SHORT: i64 = 24;
+
 /// The laws of a whole model that are cheap enough for every start: the future is not seen, padding changes nothing,
-/// open gates change nothing. `ids`: `[batch, seq_len]`, a few short rows of real text.
+/// open gates change nothing. `ids`: `[batch, seq_len]`, a few rows of real text as long as the model is used on: a kind
+/// that leaves out what is far, or works by chunks, can see the future of a long text alone.
 ///
 /// # Errors
 /// Where the model cannot run on `ids`.
 pub fn for_model(model: &Model, ids: &Tensor) -> Result<Vec<Verdict>, Error> {
     tch::no_grad(|| {
-        let mut verdicts = vec![model_padding(model, ids)?, open_gates(model, ids)?];
+        let short = ids.narrow(1, 0, SHORT.min(ids.size()[1]));
+        let mut verdicts = vec![model_padding(model, &short)?, open_gates(model, &short)?];
         if model.config().is_causal() {
             verdicts.push(model_causality(model, ids)?);
         }
@@ -571,8 +578,17 @@ fn with_source(model: &Model, input: ModelInput) -> ModelInput {
 
 fn last_hidden(model: &Model, input: ModelInput) -> Result<Tensor, Error> {
     let input = &with_source(model, input);
-    let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
-    Ok(model.forward(input, &options)?.hidden_states.pop().expect("hidden states were asked for"))
+    Ok(model
+        .forward(input, &hidden_alone(model))?
+        .hidden_states
+        .pop()
+        .expect("hidden states were asked for"))
+}
+
+/// Hidden states, and no logits over the vocabulary: over a whole text these are wider than all else.
+fn hidden_alone(model: &Model) -> ForwardOptions<'static> {
+    let before_vocabulary = model.config().head == Head::LanguageModel;
+    ForwardOptions { hidden_states: true, before_vocabulary, ..ForwardOptions::default() }
 }
 
 /// Changes each token in turn: hidden states before it must not move.
@@ -659,7 +675,7 @@ pub fn open_gates(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
 /// # Errors
 /// Where the model cannot run on `ids`, or does not decode.
 pub fn model_decoding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
-    let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
+    let options = hidden_alone(model);
     let full = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
     let mut state = model.start();
     let mut worst = Worst::new();

@@ -26,21 +26,30 @@ const CHUNK: i64 = 1024;
 ///
 /// As [`AttnLayer::forward`].
 pub fn state_bytes(model: &Model, n_tokens: i64) -> Result<usize> {
-    let mut known: Vec<(LayerSpec, usize)> = Vec::new();
-    let mut total = 0;
-    for layer in model.layers() {
-        let spec = layer.spec();
-        let bytes = match known.iter().find(|(other, _)| *other == spec) {
-            Some((_, bytes)) => *bytes,
-            None => {
-                let bytes = layer_state_bytes(model, layer, n_tokens)?;
-                known.push((spec, bytes));
-                bytes
-            }
-        };
-        total += bytes;
+    let mut known = StateBytes::new(n_tokens);
+    model.layers().iter().map(|layer| known.of(model, layer)).sum()
+}
+
+/// [`layer_state_bytes`] of layers many of which are alike: each sort is tried once.
+pub(crate) struct StateBytes {
+    n_tokens: i64,
+    known: Vec<(LayerSpec, usize)>,
+}
+
+impl StateBytes {
+    pub(crate) fn new(n_tokens: i64) -> Self {
+        Self { n_tokens, known: Vec::new() }
     }
-    Ok(total)
+
+    pub(crate) fn of(&mut self, model: &Model, layer: &AttnLayer) -> Result<usize> {
+        let spec = layer.spec();
+        if let Some((_, bytes)) = self.known.iter().find(|(other, _)| *other == spec) {
+            return Ok(*bytes);
+        }
+        let bytes = layer_state_bytes(model, layer, self.n_tokens)?;
+        self.known.push((spec, bytes));
+        Ok(bytes)
+    }
 }
 
 /// What one layer of `model` has of [`state_bytes`].

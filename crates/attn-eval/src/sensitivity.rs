@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     allocate::{Budget, Cost},
-    cost::layer_state_bytes,
+    cost::StateBytes,
     divergence::divergence,
     error::{Error, Result},
     rows::{Batching, Progress},
@@ -95,10 +95,11 @@ pub fn sensitivity(
 ) -> Result<Vec<Vec<Swapped>>> {
     assert_eq!(candidates.len(), model.layers().len(), "a list of candidates a layer");
     // What cannot be, or costs too much, is refused before anything is measured.
+    let mut known = StateBytes::new(probing.n_tokens);
     let mut layers = candidates
         .iter()
         .enumerate()
-        .map(|(layer, candidates)| priced(model, layer, candidates, probing))
+        .map(|(layer, candidates)| priced(model, layer, candidates, probing, &mut known))
         .collect::<Result<Vec<_>>>()?;
     if let Some(Budget { cost, most }) = probing.budget {
         let mut least = 0;
@@ -131,14 +132,17 @@ fn priced(
     layer: usize,
     candidates: &[Variant],
     probing: &Probing<'_>,
+    known: &mut StateBytes,
 ) -> Result<Vec<Swapped>> {
-    let of = |model: &Model| -> Result<Swapped> {
+    let mut of = |model: &Model| -> Result<Swapped> {
+        let it = model.layers()[layer];
+        let bytes = model.config().is_causal().then(|| known.of(model, it)).transpose()?;
         Ok(Swapped {
-            attention: model.layers()[layer].variant().clone(),
+            attention: it.variant().clone(),
             kl_nats_per_token: 0.0,
             kl_interval_95: Interval { low: 0.0, high: 0.0 },
-            flops: flops(model, layer, probing.n_tokens),
-            state_bytes: kept(model, layer, probing.n_tokens)?,
+            flops: it.kind().flops(probing.n_tokens).unsigned_abs(),
+            state_bytes: bytes.map(|bytes| bytes as u64),
         })
     };
     let mut all = vec![of(model)?];
@@ -153,15 +157,4 @@ fn with(model: &Model, layer: usize, attention: &Variant, probing: &Probing<'_>)
     let mut student = model.alias()?;
     student.swap(&[layer], attention, probing.seed)?;
     Ok(student)
-}
-
-fn flops(model: &Model, layer: usize, n_tokens: i64) -> u64 {
-    model.layers()[layer].kind().flops(n_tokens).unsigned_abs()
-}
-
-fn kept(model: &Model, layer: usize, n_tokens: i64) -> Result<Option<u64>> {
-    if !model.config().is_causal() {
-        return Ok(None);
-    }
-    Ok(Some(layer_state_bytes(model, model.layers()[layer], n_tokens)? as u64))
 }

@@ -145,6 +145,6 @@ fn what_a_layer_refuses_is_said_before_anything_is_measured() {
     };
     let refused = sensitivity(&model, &each, &probing(&rows, None), &mut progress);
     let message = refused.unwrap_err().to_string();
-    assert!(message.contains("`head`") && message.contains("has 4 heads"), "{message}");
+    assert!(message.contains("`head`") && message.contains("expected 0 to 3"), "{message}");
     assert_eq!(n_told, 0);
 }

@@ -9,9 +9,7 @@ use crate::{
     run::LawCheck,
 };
 
-/// Tokens that the laws are tried on: enough for a kind to look back, few enough to cost next to nothing.
-const PROBE_LEN: usize = 24;
-/// Fewer than this say little; a shorter text is repeated.
+/// Fewer tokens than this say little; a shorter text is repeated.
 const MIN_PROBE_LEN: usize = 8;
 
 /// Tries the laws on the two longest texts of a batch and returns the verdicts if all hold.
@@ -22,7 +20,7 @@ pub(crate) fn check_laws(laws: LawCheck, model: &Model, batch: &Batch) -> Result
     if broken.is_empty() { Ok(held) } else { Err(Error::Laws { broken }) }
 }
 
-/// `[2, len]` real tokens (`[1, len]` of a batch of one).
+/// `[2, len]` real tokens, as many as the second longest text has (`[1, len]` of a batch of one).
 fn probe(batch: &Batch, position_table: Option<i64>) -> Tensor {
     let rows = &batch.rows;
     let mut texts: Vec<Vec<i64>> = (0..rows.rows)
@@ -39,7 +37,7 @@ fn probe(batch: &Batch, position_table: Option<i64>) -> Tensor {
     }
     let room = position_table.map_or(usize::MAX, |table| table as usize);
     let shortest = texts.last().map_or(0, Vec::len);
-    let len = shortest.clamp(MIN_PROBE_LEN, PROBE_LEN).min(room);
+    let len = shortest.max(MIN_PROBE_LEN).min(room);
     let ids: Vec<i64> =
         texts.iter().flat_map(|text| text.iter().copied().cycle().take(len)).collect();
     Tensor::from_slice(&ids).view([texts.len() as i64, len as i64])
@@ -68,7 +66,7 @@ mod tests {
         assert_eq!(size, [2, 9]);
         assert_eq!(values[..9], [1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(values[..9], values[9..]);
-        assert_eq!(ids(&[&long, &long], None).0, [2, 24]);
+        assert_eq!(ids(&[&long, &long], None).0, [2, 30]);
         assert_eq!(ids(&[&long, &long], Some(12)).0, [2, 12]);
     }
 

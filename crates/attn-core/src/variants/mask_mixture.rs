@@ -2,7 +2,7 @@
 //! learned coefficients, and the sum scales the attention weights.
 //!
 //! ```text
-//! M_ij = Σ_n w_n [mask n shows query i the key j]      w = σ(alpha), 0 where below prune_below
+//! M_ij = Σ_n w_n [mask n shows query i the key j]      w = σ(alpha), 0 where below prune_below (but the largest)
 //! a_ij = softmax_j(scale · q_i·k_j) over the keys the layer may see
 //! z_i  = Σ_j a_ij M_ij v_j / Σ_j a_ij M_ij
 //! ```
@@ -60,7 +60,7 @@ pub struct Config {
     pub place: Place,
     /// What Σ w counts in the training loss, at least 0.
     pub l1: f64,
-    /// Coefficients below this are exactly 0; from 0 to 1. They no longer learn.
+    /// Coefficients below this are exactly 0, and no longer learn, but the largest of a layer (of a head); from 0 to 1.
     pub prune_below: f64,
     /// Every coefficient at the start, between 0 and 1, not below `prune_below`.
     pub start: f64,
@@ -206,6 +206,16 @@ impl Config {
         if self.basis.is_empty() {
             return refuse("basis", "[]".into(), "expected at least one mask");
         }
+        let sees_none = |by: i64| dims.max_len.is_some_and(|n| by.abs() >= n);
+        if let Some(far) =
+            self.basis.iter().find(|mask| matches!(mask, Basis::Shift(by) if sees_none(*by)))
+        {
+            let problem = format!(
+                "shows no key, as the model's longest text has {} tokens: expected a smaller shift",
+                dims.max_len.unwrap_or_default()
+            );
+            return refuse("basis", far.to_string(), &problem);
+        }
         if let Some(ahead) =
             self.basis.iter().find(|mask| matches!(mask, Basis::Shift(by) if *by < 0))
             && dims.causal
@@ -306,7 +316,10 @@ impl MaskMixture {
         let w = w.view([-1, self.config.basis.len() as i64]);
         match self.config.prune_below {
             0.0 => w,
-            bar => w.masked_fill(&w.lt(bar), 0.0),
+            bar => {
+                let largest = w.amax([-1i64].as_slice(), true);
+                w.masked_fill(&w.lt(bar).logical_and(&w.lt_tensor(&largest)), 0.0)
+            }
         }
     }
 
@@ -634,8 +647,12 @@ mod tests {
             } else {
                 alpha.double_value(&[mask])
             };
-            let w = 1.0 / (1.0 + (-alpha).exp());
-            if w < config.prune_below { 0.0 } else { w }
+            1.0 / (1.0 + (-alpha).exp())
+        };
+        let largest = |head| (0..n_masks).map(|n| coefficient(head, n)).fold(0.0, f64::max);
+        let coefficient = |head: i64, mask: i64| {
+            let w = coefficient(head, mask);
+            if w < config.prune_below && w < largest(head) { 0.0 } else { w }
         };
         let shows = |mask: &Basis, i: i64, j: i64| match *mask {
             Basis::Shift(by) => j == i - by,
@@ -763,6 +780,9 @@ mod tests {
         };
         let pruned = with_alpha(&["window:4", "all", "shift:7"], &[0.2, -1.0, 1.0]);
         assert_close("pruned", &pruned, &with_alpha(&["window:4", "shift:7"], &[0.2, 1.0]), 1e-12);
+        // The last mask stays, or the layer would attend to nothing and learn nothing more.
+        let last = with_alpha(&["window:4", "all", "shift:7"], &[-3.0, -2.0, -4.0]);
+        assert_close("the last", &last, &with_alpha(&["all"], &[-2.0]), 1e-12);
     }
 
     #[test]
@@ -790,10 +810,12 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_refused() {
-        let probe = Probe::new(95, [1, 4, 4], 2, 2, true);
+        let mut probe = Probe::new(95, [1, 4, 4], 2, 2, true);
+        probe.dims.max_len = Some(9);
         for (field, config) in [
             ("basis", config(&[])),
             ("basis", config(&["shift:0", "shift:-1"])),
+            ("basis", config(&["shift:0", "shift:9"])),
             ("start", Config { start: 1.0, ..Config::default() }),
             ("prune_below", Config { prune_below: 0.6, ..Config::default() }),
             ("l1", Config { l1: -1.0, ..Config::default() }),
