@@ -599,7 +599,8 @@ value, the values that pass, and a verdict:
   rep_4                             repeated 4-grams of its greedy texts: at most twice the other's
                                     (not run where the other's are half or more)
   entropy_ratio                     entropy of its predictions over the other's: 0.7 to 1.4
-The bounds are rules of thumb. Of a masked language model the last alone is run; the others say
+The bounds are rules of thumb, and none judges sense: a model that sees no token but its own can
+pass all. Of a masked language model the last alone is run; the others say
 why not. Behind them stand the figures of what both write, greedy and drawn by their
 probabilities: rep-4, distinct-n, perplexity by the untouched model, and the share of the prompt's
 names and numbers that come up again; and samples side by side. OUT.json has all of it.

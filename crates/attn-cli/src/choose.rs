@@ -378,7 +378,7 @@ fn print(report: &Report<'_>, model: &Model, out: &mut dyn Write) -> Result<()> 
         writeln!(out)?;
     }
     let attention = describe(&variants(model)).unwrap_or_else(|| "as plain transformers".into());
-    writeln!(out, "attention  {attention}")?;
+    writeln!(out, "* chosen\n\nattention  {attention}")?;
     let share = |own: u64, whole: u64| 100.0 * own as f64 / whole as f64;
     let (mega, dense_mega) = (spent.flops as f64 / 1e6, dense.flops as f64 / 1e6);
     writeln!(

@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +18,7 @@ use attn_core::{
 use attn_data::{
     batch::{Encoded, Masking},
     dataset::Example,
+    hub::Hub,
     select::hold_out,
     tokenizer::TextTokenizer,
 };
@@ -109,6 +111,9 @@ struct Scorer {
     stop: Arc<AtomicBool>,
 }
 
+/// A token and the logarithm of its probability in a teacher cache.
+const BYTES_PER_PREDICTION: usize = 8;
+
 /// Rows of the text.
 struct Rows {
     train: Vec<Encoded>,
@@ -118,6 +123,7 @@ struct Rows {
 }
 
 pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
+    let began = Instant::now();
     let start = Start::<Distill>::new(args)?;
     if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
         tracing::info!("the run in `{}` has finished", start.dir.path().display());
@@ -176,6 +182,13 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let attention = variants(&student);
     if let Some(text) = describe(&attention) {
         tracing::info!("attention: {text}");
+    }
+    // Before anything is written: a stage with a cache may be the last.
+    for (name, stage) in config.stages() {
+        if let Some(cache) = &stage.teacher_cache {
+            TeacherCache::check(cache, &teacher, &train_rows, stage.loss.top_k)
+                .with_context(|| format!("cannot use `{name}.teacher_cache`"))?;
+        }
     }
     if !start.resume {
         start.write_config()?;
@@ -251,7 +264,11 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         seed: config.seed,
         attention,
         at_swap,
-        elapsed_s: stages.iter().map(|stage| stage.elapsed_s).sum(),
+        elapsed_s: stages
+            .iter()
+            .map(|stage| stage.elapsed_s)
+            .sum::<f64>()
+            .max(began.elapsed().as_secs_f64()),
         stages,
         peak_memory_mib: peak_memory_mib(),
     };
@@ -266,6 +283,13 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
 fn added(model: &Model) -> usize {
     let all = model.parameters();
     all.iter().filter(|(name, _)| name.contains(".kind.")).map(|(_, tensor)| tensor.numel()).sum()
+}
+
+/// Refuses a model, a teacher and an attention that do not go together; no rows and no weights are read.
+pub(crate) fn check_models(config: &Distill, hub: &Hub) -> Result<()> {
+    let folder = Folder::open(&config.model, true, config.revision.as_deref(), hub)?;
+    let open = |name: &String| Folder::open(name, true, None, hub);
+    check(config, &folder, config.teacher.as_ref().map(open).transpose()?.as_ref())
 }
 
 /// Refuses what cannot be before the weights are read.
@@ -540,7 +564,23 @@ impl Work<'_> {
     fn cache(&self, folder: &Path, start: &Start<Distill>) -> Result<Option<TeacherCache>> {
         let Self { name, stage, teacher, data, .. } = self;
         let (rows, top_k) = (data.examples(), stage.loss.top_k);
-        tracing::info!("`{name}`: the teacher's predictions in `{}`", folder.display());
+        let n_tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
+        let [n_rows, mib] = [rows.len(), (n_tokens * top_k as usize * BYTES_PER_PREDICTION) >> 20];
+        tracing::info!(
+            "`{name}`: the teacher's predictions of {} rows, {} MiB, in `{}`",
+            grouped(n_rows),
+            grouped(mib),
+            folder.display()
+        );
+        let config = &stage.train;
+        let n_read =
+            config.max_steps.map(|steps| steps as usize * config.batch_size * config.accumulation);
+        if let Some(n_read) = n_read.filter(|&n_read| n_read < n_rows) {
+            tracing::warn!(
+                "the stage reads at most {} of them\nhint: `examples.limit` makes them fewer",
+                grouped(n_read)
+            );
+        }
         let mut progress = count_rows_of("the teacher", rows.len(), &start.stop);
         TeacherCache::open_or_make(folder, teacher, rows, top_k, &start.stop, &mut |n_done| {
             // What was set to stop it, it looks at itself.

@@ -63,6 +63,7 @@ pub(crate) fn run(args: &SweepArgs, flags: &[&str], out: &mut dyn Write) -> Resu
     let dir = args.out.clone().unwrap_or_else(|| Path::new("runs").join(name_of(&args.file)));
     let plan = Plan::read(args)?;
     check_folder(&dir)?;
+    plan.check_models()?;
     if args.dry_run {
         list(&plan, &dir, &plan.statuses(&dir)?, out)?;
         return Ok(Outcome::Done);

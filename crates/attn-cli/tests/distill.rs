@@ -214,6 +214,10 @@ fn a_student_learns_from_predictions_on_disk_and_from_its_own_words() {
     assert_eq!(place.path(shard).metadata().unwrap().modified().unwrap(), made);
     let other = format!("{cached} --set examples.limit=20 --out no");
     place.refused(&other, &["cannot use `tune.teacher_cache`", "`n_rows`", "hint: name another"]);
+    assert!(
+        !place.path("no").exists(),
+        "a cache of other rows is refused before anything is written"
+    );
 }
 
 #[test]
@@ -295,4 +299,19 @@ fn what_an_indexer_learns_from_is_had_where_activations_are_computed_again() {
         ["transfer", "tune"].map(|s| format!("--set {s}.train.gradient_checkpointing=true"));
     let recomputed = train(&again.join(" "), "recomputed");
     assert!((kept - recomputed).abs() < 1e-4 * kept, "{kept} is not {recomputed}");
+}
+
+#[test]
+fn a_sweep_refuses_attention_that_the_model_cannot_have_before_its_first_run() {
+    let place = place("gpt2");
+    place.write(
+        "sweep.toml",
+        "base = 'distill.toml'\n[[run]]\nname = 'near'\nattention.kind = 'window'\nattention.size = 4\n\
+         [[run]]\nname = 'far'\nattention.kind = 'moba'\nattention.block = 2\nattention.top_k = 900\n",
+    );
+    for more in ["", " --dry-run"] {
+        let sweep = format!("sweep sweep.toml --out swept{more}");
+        place.refused(&sweep, &["cannot run `far", "`top_k` = 900"]);
+        assert!(!place.path("swept").exists(), "{sweep}");
+    }
 }

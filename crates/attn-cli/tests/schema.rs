@@ -202,7 +202,7 @@ fn a_distillation_and_a_sweep_of_them_have_the_fields_of_the_schema() {
     place.write(
         "sweep.toml",
         "base = 'distill.toml'\nseeds = [1, 2]\n[[run]]\nname = 'gates'\n[[run]]\nname = 'near'\nattention.kind = \
-         'window'\nattention.size = 2\n[[run]]\nname = 'no'\nmodel = 'nowhere'",
+         'window'\nattention.size = 2\n[[run]]\nname = 'no'\ndata.source = 'nowhere.txt'",
     );
 
     assert_eq!(place.attn("-q sweep sweep.toml --out out").code, 1);

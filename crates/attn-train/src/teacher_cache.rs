@@ -102,21 +102,17 @@ impl TeacherCache {
             return refuse("it is a masked language model: other tokens are hidden in each epoch");
         }
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        let manifest = Manifest {
-            format_version: FORMAT_VERSION,
-            teacher: teacher.digest()?,
-            data: digest_of_rows(rows),
-            n_rows: rows.len(),
-            n_tokens: rows.iter().map(|row| row.ids.len()).sum(),
-            top_k,
-        };
+        let manifest = Manifest::of(teacher, rows, top_k)?;
         let lock_path = dir.join(".lock");
         let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
         // Runs of a sweep share a cache: whoever comes second waits until it is there.
         if !take(&lock, &lock_path, stop) {
             return Ok(None);
         }
-        manifest.agree(dir)?;
+        if !manifest.agrees(dir)? {
+            let text = serde_json::to_vec_pretty(&manifest).expect("plain fields have a JSON form");
+            write_file(&dir.join(MANIFEST_FILE), &text)?;
+        }
         let (mut shards, mut places) = (Vec::new(), HashMap::new());
         for (number, rows) in rows.chunks(ROWS_PER_SHARD).enumerate() {
             let path = dir.join(format!("shard-{number:05}.safetensors"));
@@ -138,6 +134,18 @@ impl TeacherCache {
             observe(n_before + rows.len());
         }
         Ok(Some(Self { top_k, shards, places }))
+    }
+
+    /// Whether [`Self::open_or_make`] could use what is in `dir`, or there is nothing yet; only the manifest is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TeacherCache`] for a cache of another teacher, of other rows or another `top_k`; [`Error::Io`].
+    pub fn check(dir: &Path, teacher: &Model, rows: &[Encoded], top_k: i64) -> Result<()> {
+        if dir.join(MANIFEST_FILE).exists() {
+            Manifest::of(teacher, rows, top_k)?.agrees(dir)?;
+        }
+        Ok(())
     }
 
     /// How many tokens a position tells apart.
@@ -165,8 +173,19 @@ impl TeacherCache {
 }
 
 impl Manifest {
-    /// Compares with the one in `dir`, or puts this one there.
-    fn agree(&self, dir: &Path) -> Result<()> {
+    fn of(teacher: &Model, rows: &[Encoded], top_k: i64) -> Result<Self> {
+        Ok(Self {
+            format_version: FORMAT_VERSION,
+            teacher: teacher.digest()?,
+            data: digest_of_rows(rows),
+            n_rows: rows.len(),
+            n_tokens: rows.iter().map(|row| row.ids.len()).sum(),
+            top_k,
+        })
+    }
+
+    /// Whether there is one in `dir`; refuses another than this.
+    fn agrees(&self, dir: &Path) -> Result<bool> {
         let path = dir.join(MANIFEST_FILE);
         let refuse =
             |problem: String, hint| Err(Error::TeacherCache { path: path.clone(), problem, hint });
@@ -180,17 +199,14 @@ impl Manifest {
                     );
                 }
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let text = serde_json::to_vec_pretty(self).expect("plain fields have a JSON form");
-                return Ok(write_file(&path, &text)?);
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
         let [ours, theirs] = [self, &found]
             .map(|manifest| serde_json::to_value(manifest).expect("plain fields have a JSON form"));
         let fields = ["format_version", "teacher", "top_k", "n_rows", "n_tokens", "data"];
         match fields.into_iter().find(|field| ours[field] != theirs[field]) {
-            None => Ok(()),
+            None => Ok(true),
             Some(field) => refuse(
                 format!("its `{field}` is {}, and this run's is {}", theirs[field], ours[field]),
                 "name another folder for it, or remove this one: it is made anew",

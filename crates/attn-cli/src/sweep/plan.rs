@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use attn_data::hub::{Hub, progress_bar};
 use attn_eval::Accuracy;
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -141,6 +142,23 @@ impl Finished {
 }
 
 impl Plan {
+    /// Refuses distillations whose model cannot have the attention: not an hour later, when its turn comes.
+    pub(super) fn check_models(&self) -> Result<()> {
+        let hub = Hub::from_env().with_progress(progress_bar());
+        let mut checked = None;
+        for run in &self.runs {
+            // Seeds of a setting follow each other, and change nothing here.
+            if checked.replace(run.setting) == Some(run.setting) {
+                continue;
+            }
+            if let Config::Distill(config) = &run.config {
+                distill::check_models(config, &hub)
+                    .with_context(|| format!("cannot run `{}`", run.folder))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads FILE and checks every run's settings.
     pub(super) fn read(args: &SweepArgs) -> Result<Self> {
         let shown = args.file.display();
