@@ -53,13 +53,14 @@ pub fn libtorch_path() -> Option<PathBuf> {
 ///
 /// glibc maps every block of 32 MiB and more anew, and the page faults then dominate operations that are bound by
 /// memory: about three times slower, 10–20 % of a training step. Costs about 10 % of peak memory. Call it first thing
-/// in `main`; on other systems than Linux with glibc it does nothing.
+/// in `main`; on other systems than Linux with glibc it does nothing. Nothing is given back before the program ends: with a
+/// bound on that, work on tensors of several GiB pays for its pages each time.
 pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: sets two numbers of the allocator, which locks itself; a value that it refuses changes nothing.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
 }
 
