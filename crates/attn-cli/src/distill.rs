@@ -1,7 +1,7 @@
 //! `attn distill`: a language model with another attention learns to predict what it did before.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     io::Write,
     path::Path,
@@ -110,9 +110,6 @@ struct Scorer {
     seed: u64,
     stop: Arc<AtomicBool>,
 }
-
-/// A token and the logarithm of its probability in a teacher cache.
-const BYTES_PER_PREDICTION: usize = 8;
 
 /// Rows of the text.
 struct Rows {
@@ -285,11 +282,19 @@ fn added(model: &Model) -> usize {
     all.iter().filter(|(name, _)| name.contains(".kind.")).map(|(_, tensor)| tensor.numel()).sum()
 }
 
+/// Model folders by name and revision: runs of a sweep share them, and a tokenizer may take a second to read.
+pub(crate) type Opened = HashMap<(String, Option<String>), Folder>;
+
 /// Refuses a model, a teacher and an attention that do not go together; no rows and no weights are read.
-pub(crate) fn check_models(config: &Distill, hub: &Hub) -> Result<()> {
-    let folder = Folder::open(&config.model, true, config.revision.as_deref(), hub)?;
-    let open = |name: &String| Folder::open(name, true, None, hub);
-    check(config, &folder, config.teacher.as_ref().map(open).transpose()?.as_ref())
+pub(crate) fn check_models(config: &Distill, opened: &mut Opened, hub: &Hub) -> Result<()> {
+    let own = (config.model.clone(), config.revision.clone());
+    let other = config.teacher.clone().map(|teacher| (teacher, None));
+    for key in [&own].into_iter().chain(&other) {
+        if !opened.contains_key(key) {
+            opened.insert(key.clone(), Folder::open(&key.0, true, key.1.as_deref(), hub)?);
+        }
+    }
+    check(config, &opened[&own], other.as_ref().map(|key| &opened[key]))
 }
 
 /// Refuses what cannot be before the weights are read.
@@ -564,12 +569,11 @@ impl Work<'_> {
     fn cache(&self, folder: &Path, start: &Start<Distill>) -> Result<Option<TeacherCache>> {
         let Self { name, stage, teacher, data, .. } = self;
         let (rows, top_k) = (data.examples(), stage.loss.top_k);
-        let n_tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-        let [n_rows, mib] = [rows.len(), (n_tokens * top_k as usize * BYTES_PER_PREDICTION) >> 20];
+        let n_rows = rows.len();
         tracing::info!(
             "`{name}`: the teacher's predictions of {} rows, {} MiB, in `{}`",
             grouped(n_rows),
-            grouped(mib),
+            grouped(TeacherCache::bytes(rows, top_k) >> 20),
             folder.display()
         );
         let config = &stage.train;

@@ -148,6 +148,11 @@ impl TeacherCache {
         Ok(())
     }
 
+    /// Bytes that the predictions at every token of `rows` take: `top_k` ids and log-probabilities and a tail, four each.
+    pub fn bytes(rows: &[Encoded], top_k: i64) -> usize {
+        rows.iter().map(|row| row.ids.len() * (8 * top_k as usize + 4)).sum()
+    }
+
     /// How many tokens a position tells apart.
     pub fn top_k(&self) -> i64 {
         self.top_k

@@ -145,14 +145,14 @@ impl Plan {
     /// Refuses distillations whose model cannot have the attention: not an hour later, when its turn comes.
     pub(super) fn check_models(&self) -> Result<()> {
         let hub = Hub::from_env().with_progress(progress_bar());
-        let mut checked = None;
+        let (mut opened, mut checked) = (distill::Opened::new(), None);
         for run in &self.runs {
             // Seeds of a setting follow each other, and change nothing here.
             if checked.replace(run.setting) == Some(run.setting) {
                 continue;
             }
             if let Config::Distill(config) = &run.config {
-                distill::check_models(config, &hub)
+                distill::check_models(config, &mut opened, &hub)
                     .with_context(|| format!("cannot run `{}`", run.folder))?;
             }
         }
