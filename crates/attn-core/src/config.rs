@@ -189,8 +189,26 @@ impl Config {
 
     /// Whether plain transformers computes the same logits.
     pub fn is_plain(&self) -> bool {
-        let plain = LayerSpec::plain(self.sizes.n_heads, self.sizes.n_kv_heads);
-        self.layers.iter().all(|layer| *layer == plain)
+        self.plain_heads().is_some()
+    }
+
+    /// Query and key/value heads of every layer, where plain transformers can be told of them and computes the same logits.
+    fn plain_heads(&self) -> Option<[i64; 2]> {
+        let Sizes { n_heads, n_kv_heads, .. } = self.sizes;
+        let first = self.layers.first()?;
+        let heads = [first.n_heads, first.n_kv_heads];
+        let may_differ =
+            self.arch.head_fields().is_some() && heads[1] > 0 && heads[0] % heads[1] == 0;
+        if heads != [n_heads, n_kv_heads] && !may_differ {
+            return None;
+        }
+        let plain = LayerSpec::plain(heads[0], heads[1]);
+        // Which of the old heads they are makes no difference to what they compute.
+        let is_plain = |layer: &LayerSpec| {
+            let numbered = LayerSpec { kept_heads: plain.kept_heads.clone(), ..layer.clone() };
+            numbered == plain
+        };
+        self.layers.iter().all(is_plain).then_some(heads)
     }
 
     /// Puts `variant` into the layers `layers`, and checks that a model can be made of it, without making one.
@@ -281,9 +299,18 @@ impl Config {
         };
         raw.shift_remove("torch_dtype"); // transformers 5 reads both, and `dtype` is its own word.
         raw.insert("dtype".into(), json!(dtype));
-        if self.is_plain() {
+        if let Some([n_heads, n_kv_heads]) = self.plain_heads() {
             raw.insert("model_type".into(), json!(base));
             raw.shift_remove("attn");
+            if let Some(fields) = self.arch.head_fields()
+                && [n_heads, n_kv_heads] != [self.sizes.n_heads, self.sizes.n_kv_heads]
+            {
+                for (field, value) in
+                    fields.into_iter().zip([n_heads, n_kv_heads, self.sizes.head_dim])
+                {
+                    raw.insert(field.into(), value.into());
+                }
+            }
         } else {
             let section = AttnSection {
                 format_version: FORMAT_VERSION,

@@ -24,6 +24,7 @@ pub mod mask;
 mod model;
 pub mod nn;
 mod pairs;
+mod refit;
 pub mod rotary;
 mod running;
 mod stretches;
@@ -43,6 +44,7 @@ pub use model::{
     Attended, DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions,
     WantedHead,
 };
+pub use refit::{Refitted, refit};
 pub use running::Running;
 pub use variants::Variant;
 pub use weights::LoadReport;

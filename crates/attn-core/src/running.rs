@@ -112,6 +112,18 @@ impl<'m> Running<'m> {
         self.positions.size()[0]
     }
 
+    /// Stands in front of `layer` with the hidden states `x`, `[rows, seq_len, hidden_size]`, of an earlier pass over the batch.
+    pub(crate) fn resume(&mut self, x: &Tensor, layer: usize) {
+        self.x = x.shallow_clone();
+        self.layer = layer;
+    }
+
+    /// Takes the hidden states here for the input that gradients go back to: every layer ahead then takes part in them, whether or
+    /// not its parameters do.
+    pub fn track_gradients(&mut self) {
+        self.x = self.x.detach().set_requires_grad(true);
+    }
+
     /// Goes through the block in front, its heads gated by `gate`.
     ///
     /// # Errors

@@ -913,3 +913,45 @@ fn gated_models_decode_as_they_run() {
         assert!(error.contains("neither 0 nor 1"), "{error}");
     }
 }
+
+#[test]
+fn a_llama_with_equally_fewer_heads_is_an_ordinary_folder() {
+    let folder = std::env::temp_dir().join(format!("attn-fewer-{}", std::process::id()));
+    let input = ModelInput::new(random_ids(9, [2, 11], 50));
+    let saved = |model: &Model| -> serde_json::Map<String, Value> {
+        let _ = std::fs::remove_dir_all(&folder);
+        model.save(&folder, &WriteOptions::default()).unwrap();
+        read_json(&folder, "config.json").unwrap()
+    };
+    // Query heads of each layer's groups {0, 1} and {2, 3}: what is left, and whether transformers can say it.
+    for (kept, heads) in [
+        ([vec![0, 2], vec![1, 3]], Some((2, 2))),
+        ([vec![2, 3], vec![0, 1]], Some((2, 1))),
+        ([vec![0, 2, 3], vec![0, 1, 3]], None), // uneven groups
+        ([vec![0, 2], vec![2, 3]], None),
+        ([vec![0], vec![]], None),
+    ] {
+        let mut model = model("llama");
+        for (layer, kept) in kept.iter().enumerate() {
+            model.select_heads(layer, kept).unwrap();
+        }
+        let config = saved(&model);
+        assert_eq!(config["model_type"] == "llama", heads.is_some(), "{kept:?}");
+        assert_eq!(config.contains_key("attn"), heads.is_none(), "{kept:?}");
+        if let Some((n_heads, n_kv_heads)) = heads {
+            assert_eq!(config["num_attention_heads"], n_heads);
+            assert_eq!(config["num_key_value_heads"], n_kv_heads);
+            assert_eq!(config["head_dim"], 8);
+        }
+        let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+        let (again, _) = Model::load(&folder, &options).unwrap();
+        assert_close("loaded", &logits(&again, &input), &logits(&model, &input), 1e-12);
+        let twice = saved(&again);
+        assert_eq!(twice["model_type"], config["model_type"]);
+    }
+    // A GPT-2 has no field for it.
+    let mut model = model("gpt2");
+    (0..2).for_each(|layer| model.select_heads(layer, &[0, 1]).unwrap());
+    assert_eq!(saved(&model)["model_type"], "attn_gpt2");
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -68,6 +68,36 @@ pub enum Error {
         least: u64,
     },
 
+    /// A head that the model does not have.
+    #[error(
+        "there is no head {layer}-{place}: {}",
+        match n_heads {
+            None => format!("the model has layers 0 to {}", n_layers - 1),
+            Some(0) => format!("layer {layer} has none"),
+            Some(n) => format!("layer {layer} has heads 0 to {}", n - 1),
+        }
+    )]
+    NoHead {
+        /// Its layer, from 0.
+        layer: usize,
+        /// Its place in the layer, from 0.
+        place: usize,
+        /// Layers of the model.
+        n_layers: usize,
+        /// Heads of the layer, where there is one.
+        n_heads: Option<usize>,
+    },
+
+    /// Too few rows to take another one's heads from.
+    #[error(
+        "there is no other row to take heads' outputs from: {n} given\nhint: give two rows at least, or replace heads by \
+         zero or a mean"
+    )]
+    Donors {
+        /// The rows given.
+        n: usize,
+    },
+
     /// No row was given, or no token that could be predicted.
     #[error("there is nothing to score: {0}")]
     Nothing(&'static str),

@@ -3,27 +3,71 @@
 //! A method gives every row of the data a value for each head; the score is the mean over rows. To add a method: write
 //! `heads/<name>.rs`, then name it in [`Method`].
 
-mod michel;
+mod confidence;
+mod gradient;
+mod integrated_gradients;
+mod plain_gradient;
 
 use attn_core::Model;
-use attn_data::batch::Encoded;
+use attn_data::batch::{Batch, Encoded};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
+    ablate::{Head, Replacement, ablate, all_heads},
     error::{Error, Result},
     row_loss::RowLoss,
     rows::{Batching, Progress, for_each_batch},
     stats::{Interval, bootstrap_means},
 };
 
-/// How heads are scored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
+/// Lists the methods: how heads are scored. To add one: write `heads/<name>.rs`, then name it here and in `values`.
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// How heads are scored.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Method {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Method {
+            /// Every method.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name in results and on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+methods! {
     /// Mean over rows of |∂L(row)/∂ξ|, ξ the head's gate: Michel et al. 2019.
     #[default]
-    Michel,
+    Michel => "michel",
+    /// Mean over rows of −∂L(row)/∂ξ: what the loss would rise by without the head, to first order.
+    Taylor => "taylor",
+    /// Mean over rows of (∂L(row)/∂ξ)²: the diagonal of Fisher's information.
+    Fisher => "fisher",
+    /// Fisher's information of the head with those of its layer that go before it, in a greedy order.
+    FisherBlock => "fisher_block",
+    /// Mean size of the gradient at the head's output, whatever that output is: for comparison.
+    PlainGradient => "plain_gradient",
+    /// Integrated gradients over the gates of all heads, from none to all.
+    IntegratedGradients => "integrated_gradients",
+    /// Mean over tokens of the largest attention weight; no task is asked about.
+    Confidence => "confidence",
+    /// What the loss rises by without the head: the truth that the others estimate.
+    LeaveOneOut => "leave_one_out",
+}
+
+impl Method {
+    /// Whether it is the mean of a value that every row has by itself, made of the slopes at the gates.
+    fn is_of_slopes(self) -> bool {
+        matches!(self, Self::Michel | Self::Taylor | Self::Fisher | Self::FisherBlock)
+    }
 }
 
 /// What scores are divided by.
@@ -54,7 +98,8 @@ pub struct HeadScores {
 /// Draws of the intervals.
 const N_RESAMPLES: usize = 1000;
 
-/// Scores the query heads of `model` on `rows`, by the loss that it has on them.
+/// Scores the query heads of `model` on `rows`, by the loss that it has on them, by each of `methods`. Those that are made of the
+/// slopes at the gates share a pass.
 ///
 /// A gradient pass keeps all activations: [`Batching::max_tokens`] bounds them.
 ///
@@ -66,46 +111,88 @@ const N_RESAMPLES: usize = 1000;
 pub fn score_heads(
     model: &Model,
     rows: &[Encoded],
-    method: Method,
+    methods: &[Method],
     loss: &RowLoss<'_>,
     batching: &Batching,
     progress: &mut Progress<'_>,
-) -> Result<HeadScores> {
+) -> Result<Vec<HeadScores>> {
     loss.check(model, rows, "a score of heads by its loss")?;
     let heads: Vec<Vec<i64>> = model.layers().iter().map(|layer| layer.spec().kept_heads).collect();
     if heads.iter().all(Vec::is_empty) {
         return Err(Error::Nothing("no layer of the model has a head"));
     }
-    // Of each row that counts, in the order of the rows: a value a head, layer after layer.
-    let mut values: Vec<Option<Vec<f64>>> = vec![None; rows.len()];
-    for_each_batch(model, rows, batching, progress, |positions, batch| {
-        let scored = match method {
-            Method::Michel => michel::of_batch(model, loss, batch)?,
-        };
-        for (value, &at) in scored.into_iter().zip(positions) {
-            if value.as_ref().is_some_and(|value| !value.iter().all(|value| value.is_finite())) {
-                return Err(Error::NotFinite { index: rows[at].index });
+    let run = Run { model, rows, loss, batching };
+    let slopes = match methods.iter().any(|method| method.is_of_slopes()) {
+        true => run.values(progress, |batch| gradient::of_batch(model, loss, batch, 1.0))?,
+        false => Vec::new(),
+    };
+    let n_heads: Vec<usize> = heads.iter().map(Vec::len).collect();
+    let each = |value: fn(f64) -> f64| -> Vec<Vec<f64>> {
+        slopes.iter().map(|row| row.iter().map(|&slope| value(slope)).collect()).collect()
+    };
+    let score = |&method: &Method| -> Result<HeadScores> {
+        let values = match method {
+            Method::Michel => each(f64::abs),
+            Method::Taylor => each(|slope| -slope),
+            Method::Fisher => each(|slope| slope * slope),
+            Method::FisherBlock => gradient::in_blocks(&slopes, &n_heads),
+            Method::PlainGradient => {
+                run.values(progress, |batch| plain_gradient::of_batch(model, loss, batch))?
             }
-            values[at] = value;
+            Method::IntegratedGradients => {
+                run.values(progress, |batch| integrated_gradients::of_batch(model, loss, batch))?
+            }
+            Method::Confidence => {
+                run.values(progress, |batch| confidence::of_batch(model, batch))?
+            }
+            Method::LeaveOneOut => run.leave_one_out(progress)?,
+        };
+        Ok(HeadScores::of(&values, &heads))
+    };
+    methods.iter().map(score).collect()
+}
+
+/// What is scored, and on what.
+struct Run<'a> {
+    model: &'a Model,
+    rows: &'a [Encoded],
+    loss: &'a RowLoss<'a>,
+    batching: &'a Batching,
+}
+
+impl Run<'_> {
+    /// A value a head, layer after layer, of each row that counts, in the order of the rows.
+    fn values(
+        &self,
+        progress: &mut Progress<'_>,
+        mut of_batch: impl FnMut(Batch) -> Result<Vec<Option<Vec<f64>>>>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let mut values: Vec<Option<Vec<f64>>> = vec![None; self.rows.len()];
+        for_each_batch(self.model, self.rows, self.batching, progress, |positions, batch| {
+            for (value, &at) in of_batch(batch)?.into_iter().zip(positions) {
+                if value.as_ref().is_some_and(|value| !value.iter().all(|it| it.is_finite())) {
+                    return Err(Error::NotFinite { index: self.rows[at].index });
+                }
+                values[at] = value;
+            }
+            Ok(())
+        })?;
+        let values: Vec<Vec<f64>> = values.into_iter().flatten().collect();
+        match values.is_empty() {
+            true => Err(Error::Nothing("no row has a label, or a token to predict")),
+            false => Ok(values),
         }
-        Ok(())
-    })?;
-    let values: Vec<Vec<f64>> = values.into_iter().flatten().collect();
-    if values.is_empty() {
-        return Err(Error::Nothing("no row has a label, or a token to predict"));
     }
-    let n_rows = values.len();
-    let n_heads = values[0].len();
-    let mean = |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
-    let means: Vec<f64> = (0..n_heads).map(mean).collect();
-    let intervals = bootstrap_means(&values, 0.95, N_RESAMPLES, 0)
-        .expect("there are rows, and their values are finite");
-    Ok(HeadScores {
-        scores: by_layer(&means, &heads),
-        interval_95: by_layer(&intervals, &heads),
-        heads,
-        n_rows,
-    })
+
+    fn leave_one_out(&self, progress: &mut Progress<'_>) -> Result<Vec<Vec<f64>>> {
+        let Self { model, rows, loss, batching } = self;
+        let choices: Vec<Vec<Head>> = all_heads(model).into_iter().map(|head| vec![head]).collect();
+        let found = ablate(model, rows, &choices, Replacement::Zero, loss, batching, progress)?;
+        let rise = |row: usize| {
+            found.without.iter().map(|all| all[row].loss - found.untouched[row].loss).collect()
+        };
+        Ok((0..found.rows.len()).map(rise).collect())
+    }
 }
 
 /// Values of all heads, layer after layer, as layers × heads.
@@ -120,6 +207,22 @@ fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>> {
 }
 
 impl HeadScores {
+    /// Scores from `values[row][head]`, heads layer after layer; `heads` are their numbers. There is a row.
+    pub(crate) fn of(values: &[Vec<f64>], heads: &[Vec<i64>]) -> Self {
+        let (n_rows, n_heads) = (values.len(), values[0].len());
+        let mean =
+            |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
+        let means: Vec<f64> = (0..n_heads).map(mean).collect();
+        let intervals = bootstrap_means(values, 0.95, N_RESAMPLES, 0)
+            .expect("there are rows, and their values are finite");
+        Self {
+            scores: by_layer(&means, heads),
+            interval_95: by_layer(&intervals, heads),
+            heads: heads.to_vec(),
+            n_rows,
+        }
+    }
+
     /// The scores divided as `normalize` says, intervals with them. A layer whose scores are all 0 stays as it is.
     pub fn normalized(mut self, normalize: Normalize) -> Self {
         if normalize == Normalize::Layer {
@@ -144,6 +247,11 @@ impl HeadScores {
         let score = |(layer, head): (usize, usize)| self.scores[layer][head];
         heads.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
         heads
+    }
+
+    /// How many heads score exactly 0.
+    pub fn n_zero(&self) -> usize {
+        self.scores.iter().flatten().filter(|&&score| score == 0.0).count()
     }
 
     /// How many heads have the very score of another: their order says nothing.

@@ -2,13 +2,14 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses,
+//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`ablate()`] what is lost without them,
 //! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
 //! recorded, and the batch size changes nothing beyond rounding.
 
+mod ablate;
 mod allocate;
 mod choices;
 mod classify;
@@ -26,6 +27,9 @@ mod sensitivity;
 pub mod stats;
 mod text;
 
+pub use ablate::{
+    Ablated, Effect, Estimate, Head, Outcome, Replacement, ablate, all_groups, all_heads, mean_z,
+};
 pub use allocate::{Budget, Cost, Offer, allocate};
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};

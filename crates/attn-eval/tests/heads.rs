@@ -2,7 +2,7 @@
 
 mod common;
 
-use attn_core::{ForwardOptions, Gate, Model, ModelInput};
+use attn_core::{Fill, ForwardOptions, Gate, Model, ModelInput, Rows};
 use attn_data::batch::{Encoded, IGNORED, Masking, Side, collate, mask_tokens};
 use attn_eval::{Batching, Error, HeadScores, Method, Normalize, RowLoss, score_heads};
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, naive_loss, rows};
@@ -53,6 +53,7 @@ fn loss(
                 hidden.map(|(at, label)| naive_loss(&logits.get(at), label)).collect();
             (!losses.is_empty()).then(|| mean(losses))
         }
+        RowLoss::Own { .. } => unreachable!("it is held against draws below"),
     }
 }
 
@@ -71,8 +72,19 @@ fn slopes(
         .collect()
 }
 
+fn by(
+    method: Method,
+    model: &Model,
+    rows: &[Encoded],
+    kind: &RowLoss<'_>,
+    batching: &Batching,
+) -> HeadScores {
+    let mut found = score_heads(model, rows, &[method], kind, batching, &mut go_on).unwrap();
+    found.remove(0)
+}
+
 fn scored(model: &Model, rows: &[Encoded], kind: &RowLoss<'_>, batching: &Batching) -> HeadScores {
-    score_heads(model, rows, Method::Michel, kind, batching, &mut go_on).unwrap()
+    by(Method::Michel, model, rows, kind, batching)
 }
 
 #[test]
@@ -147,7 +159,7 @@ fn a_head_that_adds_nothing_scores_zero_and_removed_heads_keep_the_others_number
     model.select_heads(0, &[]).unwrap();
     let batching = Batching::default();
     let refused =
-        score_heads(&model, &rows, Method::Michel, &RowLoss::Label, &batching, &mut go_on);
+        score_heads(&model, &rows, &[Method::Michel], &RowLoss::Label, &batching, &mut go_on);
     assert!(matches!(refused.unwrap_err(), Error::Nothing(_)));
 }
 
@@ -184,7 +196,7 @@ fn a_model_or_a_row_that_has_no_such_loss_is_refused() {
     let unlabelled: Vec<Encoded> =
         rows(4, 2).into_iter().map(|row| Encoded { label: None, ..row }).collect();
     let run = |model: &Model, rows: &[Encoded], kind: &RowLoss<'_>| {
-        score_heads(model, rows, Method::Michel, kind, &Batching::default(), &mut go_on)
+        score_heads(model, rows, &[Method::Michel], kind, &Batching::default(), &mut go_on)
             .unwrap_err()
     };
     let gpt2 = language_model("gpt2", Kind::Float);
@@ -195,4 +207,211 @@ fn a_model_or_a_row_that_has_no_such_loss_is_refused() {
     assert!(matches!(run(&classifier, &unlabelled, &RowLoss::Label), Error::Nothing(_)));
     assert!(matches!(run(&classifier, &rows(9, 4), &RowLoss::Label), Error::Label { .. }));
     assert!(matches!(run(&classifier, &[], &RowLoss::Label), Error::Nothing(_)));
+}
+
+/// Every method whose value of a row follows from the slopes at the gates.
+#[test]
+fn the_slopes_make_four_scores() {
+    tch::set_num_threads(1);
+    let model = classifier("gpt2", 3);
+    let (rows, kind) = (rows(9, 3), RowLoss::Label);
+    let all: Vec<Vec<f64>> =
+        (0..8).map(|at| slopes(&model, &rows, &kind, at / 4, at as i64 % 4)).collect();
+    let n = all[0].len() as f64;
+    let mean = |of: &dyn Fn(usize) -> f64| (0..all[0].len()).map(of).sum::<f64>() / n;
+    let close = |found: f64, expected: f64, name: &str| {
+        assert!(
+            (found - expected).abs() < 1e-6 * expected.abs().max(1e-3),
+            "{name}: {found} {expected}"
+        );
+    };
+    let methods = [Method::Taylor, Method::Fisher, Method::FisherBlock];
+    let found =
+        score_heads(&model, &rows, &methods, &kind, &Batching::default(), &mut go_on).unwrap();
+    for at in 0..8 {
+        let (layer, head) = (at / 4, at % 4);
+        close(found[0].scores[layer][head], mean(&|row| -all[at][row]), "taylor");
+        close(found[1].scores[layer][head], mean(&|row| all[at][row].powi(2)), "fisher");
+    }
+    for layer in 0..2 {
+        // Every order is tried: the greedy one takes the least at each step, and its scores never fall.
+        let sum = |set: &[usize]| {
+            mean(&|row| set.iter().map(|&head| all[4 * layer + head][row]).sum::<f64>().powi(2))
+        };
+        let mut gone: Vec<usize> = Vec::new();
+        let mut least = 0.0_f64;
+        while gone.len() < 4 {
+            let with = |head: usize| -> Vec<usize> { gone.iter().copied().chain([head]).collect() };
+            let next = (0..4)
+                .filter(|head| !gone.contains(head))
+                .min_by(|&a, &b| sum(&with(a)).total_cmp(&sum(&with(b))))
+                .unwrap();
+            gone.push(next);
+            least = least.max(sum(&gone));
+            close(found[2].scores[layer][next], least, "fisher_block");
+        }
+    }
+}
+
+#[test]
+fn leaving_one_out_is_the_loss_without_less_that_with() {
+    tch::set_num_threads(1);
+    let masking = masking();
+    for (model, kind) in [
+        (classifier("gpt2", 3), RowLoss::Label),
+        (
+            language_model("distilbert", Kind::Double),
+            RowLoss::MaskedTokens { masking: &masking, seed: 4 },
+        ),
+    ] {
+        let rows = rows(9, 3);
+        let found = by(Method::LeaveOneOut, &model, &rows, &kind, &Batching::default());
+        for layer in 0..2 {
+            for head in 0..4 {
+                let at = |row, gate| loss(&model, row, &kind, layer, head, gate);
+                let rises: Vec<f64> =
+                    rows.iter().filter_map(|row| Some(at(row, 0.0)? - at(row, 1.0)?)).collect();
+                let expected = rises.iter().sum::<f64>() / rises.len() as f64;
+                let score = found.scores[layer][head as usize];
+                assert!((score - expected).abs() < 1e-9, "{layer}-{head}: {score}, {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn integrated_gradients_add_up_to_what_all_heads_are_worth() {
+    tch::set_num_threads(1);
+    for base in ["gpt2", "distilbert"] {
+        let model = classifier(base, 3);
+        let (rows, kind) = (rows(9, 3), RowLoss::Label);
+        let found = by(Method::IntegratedGradients, &model, &rows, &kind, &Batching::default());
+        let at = |row: &Encoded, gate: f64| {
+            let g = Tensor::full([4], gate, (Kind::Double, tch::Device::Cpu));
+            let gates = [Some(Gate::per_head(&g)), Some(Gate::per_head(&g))];
+            let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+            let input = ModelInput::new(Tensor::from_slice(&ids(row)).view([1, -1]));
+            let logits = tch::no_grad(|| model.forward(&input, &options)).unwrap().logits.get(0);
+            Some(naive_loss(&logits, row.label?))
+        };
+        let worth: Vec<f64> =
+            rows.iter().filter_map(|row| Some(at(row, 0.0)? - at(row, 1.0)?)).collect();
+        let expected = worth.iter().sum::<f64>() / worth.len() as f64;
+        let total: f64 = found.scores.iter().flatten().sum();
+        // What 16 nodes leave of the integral: 8 leave 3e-2.
+        assert!((total - expected).abs() < 5e-3 * expected.abs(), "{base}: {total}, {expected}");
+    }
+}
+
+/// The loss with one element of one head's output moved, by central differences; every head output element of one row.
+#[test]
+fn the_plain_gradient_is_that_of_each_element_of_a_heads_output() {
+    tch::set_num_threads(1);
+    const STEP: f64 = 1e-4;
+    let model = classifier("gpt2", 3);
+    let rows: Vec<Encoded> = rows(6, 3).into_iter().filter(|row| row.ids.len() < 9).collect();
+    let kind = RowLoss::Label;
+    let found = by(Method::PlainGradient, &model, &rows, &kind, &Batching::default());
+    let labelled: Vec<&Encoded> = rows.iter().filter(|row| row.label.is_some()).collect();
+    assert!(labelled.len() > 1);
+    for (layer, head) in [(0, 1), (1, 3)] {
+        let mut sum = 0.0;
+        for row in &labelled {
+            let input = || ModelInput::new(Tensor::from_slice(&ids(row)).view([1, -1]));
+            let options = ForwardOptions { z: true, ..ForwardOptions::default() };
+            let z = tch::no_grad(|| model.forward(&input(), &options)).unwrap().z;
+            let z = z[layer].shallow_clone();
+            let n = row.ids.len() as i64;
+            let moved = |pos: i64, channel: i64, by: f64| {
+                let r = z.copy();
+                let mut cell = r.get(0).get(head).get(pos).get(channel);
+                cell += by;
+                let g = Tensor::ones([1, 4, n, 1], (Kind::Double, tch::Device::Cpu));
+                let _ = g.get(0).get(head).get(pos).fill_(0.0);
+                let mut gates = vec![None, None];
+                gates[layer] = Some(Gate { g, fill: Fill::Values(r) });
+                let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+                let logits =
+                    tch::no_grad(|| model.forward(&input(), &options)).unwrap().logits.get(0);
+                naive_loss(&logits, row.label.unwrap())
+            };
+            let cells = (0..n).flat_map(|pos| (0..6).map(move |channel| (pos, channel)));
+            let total: f64 = cells
+                .map(|(pos, channel)| {
+                    let rise = moved(pos, channel, STEP) - moved(pos, channel, -STEP);
+                    (rise / (2.0 * STEP)).abs()
+                })
+                .sum();
+            sum += total / (n * 6) as f64;
+        }
+        let expected = sum / labelled.len() as f64;
+        let score = found.scores[layer][head as usize];
+        assert!((score - expected).abs() < 1e-6 * expected, "{layer}-{head}: {score}, {expected}");
+    }
+}
+
+#[test]
+fn confidence_is_the_mean_of_the_largest_weights() {
+    let model = language_model("distilbert", Kind::Double);
+    let rows = rows(7, 3);
+    for batching in batchings() {
+        let masking = masking();
+        let kind = RowLoss::MaskedTokens { masking: &masking, seed: 0 };
+        let found = by(Method::Confidence, &model, &rows, &kind, &batching);
+        let mut expected = vec![0.0; 8];
+        for row in &rows {
+            let input = ModelInput::new(Tensor::from_slice(&ids(row)).view([1, -1]));
+            let options = ForwardOptions { attentions: Rows::All, ..ForwardOptions::default() };
+            let weights = tch::no_grad(|| model.forward(&input, &options)).unwrap().attentions;
+            for (at, expected) in expected.iter_mut().enumerate() {
+                let weights = weights[at / 4].get(0).get(at as i64 % 4);
+                let rows: Vec<Vec<f64>> = Vec::try_from(weights).unwrap();
+                let largest = rows.iter().map(|row| row.iter().fold(0.0, |a: f64, &b| a.max(b)));
+                *expected += largest.sum::<f64>() / rows.len() as f64;
+            }
+        }
+        for (at, expected) in expected.iter().enumerate() {
+            let score = found.scores[at / 4][at % 4];
+            assert!((score - expected / 7.0).abs() < 1e-12, "{at}: {score}");
+        }
+    }
+}
+
+/// Without labels: the slope of KL to the model's own output is zero, so answers are drawn from it.
+#[test]
+fn own_answers_are_drawn_whatever_the_batch() {
+    let model = classifier("distilbert", 3);
+    let rows = rows(40, 3);
+    let kind = RowLoss::Own { of: &RowLoss::Label, seed: 5 };
+    let all: Vec<HeadScores> = batchings()
+        .iter()
+        .map(|batching| by(Method::Fisher, &model, &rows, &kind, batching))
+        .collect();
+    assert_eq!(all[0].n_rows, 40, "rows without a label have predictions, too");
+    for other in &all[1..] {
+        for (a, b) in all[0].scores.iter().flatten().zip(other.scores.iter().flatten()) {
+            assert!((a - b).abs() < 1e-9 * a.abs(), "{a} {b}");
+        }
+    }
+    // On average over draws it is the curvature of KL: half of it times the square of a small step is what KL comes to.
+    let draws = (0..400).map(|seed| {
+        let kind = RowLoss::Own { of: &RowLoss::Label, seed };
+        by(Method::Fisher, &model, &rows, &kind, &Batching::default()).scores[1][2]
+    });
+    let fisher = draws.sum::<f64>() / 400.0;
+    const STEP: f64 = 1e-2;
+    let probabilities = |row: &Encoded, gate: f64| -> Vec<f64> {
+        let g = Tensor::from_slice(&[1.0, 1.0, gate, 1.0]);
+        let gates = [None, Some(Gate::per_head(&g))];
+        let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+        let input = ModelInput::new(Tensor::from_slice(&ids(row)).view([1, -1]));
+        let logits = tch::no_grad(|| model.forward(&input, &options)).unwrap().logits.get(0);
+        Vec::try_from(logits.softmax(-1, Kind::Double)).unwrap()
+    };
+    let kl = rows.iter().map(|row| {
+        let (p, q) = (probabilities(row, 1.0), probabilities(row, 1.0 - STEP));
+        p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>()
+    });
+    let expected = 2.0 * kl.sum::<f64>() / 40.0 / (STEP * STEP);
+    assert!((fisher / expected - 1.0).abs() < 0.15, "{fisher} against {expected}");
 }

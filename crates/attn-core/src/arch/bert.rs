@@ -30,6 +30,9 @@ pub(super) const HEAD_PREFIXES: &[&str] = &["cls.", "classifier.", "bert.pooler.
 pub(super) const LORA_TARGETS: &[&str] = &["query", "value"];
 pub(super) const LAYOUT: Layout = Layout::OutIn;
 
+/// A layer's heads fill the hidden size.
+pub(super) const HEAD_FIELDS: Option<[&str; 3]> = None;
+
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
         Head::Bare => "BertModel",

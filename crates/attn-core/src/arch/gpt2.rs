@@ -28,6 +28,9 @@ pub(super) const HEAD_PREFIXES: &[&str] = &["lm_head.", "score."];
 pub(super) const LORA_TARGETS: &[&str] = &["c_attn"];
 pub(super) const LAYOUT: Layout = Layout::InOut;
 
+/// A layer's heads fill the hidden size.
+pub(super) const HEAD_FIELDS: Option<[&str; 3]> = None;
+
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
         Head::Bare => "GPT2Model",

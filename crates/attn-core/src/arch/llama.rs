@@ -28,6 +28,11 @@ pub(super) const HEAD_PREFIXES: &[&str] = &["lm_head.", "score."];
 pub(super) const LORA_TARGETS: &[&str] = &["q_proj", "v_proj"];
 pub(super) const LAYOUT: Layout = Layout::OutIn;
 
+/// The fields that say how many query and key/value heads a layer has, and how wide they are, where any number of them may be
+/// said.
+pub(super) const HEAD_FIELDS: Option<[&str; 3]> =
+    Some(["num_attention_heads", "num_key_value_heads", "head_dim"]);
+
 pub(super) fn class_name(head: Head) -> &'static str {
     match head {
         Head::Bare => "LlamaModel",

@@ -186,6 +186,12 @@ macro_rules! architectures {
                 match self { $(Self::$name(_) => $module::LAYOUT,)* }
             }
 
+            /// The fields of `config.json` for query heads, key/value heads and channels of a head, where a model may have fewer
+            /// heads than fill its hidden size.
+            pub(crate) fn head_fields(&self) -> Option<[&'static str; 3]> {
+                match self { $(Self::$name(_) => $module::HEAD_FIELDS,)* }
+            }
+
             pub(crate) fn sizes(&self) -> Result<Sizes, Error> {
                 match self { $(Self::$name(config) => config.sizes(),)* }
             }
