@@ -1,10 +1,14 @@
 //! What can be typed.
 
+mod heads;
+
 use std::{num::NonZeroU16, path::PathBuf};
 
 use attn_data::needle::NeedleKind;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tch::{Device, Kind};
+
+pub(crate) use heads::*;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,6 +77,22 @@ pub(crate) enum Command {
     /// Score the heads of a model by what they do for a task
     #[command(after_long_help = SCORE_HEADS_HELP)]
     ScoreHeads(ScoreHeadsArgs),
+
+    /// Leave heads out one by one, alone or in pairs, and say what each was worth
+    #[command(after_long_help = ABLATE_HELP)]
+    Ablate(AblateArgs),
+
+    /// Say how far scores of heads agree
+    #[command(after_long_help = COMPARE_SCORES_HELP)]
+    CompareScores(CompareScoresArgs),
+
+    /// Leave out more and more heads, best first, worst first and at random
+    #[command(after_long_help = PRUNE_CURVE_HELP)]
+    PruneCurve(PruneCurveArgs),
+
+    /// Remove heads, and write the smaller model
+    #[command(after_long_help = PRUNE_HELP)]
+    Prune(PruneArgs),
 
     /// Hide facts in long texts, and see which of them a language model finds, by length and depth
     #[command(after_long_help = NEEDLE_HELP)]
@@ -741,7 +761,7 @@ impl ComputeArgs {
 }
 
 /// Rows that a model is scored on.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct RowArgs {
     /// A data set: a name of `attn list`, a file, a folder or a Hub id
     #[arg(long, value_name = "TASK")]
@@ -770,82 +790,6 @@ pub(crate) struct RowArgs {
     /// Rows that share a forward pass: changes speed and memory alone
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) batch_size: usize,
-}
-
-const SCORE_HEADS_HELP: &str = "\
-michel is the mean over rows of |dL/dg|, L the row's loss, g the gate of the head's output before
-the output projection: how much the loss moves with the head (Michel et al. 2019, section 4.1,
-https://arxiv.org/abs/1905.10650). The loss is that of eval: of the right class, the next token or
-hidden tokens, without prompts. OUT.json has scores and 95 % intervals, layers x heads.
-
-Examples:
-  attn score-heads --model runs/sst2/model --task sst2 --out heads.json
-  attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json";
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct ScoreHeadsArgs {
-    /// Model folder or Hub id
-    #[arg(long, value_name = "DIR|ID")]
-    pub(crate) model: String,
-
-    #[command(flatten)]
-    pub(crate) rows: RowArgs,
-
-    /// How to score
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) method: ScoreMethod,
-
-    /// What to divide by: nothing, or the l2 norm of each layer's scores, as the paper does
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) normalize: ScoreNormalize,
-
-    /// Where to write the scores; folders that are missing are made
-    #[arg(long, value_name = "OUT.json")]
-    pub(crate) out: PathBuf,
-
-    /// Write them as a table, too: parquet, a row a head (results/SCHEMA.md)
-    #[arg(long, value_name = "OUT.parquet")]
-    pub(crate) table: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub(crate) compute: ComputeArgs,
-
-    /// Seed of the weights that --init makes, and of the tokens hidden from a masked language model
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
-}
-
-/// How heads are scored.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub(crate) enum ScoreMethod {
-    /// By the gradient of each row's loss at the head's gate
-    #[default]
-    Michel,
-}
-
-impl From<ScoreMethod> for attn_eval::Method {
-    fn from(method: ScoreMethod) -> Self {
-        match method {
-            ScoreMethod::Michel => Self::Michel,
-        }
-    }
-}
-
-/// What scores are divided by.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub(crate) enum ScoreNormalize {
-    #[default]
-    None,
-    Layer,
-}
-
-impl From<ScoreNormalize> for attn_eval::Normalize {
-    fn from(normalize: ScoreNormalize) -> Self {
-        match normalize {
-            ScoreNormalize::None => Self::None,
-            ScoreNormalize::Layer => Self::Layer,
-        }
-    }
 }
 
 const SAVE_HELP: &str = "\

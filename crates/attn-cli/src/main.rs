@@ -3,10 +3,12 @@
 //! Data goes to stdout, everything else to stderr. The exit code is 0, 1 for a failure, 2 for wrong usage, and 130
 //! where the user interrupted.
 
+mod ablate;
 mod args;
 mod attention_table;
 mod blimp;
 mod choose;
+mod compare_scores;
 mod complain;
 mod config;
 mod data;
@@ -17,6 +19,7 @@ mod explain;
 mod finetune;
 mod forward;
 mod generate;
+mod head_names;
 mod heatmap;
 mod leaderboard;
 mod list;
@@ -26,6 +29,8 @@ mod needle;
 mod perplexity;
 mod plots;
 mod pretrain;
+mod prune;
+mod prune_curve;
 mod run_dir;
 mod save;
 mod score_heads;
@@ -88,6 +93,10 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Explain(args) => outcome = explain::run(&args, &mut out)?,
         Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
+        Command::Ablate(args) => ablate::run(&args, &mut out)?,
+        Command::CompareScores(args) => compare_scores::run(&args, &mut out)?,
+        Command::PruneCurve(args) => prune_curve::run(&args, &mut out)?,
+        Command::Prune(args) => prune::run(&args, &mut out)?,
         Command::Leaderboard(args) => leaderboard::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,

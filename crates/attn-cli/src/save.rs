@@ -57,6 +57,17 @@ pub(crate) fn write(
     out: &Path,
     options: &WriteOptions,
 ) -> Result<()> {
+    write_with(model, tokenizer, out, options, &[])
+}
+
+/// As [`write`], with more files, each by its name.
+pub(crate) fn write_with(
+    model: &Model,
+    tokenizer: &TextTokenizer,
+    out: &Path,
+    options: &WriteOptions,
+    extra: &[(&str, Vec<u8>)],
+) -> Result<()> {
     let parent = parent_of(out);
     fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
@@ -65,6 +76,9 @@ pub(crate) fn write(
     let save = || -> Result<()> {
         model.save(&draft, options)?;
         tokenizer.save(&draft)?;
+        for (name, content) in extra {
+            fs::write(draft.join(name), content)?;
+        }
         Ok(fs::rename(&draft, out)?)
     };
     save().with_context(|| format!("cannot save the model to `{}`", out.display()))

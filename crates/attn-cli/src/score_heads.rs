@@ -1,20 +1,29 @@
 //! `attn score-heads`: what each head does for a task.
 
-use std::{collections::HashMap, io::Write, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use arrow::{
     array::{ArrayRef, Float64Array, Int32Array, RecordBatch},
     datatypes::{DataType, Field, Schema},
 };
 use attn_data::hub::{Hub, progress_bar};
-use attn_eval::{Batching, HeadScores, Method, Normalize, RowLoss, score_heads, stats::Interval};
+use attn_eval::{
+    Batching, HeadScores, Method, Normalize, RowLoss, score_heads, score_iteratively,
+    stats::Interval,
+};
 use parquet::arrow::ArrowWriter;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    args::ScoreHeadsArgs,
+    args::{ScoreHeadsArgs, ScoreNormalize},
+    head_names::loss_and_rows,
     monitor::{count_every_row, grouped},
     run_dir::{self, check_writable, write_json},
     subject::Subject,
@@ -39,18 +48,42 @@ struct Report<'a> {
     which: Which<'a>,
     method: Method,
     normalize: Normalize,
+    /// Share of all heads that goes at a step, where a score is the step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iterative: Option<f64>,
     /// Whose gradient it was.
     loss: &'static str,
     /// Seed of the tokens that were hidden.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask_seed: Option<u64>,
+    /// Heads that score exactly 0.
+    n_zero: usize,
+    /// Heads with the very score of another.
+    n_tied: usize,
     #[serde(flatten)]
     scores: HeadScores,
 }
 
 pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
-    let _made = check_writable(&args.out)?;
-    let _made_too = args.table.as_deref().map(check_writable).transpose()?;
+    let many = args.method.len() > 1;
+    let paths: Vec<PathBuf> =
+        args.method.iter().map(|method| of_method(&args.out, many, *method)).collect();
+    let tables: Option<Vec<PathBuf>> = args
+        .table
+        .as_ref()
+        .map(|table| args.method.iter().map(|method| of_method(table, many, *method)).collect());
+    let all = paths.iter().chain(tables.iter().flatten());
+    let _made = all.map(|path| check_writable(path)).collect::<Result<Vec<_>>>()?;
+    if let Some(share) = args.iterative {
+        ensure!(
+            share > 0.0 && share <= 1.0,
+            "`--iterative` is {share}, expected more than 0 and at most 1"
+        );
+        ensure!(
+            args.normalize == ScoreNormalize::None,
+            "`--normalize` divides scores, and those of `--iterative` are steps\nhint: leave one of them out"
+        );
+    }
     let data = dataset(&args.rows.task, &args.rows.set)?;
     args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
@@ -58,45 +91,74 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
     let model = task.load(&args.compute, args.seed, &hub)?;
 
     let masking = task.masking()?;
-    let (loss, rows) = match (&masking, task.data.label.is_some()) {
-        (_, true) => (RowLoss::Label, task.labelled(&model)?),
-        (Some(masking), false) => {
-            (RowLoss::MaskedTokens { masking, seed: args.seed }, task.unlabelled()?)
-        }
-        (None, false) => (RowLoss::NextToken, task.unlabelled()?),
-    };
+    let (of, rows) = loss_and_rows(&task, &model, masking.as_ref(), args.seed)?;
+    let own = RowLoss::Own { of: &of, seed: args.seed };
+    let loss = if args.own_output { own } else { of };
     let batching = Batching { max_tokens: Some(MAX_TOKENS), ..task.batching() };
     let mut progress = count_every_row(rows.len());
-    let scores = score_heads(&model, &rows, args.method.into(), &loss, &batching, &mut progress)
-        .with_context(|| format!("cannot score the heads of `{}`", args.model))?;
-    drop(progress);
-    let scores = scores.normalized(args.normalize.into());
-    print(&scores, &loss, out)?;
-    let report = Report {
-        subject: Subject::new(&args.model, &args.compute, &model)?,
-        which: task.which(),
-        method: args.method.into(),
-        normalize: args.normalize.into(),
-        loss: loss.name(),
-        mask_seed: matches!(loss, RowLoss::MaskedTokens { .. }).then_some(args.seed),
-        scores,
-    };
-    if let Some(path) = &args.table {
-        write_table(path, &report)?;
-        tracing::info!("wrote `{}`", path.display());
+    let context = || format!("cannot score the heads of `{}`", args.model);
+    let mut all = score_heads(&model, &rows, &args.method, &loss, &batching, &mut progress)
+        .with_context(context)?;
+    if let Some(share) = args.iterative {
+        for (scores, &method) in all.iter_mut().zip(&args.method) {
+            let steps =
+                score_iteratively(&model, &rows, method, share, &loss, &batching, &mut progress)
+                    .with_context(context)?;
+            *scores = scores.with_scores(steps);
+        }
     }
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    drop(progress);
+    for (at, (scores, &method)) in all.into_iter().zip(&args.method).enumerate() {
+        let scores = scores.normalized(args.normalize.into());
+        if at > 0 {
+            writeln!(out)?;
+        }
+        print(&scores, &loss, method, out)?;
+        let report = Report {
+            subject: Subject::new(&args.model, &args.compute, &model)?,
+            which: task.which(),
+            method,
+            normalize: args.normalize.into(),
+            iterative: args.iterative,
+            loss: loss.name(),
+            mask_seed: masking.is_some().then_some(args.seed),
+            n_zero: scores.n_zero(),
+            n_tied: scores.n_tied(),
+            scores,
+        };
+        if let Some(tables) = &tables {
+            write_table(&tables[at], &report)?;
+            tracing::info!("wrote `{}`", tables[at].display());
+        }
+        write_json(&paths[at], &report)?;
+        tracing::info!("wrote `{}`", paths[at].display());
+    }
     Ok(())
 }
 
+/// The file of one of several methods: `scores.json` as `scores.michel.json`.
+fn of_method(path: &Path, many: bool, method: Method) -> PathBuf {
+    let extension =
+        path.extension().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
+    match many {
+        true => path.with_extension(format!("{}.{extension}", method.name()).trim_end_matches('.')),
+        false => path.to_owned(),
+    }
+}
+
 /// The ends of the ranking, and what cannot be ranked.
-fn print(scores: &HeadScores, loss: &RowLoss<'_>, out: &mut dyn Write) -> Result<()> {
+fn print(
+    scores: &HeadScores,
+    loss: &RowLoss<'_>,
+    method: Method,
+    out: &mut dyn Write,
+) -> Result<()> {
     let ranked = scores.ranked();
     let n_heads = ranked.len();
     writeln!(
         out,
-        "{} heads by {} rows, loss {}\n",
+        "{}: {} query heads by {} rows, loss {}\n",
+        method.name(),
         grouped(n_heads),
         grouped(scores.n_rows),
         loss.name()
@@ -119,6 +181,10 @@ fn print(scores: &HeadScores, loss: &RowLoss<'_>, out: &mut dyn Write) -> Result
     if !last.is_empty() {
         writeln!(out, "{:>12}", "...")?;
         show(last, out)?;
+    }
+    let n_zero = scores.n_zero();
+    if n_zero > 0 {
+        writeln!(out, "\n{n_zero} of {n_heads} heads score exactly 0")?;
     }
     let n_tied = scores.n_tied();
     if n_tied > 0 {
@@ -143,7 +209,7 @@ fn write_table(path: &Path, report: &Report<'_>) -> Result<()> {
         ("model".to_owned(), report.subject.model().to_owned()),
         ("task".to_owned(), report.which.task.to_owned()),
         ("split".to_owned(), report.which.split.to_owned()),
-        ("method".to_owned(), text(serde_json::to_value(report.method))?),
+        ("method".to_owned(), report.method.name().to_owned()),
         ("normalize".to_owned(), text(serde_json::to_value(report.normalize))?),
         ("loss".to_owned(), report.loss.to_owned()),
         ("n_rows".to_owned(), n_rows.to_string()),

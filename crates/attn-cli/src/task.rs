@@ -157,6 +157,11 @@ impl<'a> Task<'a> {
     /// Each row for a classifier.
     pub(crate) fn labelled(&self, model: &Model) -> Result<Vec<Encoded>> {
         check_classes(self.classes.as_deref(), model)?;
+        self.encoded()
+    }
+
+    /// Each row by itself, whatever its label.
+    pub(crate) fn encoded(&self) -> Result<Vec<Encoded>> {
         let numbered: Vec<(usize, &Example)> = self.texts.iter().enumerate().collect();
         encode(&self.folder.tokenizer, &numbered, self.max_len, &self.split)
     }

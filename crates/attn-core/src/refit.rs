@@ -186,10 +186,11 @@ fn fit_layer(
         drawn = drawn.unsqueeze(1);
         let left = &gram + drawn.squeeze().view([n_unknowns]).diag(0);
         let right = &cross + drawn * &start;
-        let solved = Tensor::f_linalg_solve(&left, &right, true).map_err(|source| Error::Torch {
-            doing: format!("fitting the output projection of layer {layer}"),
-            source,
-        })?;
+        let solved =
+            Tensor::f_linalg_solve(&left, &right, true).map_err(|source| Error::Torch {
+                doing: format!("fitting the output projection of layer {layer}"),
+                source,
+            })?;
         refitted.error_after = error(&solved);
         out.out_in().copy_(&solved.narrow(0, 0, n_z).tr());
         if let Some(bias) = bias {

@@ -88,6 +88,39 @@ pub enum Error {
         n_heads: Option<usize>,
     },
 
+    /// More heads than there are.
+    #[error(
+        "{k} heads are to go, and {} has {n}\nhint: name fewer",
+        match layer { Some(layer) => format!("layer {layer}"), None => "the model".to_owned() }
+    )]
+    TooMany {
+        /// Heads wanted.
+        k: usize,
+        /// Heads that there are.
+        n: usize,
+        /// The layer, where heads are counted by layer.
+        layer: Option<usize>,
+    },
+
+    /// Scores of a model with other heads.
+    #[error(
+        "the scores are of layers with {found:?} heads, and the model has {expected:?}\nhint: score the heads of this very \
+         model"
+    )]
+    Scores {
+        /// Heads of each layer that have a score.
+        found: Vec<usize>,
+        /// Heads of each layer of the model.
+        expected: Vec<usize>,
+    },
+
+    /// A share that is none.
+    #[error("a share of {share} of the heads, expected more than 0 and at most 1")]
+    Share {
+        /// As given.
+        share: f64,
+    },
+
     /// Too few rows to take another one's heads from.
     #[error(
         "there is no other row to take heads' outputs from: {n} given\nhint: give two rows at least, or replace heads by \

@@ -20,6 +20,7 @@ mod explain;
 mod heads;
 mod language;
 mod likelihood;
+mod pruning;
 mod recall;
 mod row_loss;
 mod rows;
@@ -41,6 +42,9 @@ pub use heads::{HeadScores, Method, Normalize, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use likelihood::{
     Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
+};
+pub use pruning::{
+    Band, ByScore, Curve, CurvePoint, Grid, Order, Picked, Scope, curve, pick, score_iteratively,
 };
 pub use recall::{Recall, Recalled, recall};
 pub use row_loss::RowLoss;

@@ -1,0 +1,393 @@
+//! What the commands on heads take.
+
+use std::path::PathBuf;
+
+use attn_eval::{Method, Order, Scope};
+use clap::{
+    ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+
+use super::{ComputeArgs, Dtype, RowArgs};
+
+pub(super) const SCORE_HEADS_HELP: &str = "\
+Methods, L the loss of a row, g the gate of a head's output before the output projection:
+  michel                mean |dL/dg|: how much the loss moves with the head (Michel et al. 2019)
+  taylor                mean -dL/dg: what the loss would rise by without it, to first order
+  fisher                mean (dL/dg)^2 (Kwon et al. 2022)
+  fisher_block          the same together with heads of its layer that would go before it
+  plain_gradient        mean size of the gradient at its output, for comparison
+  integrated_gradients  its share of what all heads are worth
+  confidence            mean over tokens of its largest attention weight (Voita et al. 2019)
+  leave_one_out         what the loss rises by without it: the truth that the others estimate
+The loss is that of eval: of the right class, the next token or hidden tokens, without prompts;
+with --own-output, of the model's own predictions, so that no label is needed. OUT.json has scores
+and 95 % intervals, layers x heads. Several methods go to OUT.METHOD.json each.
+
+Examples:
+  attn score-heads --model runs/sst2/model --task sst2 --out heads.json
+  attn score-heads --model DIR --task sst2 --method michel,fisher,leave_one_out --out heads.json
+  attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScoreHeadsArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    /// How to score: one or more, with commas between
+    #[arg(long, value_name = "METHOD", value_delimiter = ',', value_parser = method(), default_value = "michel")]
+    pub(crate) method: Vec<Method>,
+
+    /// What to divide by: nothing, or the l2 norm of each layer's scores, as Michel et al. do
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) normalize: ScoreNormalize,
+
+    /// Go without labels: by how far predictions move from the model's own
+    #[arg(long)]
+    pub(crate) own_output: bool,
+
+    /// Remove this share of all heads at a step, and score what is left anew: a head scores the step at which it goes
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) iterative: Option<f64>,
+
+    /// Where to write the scores; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Write them as a table, too: parquet, a row a head (results/SCHEMA.md)
+    #[arg(long, value_name = "OUT.parquet")]
+    pub(crate) table: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of the weights that --init makes, of the tokens hidden from a masked language model, and of what is drawn for
+    /// --own-output
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// The methods by name.
+fn method() -> impl TypedValueParser<Value = Method> {
+    PossibleValuesParser::new(Method::ALL.iter().map(|method| method.name())).map(|name| {
+        let found = Method::ALL.iter().find(|method| method.name() == name);
+        *found.expect("no other name is let through")
+    })
+}
+
+/// What scores are divided by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScoreNormalize {
+    #[default]
+    None,
+    Layer,
+}
+
+impl From<ScoreNormalize> for attn_eval::Normalize {
+    fn from(normalize: ScoreNormalize) -> Self {
+        match normalize {
+            ScoreNormalize::None => Self::None,
+            ScoreNormalize::Layer => Self::Layer,
+        }
+    }
+}
+
+/// What takes the place of a head's output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Replace {
+    /// Zero: as if the head had been removed
+    #[default]
+    Zero,
+    /// Its mean over tokens of the calibration rows
+    Mean,
+    /// Its output on another of the calibration rows
+    Resample,
+    /// What it makes of queries of zeros: the mean of the values in sight
+    Uniform,
+}
+
+/// How heads are left out.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplaceArgs {
+    /// What takes the place of a head's output
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) replace: Replace,
+
+    /// The split that means and other rows' outputs come from; the task's train split where not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) calibration_split: Option<String>,
+
+    /// Its first rows, so many
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) calibration_limit: usize,
+}
+
+pub(super) const ABLATE_HELP: &str = "\
+For each head: by how much loss and accuracy rise without it, and KL(untouched, without), with 95 %
+intervals over rows. With --pairs N the N heads that cost most are left out two by two as well:
+the interaction is what a pair costs beyond the sum of both.
+
+Examples:
+  attn ablate --model runs/sst2/model --task sst2 --out ablation.json
+  attn ablate --model DIR --task wikitext-2 --limit 200 --replace mean --pairs 6 --out ablation.json
+  attn ablate --model LLAMA --task notes.txt --split train --groups --out groups.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AblateArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    #[command(flatten)]
+    pub(crate) replace: ReplaceArgs,
+
+    /// Leave out key/value groups, with all query heads that read them, instead of query heads
+    #[arg(long)]
+    pub(crate) groups: bool,
+
+    /// Leave out pairs, too, of the N heads (or groups) that raise the loss most
+    #[arg(long, value_name = "N")]
+    pub(crate) pairs: Option<usize>,
+
+    /// Go without labels: the loss is KL(untouched, without)
+    #[arg(long)]
+    pub(crate) own_output: bool,
+
+    /// Where to write what was found
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of the weights that --init makes, of hidden tokens, and of the rows drawn by --replace resample
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+pub(super) const COMPARE_SCORES_HELP: &str = "\
+Spearman's rank correlation and Kendall's tau of every two files, and the share of heads that the best
+tenth of both have in common: of methods, seeds, tasks or checkpoints with the same heads.
+
+Example:
+  attn compare-scores michel.json leave_one_out.json --out agreement.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompareScoresArgs {
+    /// OUT.json of `score-heads`, two at least
+    #[arg(value_name = "SCORES.json", num_args = 2.., required = true)]
+    pub(crate) scores: Vec<PathBuf>,
+
+    /// Where to write the comparison
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+}
+
+pub(super) const PRUNE_CURVE_HELP: &str = "\
+For every K the K heads with the highest scores are left out, then those with the lowest, and K random
+heads, --draws times: of all heads, or K of each layer (--per layer), on equal terms. Nothing is trained.
+The picture shows both against the band of random choices.
+
+Examples:
+  attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out curve.json --plot curve.png
+  attn prune-curve --model DIR --scores a.json --scores b.json --task sst2 --per layer --out curve.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PruneCurveArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// OUT.json of `score-heads` of this model. May be repeated
+    #[arg(long, value_name = "SCORES.json", required = true)]
+    pub(crate) scores: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    #[command(flatten)]
+    pub(crate) replace: ReplaceArgs,
+
+    /// K of all heads, or K of each layer
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) per: Per,
+
+    /// The K, with commas between; every one where not given
+    #[arg(long, value_name = "K", value_delimiter = ',')]
+    pub(crate) remove: Vec<usize>,
+
+    /// Random choices for each K: at least 20
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) draws: usize,
+
+    /// Go without labels: the loss is KL(untouched, without)
+    #[arg(long)]
+    pub(crate) own_output: bool,
+
+    /// Where to write the curve
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Draw it, too
+    #[arg(long, value_name = "OUT.png")]
+    pub(crate) plot: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of random choices and ties, of hidden tokens, and of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// What heads are counted in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Per {
+    /// Of all heads of the model
+    #[default]
+    Model,
+    /// Of each layer
+    Layer,
+}
+
+impl From<Per> for Scope {
+    fn from(per: Per) -> Self {
+        match per {
+            Per::Model => Self::Global,
+            Per::Layer => Self::Layer,
+        }
+    }
+}
+
+/// Which heads go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Which {
+    /// Those with the lowest scores
+    #[default]
+    Bottom,
+    /// Those with the highest scores
+    Top,
+    /// Any
+    Random,
+}
+
+impl From<Which> for Order {
+    fn from(which: Which) -> Self {
+        match which {
+            Which::Bottom => Self::Bottom,
+            Which::Top => Self::Top,
+            Which::Random => Self::Random,
+        }
+    }
+}
+
+pub(super) const PRUNE_HELP: &str = "\
+A head's slices of all matrices are cut away; a key/value head goes with its last query head. A Llama
+that keeps as many heads in every layer, evenly grouped, is an ordinary folder that transformers loads.
+Other models that have lost heads are folders of this program alone: transformers has no words for them
+and refuses them. --full-shape writes the old shape with those heads' columns of the output projection
+at zero: it loads anywhere, with the same logits, and saves nothing.
+
+--target cuts heads, worst first, until the model has at most that share of its parameters, of the
+attention's floating point operations, or of the measured time of a forward pass: params=0.8, flops=0.5,
+latency=0.9. pruning.json in OUT says which heads went, and what was measured.
+
+--refit TASK fits the output projections of the layers anew, in closed form, to what they put out before,
+on the task's train split: seconds, no training.
+
+Examples:
+  attn prune --model runs/sst2/model --heads 0-3,2-1 --out smaller
+  attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller
+  attn prune --model LLAMA --scores heads.json --remove 2 --per layer --out smaller";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PruneArgs {
+    /// Model folder or Hub id; an adapter is merged into its base model
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// The heads that go: LAYER-HEAD, or LAYER-gGROUP for a key/value group with the query heads that read it
+    #[arg(
+        long,
+        value_name = "HEADS",
+        value_delimiter = ',',
+        conflicts_with = "scores",
+        required_unless_present = "scores"
+    )]
+    pub(crate) heads: Vec<String>,
+
+    /// OUT.json of `score-heads` of this model
+    #[arg(long, value_name = "SCORES.json")]
+    pub(crate) scores: Option<PathBuf>,
+
+    /// Heads that go, by their scores
+    #[arg(long, value_name = "K", requires = "scores", required_unless_present_any = ["heads", "target"])]
+    pub(crate) remove: Option<usize>,
+
+    /// What the model may keep: params=SHARE, flops=SHARE or latency=SHARE
+    #[arg(long, value_name = "WHAT=SHARE", requires = "scores", conflicts_with_all = ["remove", "heads"])]
+    pub(crate) target: Option<String>,
+
+    /// Which go first
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) which: Which,
+
+    /// K of all heads, or K of each layer
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) per: Per,
+
+    /// Write the old shape, the heads' columns of the output projection at zero
+    #[arg(long)]
+    pub(crate) full_shape: bool,
+
+    /// Fit the output projections anew on this data set: a name of `attn list`, a file, a folder or a Hub id
+    #[arg(long, value_name = "TASK")]
+    pub(crate) refit: Option<String>,
+
+    /// Columns and splits of data that is no known task: --set data.text=review. May be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE", requires = "refit")]
+    pub(crate) set: Vec<String>,
+
+    /// The split to fit on; the task's train split where not given
+    #[arg(long, value_name = "NAME", requires = "refit")]
+    pub(crate) split: Option<String>,
+
+    /// Fit on its first rows, so many
+    #[arg(long, value_name = "N", default_value_t = 2048, requires = "refit")]
+    pub(crate) limit: usize,
+
+    /// Most tokens of a text
+    #[arg(long, value_name = "N", requires = "refit")]
+    pub(crate) max_len: Option<usize>,
+
+    /// How strongly projections are drawn to what they were, relative to the mean square of a channel
+    #[arg(long, value_name = "X", default_value_t = 1e-3, requires = "refit")]
+    pub(crate) ridge: f64,
+
+    /// Rows and tokens of the passes that --target latency times
+    #[arg(long, value_name = "ROWS,TOKENS", value_delimiter = ',', default_value = "16,64")]
+    pub(crate) latency_of: Vec<usize>,
+
+    /// What the weights are stored in; rounded where they are wider
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+
+    /// Threads of one operation; all cores where not given
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<std::num::NonZeroU16>,
+
+    /// Seed of random heads and ties
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// The folder, new or empty; folders that are missing above it are made
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}

@@ -1,0 +1,184 @@
+//! Heads as users name them, scores as files hold them, and the loss that heads are scored by.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::{Config, Model};
+use attn_data::{
+    batch::{Encoded, Masking},
+    hub::Hub,
+};
+use attn_eval::{Head, HeadScores, Replacement, RowLoss};
+
+use crate::{
+    args::{ComputeArgs, Replace, ReplaceArgs, RowArgs},
+    task::{Task, dataset},
+};
+
+/// A head's name: its layer, and its number in the pretrained layer.
+pub(crate) fn name(config: &Config, head: Head) -> String {
+    format!("{}-{}", head.layer, config.layers[head.layer].kept_heads[head.place])
+}
+
+/// `0-3` as a head, `0-g1` as the query heads that read key/value head 1 of layer 0.
+pub(crate) fn parse(config: &Config, text: &str) -> Result<Vec<Head>> {
+    let hint = "hint: write LAYER-HEAD, such as 0-3, or LAYER-gGROUP, such as 0-g1";
+    let split = text.trim().split_once('-');
+    let number = |text: &str| text.parse::<usize>().ok();
+    let Some((Some(layer), of_layer)) = split.map(|(layer, rest)| (number(layer), rest)) else {
+        bail!("`{text}` is no head\n{hint}");
+    };
+    let n_layers = config.layers.len();
+    ensure!(
+        layer < n_layers,
+        "`{text}`: there is no layer {layer}: the model has {n_layers}, counted from 0"
+    );
+    let spec = &config.layers[layer];
+    if let Some(group) = of_layer.strip_prefix('g') {
+        let Some(group) = number(group) else { bail!("`{text}` is no group\n{hint}") };
+        ensure!(
+            (group as i64) < spec.n_kv_heads,
+            "`{text}`: layer {layer} has {} key/value heads, counted from 0",
+            spec.n_kv_heads
+        );
+        let reads = |place: &usize| spec.kv_of_head[*place] == group as i64;
+        return Ok((0..spec.kv_of_head.len())
+            .filter(reads)
+            .map(|place| Head { layer, place })
+            .collect());
+    }
+    let Some(head) = number(of_layer) else { bail!("`{text}` is no head\n{hint}") };
+    let place = spec.kept_heads.iter().position(|&kept| kept == head as i64);
+    let Some(place) = place else {
+        bail!("`{text}`: layer {layer} has the heads {:?}", spec.kept_heads);
+    };
+    Ok(vec![Head { layer, place }])
+}
+
+/// The scores in an OUT.json of `score-heads`, of the very heads of `config`.
+pub(crate) fn read_scores(path: &Path, config: &Config) -> Result<HeadScores> {
+    let scores = read_any_scores(path)?;
+    let kept: Vec<Vec<i64>> = config.layers.iter().map(|layer| layer.kept_heads.clone()).collect();
+    ensure!(
+        scores.heads == kept,
+        "`{}` scores the heads {:?}, and the model has {kept:?}\nhint: score the heads of this very model",
+        path.display(),
+        scores.heads
+    );
+    Ok(scores)
+}
+
+/// The scores in an OUT.json of `score-heads`.
+pub(crate) fn read_any_scores(path: &Path) -> Result<HeadScores> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
+    let scores: HeadScores = serde_json::from_str(&text).with_context(|| {
+        format!("`{shown}` holds no scores of heads\nhint: `attn score-heads` writes them")
+    })?;
+    let shape = |of: &[Vec<f64>]| of.iter().map(Vec::len).collect::<Vec<_>>();
+    let heads: Vec<usize> = scores.heads.iter().map(Vec::len).collect();
+    ensure!(
+        shape(&scores.scores) == heads,
+        "`{shown}`: `scores` are of layers with {:?} heads, and `heads` of {heads:?}",
+        shape(&scores.scores)
+    );
+    let finite = |score: &&f64| !score.is_finite();
+    ensure!(
+        !scores.scores.iter().flatten().any(|score| finite(&score)),
+        "`{shown}`: some score is not a number"
+    );
+    Ok(scores)
+}
+
+/// What heads are scored by, and the rows: `masking` is the task's.
+pub(crate) fn loss_and_rows<'a>(
+    task: &Task<'_>,
+    model: &Model,
+    masking: Option<&'a Masking>,
+    seed: u64,
+) -> Result<(RowLoss<'a>, Vec<Encoded>)> {
+    Ok(match (masking, task.data.label.is_some()) {
+        (_, true) => (RowLoss::Label, task.labelled(model)?),
+        (Some(masking), false) => (RowLoss::MaskedTokens { masking, seed }, task.unlabelled()?),
+        (None, false) => (RowLoss::NextToken, task.unlabelled()?),
+    })
+}
+
+/// The rows that stand-ins are made of, where any are.
+pub(crate) fn calibration(
+    model: &Model,
+    name: &str,
+    rows: &RowArgs,
+    args: &ReplaceArgs,
+    compute: &ComputeArgs,
+    hub: &Hub,
+) -> Result<Vec<Encoded>> {
+    if matches!(args.replace, Replace::Zero | Replace::Uniform) {
+        return Ok(Vec::new());
+    }
+    let data = dataset(&rows.task, &rows.set)?;
+    let split = args.calibration_split.clone().unwrap_or_else(|| data.train_split.clone());
+    let rows = RowArgs { split: Some(split), limit: Some(args.calibration_limit), ..rows.clone() };
+    let task = Task::open(name, &rows, data, None, compute, hub).context(
+        "cannot read the rows that heads' outputs are taken from (`--calibration-split`)",
+    )?;
+    match task.data.label.is_some() {
+        true => task.labelled(model),
+        false => task.unlabelled(),
+    }
+}
+
+/// How heads are left out.
+pub(crate) fn replacement(replace: Replace, calibration: &[Encoded], seed: u64) -> Replacement<'_> {
+    match replace {
+        Replace::Zero => Replacement::Zero,
+        Replace::Uniform => Replacement::Uniform,
+        Replace::Mean => Replacement::Mean(calibration),
+        Replace::Resample => Replacement::Resample { from: calibration, seed },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attn_core::Config;
+
+    use super::*;
+
+    fn llama() -> Config {
+        let config = serde_json::json!({
+            "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2,
+        });
+        Config::from_json(serde_json::from_value(config).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn heads_are_named_by_layer_and_number_or_group() {
+        let config = llama();
+        let places = |text: &str| -> Vec<(usize, usize)> {
+            parse(&config, text).unwrap().iter().map(|head| (head.layer, head.place)).collect()
+        };
+        assert_eq!(places("1-3"), [(1, 3)]);
+        assert_eq!(places("0-g1"), [(0, 2), (0, 3)]);
+        for (text, said) in [
+            ("2-0", "no layer 2"),
+            ("0-4", "has the heads [0, 1, 2, 3]"),
+            ("0-g2", "has 2 key/value heads"),
+            ("3", "is no head"),
+            ("0-x", "is no head"),
+        ] {
+            let error = parse(&config, text).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn removed_heads_leave_the_others_their_numbers() {
+        let mut config = llama();
+        config.layers[0].kept_heads = vec![1, 3];
+        config.layers[0].kv_of_head = vec![0, 1];
+        config.layers[0].n_heads = 2;
+        assert_eq!(parse(&config, "0-3").unwrap(), [Head { layer: 0, place: 1 }]);
+        assert_eq!(name(&config, Head { layer: 0, place: 1 }), "0-3");
+    }
+}
