@@ -370,4 +370,5 @@ def main():
         bench.run(section)
 
 
-main()
+if __name__ == "__main__":
+    main()

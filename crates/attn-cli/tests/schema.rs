@@ -75,6 +75,19 @@ fn is_whole(name: &str, title: &str) -> bool {
         "OUT.json of `explain`" => ["attention", "data", "divergence", "written"].contains(&name),
         "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
         "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
+        "OUT.json of `ablate`" => {
+            let of_effect = |name: &str| ["loss", "accuracy", "kl"].contains(&name);
+            let inside = |list: &str| name.strip_prefix(list).is_some_and(of_effect);
+            ["attention", "data", "baseline_loss", "baseline_accuracy"].contains(&name)
+                || inside("ablations[].")
+                || inside("pairs[].")
+        }
+        "OUT.json of `prune-curve`" => {
+            let whole = ["attention", "data", "loss", "accuracy", "points[].random"];
+            whole.contains(&name) || name == "points[].by_score"
+        }
+        "OUT.json of `compare-scores`" => name == "pairs[].spearman",
+        "`pruning.json` of `prune`" => name == "target",
         "`choice.json` of `choose`" => ["attention", "data", "divergence"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
             .contains(&name),
@@ -496,4 +509,27 @@ fn tensorboard_reads_what_metrics_hold() {
     for tag in ["train_loss", "lr", "grad_norm", "accuracy", "loss"] {
         assert!(read.iter().any(|(name, ..)| name == tag), "{tag}");
     }
+}
+
+#[test]
+fn what_is_said_of_heads_has_the_fields_of_the_schema() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    let lines: Vec<String> = rows(40).into_iter().map(|(text, _)| text).collect();
+    place.write("notes.txt", &lines.join("\n"));
+    let of = "--model m --task notes.txt --split train --max-len 24";
+    place.done(&format!(
+        "score-heads {of} --method michel,leave_one_out --iterative 0.5 --out s.json"
+    ));
+    check(&place.json("s.michel.json"), "OUT.json of `score-heads`");
+    place.done(&format!("ablate {of} --pairs 3 --out a.json"));
+    check(&place.json("a.json"), "OUT.json of `ablate`");
+    place.done(&format!("prune-curve {of} --scores s.michel.json --remove 1,3 --out c.json"));
+    check(&place.json("c.json"), "OUT.json of `prune-curve`");
+    place.done("compare-scores s.michel.json s.leave_one_out.json --out g.json");
+    check(&place.json("g.json"), "OUT.json of `compare-scores`");
+    place.done("prune --model m --heads 0-1,1-0 --out p --refit notes.txt");
+    check(&place.json("p/pruning.json"), "`pruning.json` of `prune`");
+    place.done("prune --model m --scores s.michel.json --target flops=0.6 --out q");
+    check(&place.json("q/pruning.json"), "`pruning.json` of `prune`");
 }

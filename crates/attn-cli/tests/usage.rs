@@ -57,7 +57,8 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 15] = [
+const OF_THE_HUB: [&str; 18] = [
+    "attn ablate --model runs/sst2/model --task sst2 --out ablation.json",
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
     "attn eval --model openai-community/gpt2 --task blimp --limit 100 --out blimp.json",
@@ -71,6 +72,8 @@ const OF_THE_HUB: [&str; 15] = [
     "attn finetune configs/finetune/sst2.toml --out runs/sst2",
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
+    "attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller",
+    "attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out c.json --plot c.png",
     "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
     "attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window",
 ];

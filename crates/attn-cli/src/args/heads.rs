@@ -26,8 +26,8 @@ and 95 % intervals, layers x heads. Several methods go to OUT.METHOD.json each.
 
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
-  attn score-heads --model DIR --task sst2 --method michel,fisher,leave_one_out --out heads.json
-  attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json";
+  attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json
+  attn score-heads --model DIR --task notes.txt --split train --method michel,taylor --out s.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ScoreHeadsArgs {
@@ -133,8 +133,8 @@ the interaction is what a pair costs beyond the sum of both.
 
 Examples:
   attn ablate --model runs/sst2/model --task sst2 --out ablation.json
-  attn ablate --model DIR --task wikitext-2 --limit 200 --replace mean --pairs 6 --out ablation.json
-  attn ablate --model LLAMA --task notes.txt --split train --groups --out groups.json";
+  attn ablate --model DIR --task notes.txt --split train --replace mean --pairs 3 --out pairs.json
+  attn ablate --model DIR --task notes.txt --split train --groups --out groups.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AblateArgs {
@@ -173,11 +173,11 @@ pub(crate) struct AblateArgs {
 }
 
 pub(super) const COMPARE_SCORES_HELP: &str = "\
-Spearman's rank correlation and Kendall's tau of every two files, and the share of heads that the best
-tenth of both have in common: of methods, seeds, tasks or checkpoints with the same heads.
+Spearman's rank correlation and Kendall's tau of every two files, and the share of heads that the
+best tenth of both have in common: of methods, seeds, tasks or checkpoints with the same heads.
 
 Example:
-  attn compare-scores michel.json leave_one_out.json --out agreement.json";
+  attn compare-scores s.michel.json s.taylor.json --out agreement.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompareScoresArgs {
@@ -191,13 +191,13 @@ pub(crate) struct CompareScoresArgs {
 }
 
 pub(super) const PRUNE_CURVE_HELP: &str = "\
-For every K the K heads with the highest scores are left out, then those with the lowest, and K random
-heads, --draws times: of all heads, or K of each layer (--per layer), on equal terms. Nothing is trained.
-The picture shows both against the band of random choices.
+For every K the K heads with the highest scores are left out, then those with the lowest, and K
+random heads, --draws times: of all heads, or K of each layer (--per layer), on equal terms. Nothing
+is trained. The picture shows both against the band of random choices.
 
 Examples:
-  attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out curve.json --plot curve.png
-  attn prune-curve --model DIR --scores a.json --scores b.json --task sst2 --per layer --out curve.json";
+  attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out c.json --plot c.png
+  attn prune-curve --model DIR --scores heads.json --task notes.txt --split train --out c.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PruneCurveArgs {
@@ -206,7 +206,7 @@ pub(crate) struct PruneCurveArgs {
     pub(crate) model: String,
 
     /// OUT.json of `score-heads` of this model. May be repeated
-    #[arg(long, value_name = "SCORES.json", required = true)]
+    #[arg(long, value_name = "FILE", required = true)]
     pub(crate) scores: Vec<PathBuf>,
 
     #[command(flatten)]
@@ -289,23 +289,24 @@ impl From<Which> for Order {
 }
 
 pub(super) const PRUNE_HELP: &str = "\
-A head's slices of all matrices are cut away; a key/value head goes with its last query head. A Llama
-that keeps as many heads in every layer, evenly grouped, is an ordinary folder that transformers loads.
-Other models that have lost heads are folders of this program alone: transformers has no words for them
-and refuses them. --full-shape writes the old shape with those heads' columns of the output projection
-at zero: it loads anywhere, with the same logits, and saves nothing.
+A head's slices of all matrices are cut away; a key/value head goes with its last query head. A
+Llama that keeps as many heads in every layer, evenly grouped, is an ordinary folder that
+transformers loads. Other models that have lost heads are folders of this program alone:
+transformers has no words for them and refuses them. --full-shape writes the old shape with those
+heads' columns of the output projection at zero: it loads anywhere, with the same logits, and saves
+nothing.
 
 --target cuts heads, worst first, until the model has at most that share of its parameters, of the
-attention's floating point operations, or of the measured time of a forward pass: params=0.8, flops=0.5,
-latency=0.9. pruning.json in OUT says which heads went, and what was measured.
+attention's floating point operations, or of the measured time of a forward pass: params=0.8,
+flops=0.5, latency=0.9. pruning.json in OUT says which heads went, and what was measured.
 
---refit TASK fits the output projections of the layers anew, in closed form, to what they put out before,
-on the task's train split: seconds, no training.
+--refit TASK fits the output projections of the layers anew, in closed form, to what they put out
+before, on the task's train split: seconds, no training.
 
 Examples:
-  attn prune --model runs/sst2/model --heads 0-3,2-1 --out smaller
   attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller
-  attn prune --model LLAMA --scores heads.json --remove 2 --per layer --out smaller";
+  attn prune --model DIR --heads 0-1,1-0 --out smaller
+  attn prune --model DIR --scores heads.json --remove 1 --per layer --refit notes.txt --out fitted";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PruneArgs {

@@ -1,0 +1,162 @@
+//! Our side of `scripts/bench_heads.sh`: prepares one section, prints a JSON line when ready, then does as many units of work as
+//! each line of stdin asks for and prints a line when they are done. The script measures.
+//!
+//! ```text
+//! bench_heads ablate|ablate_last|michel|layers MODEL THREADS
+//! ```
+//!
+//! MODEL is a folder with a config.json; weights are random.
+
+use std::{
+    io::{self, BufRead, Write},
+    ops::ControlFlow,
+    path::Path,
+    process::exit,
+    time::Instant,
+};
+
+use attn_core::{
+    Config, LoadOptions, Mask, Model, WantedHead,
+    attention::Stream,
+    checkpoint::read_json,
+    layer::{LayerPass, Tap},
+};
+use attn_data::batch::Encoded;
+use attn_eval::{Batching, Head, Method, Replacement, RowLoss, ablate, all_heads, score_heads};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Rows and tokens of a batch.
+const SHAPE: [usize; 2] = [8, 64];
+
+fn main() -> Result<()> {
+    attn_torch::tune_allocator();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [section, folder, threads] = args.as_slice() else {
+        return Err("usage: bench_heads ablate|ablate_last|michel|layers MODEL THREADS".into());
+    };
+    tch::set_num_threads(threads.parse()?);
+    let model = |head| -> Result<Model> {
+        let config = Config::from_json(read_json(Path::new(folder), "config.json")?)?;
+        Ok(Model::init(config, &LoadOptions { head, ..LoadOptions::default() })?)
+    };
+    let two = || WantedHead::NewClassifier(vec!["a".into(), "b".into()]);
+    match section.as_str() {
+        "ablate" => leave_out(&model(WantedHead::LanguageModel)?, &RowLoss::NextToken),
+        "ablate_last" => leave_out(&model(two())?, &RowLoss::Label),
+        "michel" => michel(&model(two())?),
+        "layers" => layers(model(WantedHead::LanguageModel)?),
+        other => Err(format!("there is no section `{other}`").into()),
+    }
+}
+
+/// Prints a line and waits for the next order; ends the process where there is none.
+fn next_order(answer: &Value) -> usize {
+    let mut out = io::stdout();
+    let mut line = String::new();
+    let told = writeln!(out, "{answer}").and_then(|()| out.flush());
+    let read = told.and_then(|()| io::stdin().lock().read_line(&mut line));
+    match (read, line.trim().parse()) {
+        (Ok(1..), Ok(units)) => units,
+        _ => exit(0),
+    }
+}
+
+fn rows(model: &Model) -> Vec<Encoded> {
+    let vocab_size = model.config().sizes.vocab_size as usize;
+    let [n_rows, n] = SHAPE;
+    let id = |at: usize| ((at * 7919 + at * at * 31) % vocab_size) as u32;
+    let row = |row: usize| Encoded {
+        ids: (row * n..(row + 1) * n).map(id).collect(),
+        label: Some((row % 2) as i64),
+        index: row,
+        second_from: None,
+    };
+    (0..n_rows).map(row).collect()
+}
+
+fn go_on(_: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// A unit: every head left out in turn, on one batch.
+fn leave_out(model: &Model, loss: &RowLoss<'_>) -> Result<()> {
+    let rows = rows(model);
+    let choices: Vec<Vec<Head>> = all_heads(model).into_iter().map(|head| vec![head]).collect();
+    let mut answer = json!({ "choices": choices.len() });
+    loop {
+        for _ in 0..next_order(&answer) {
+            let zero = Replacement::Zero;
+            ablate(model, &rows, &choices, zero, loss, &Batching::default(), &mut go_on)?;
+        }
+        answer = json!({});
+    }
+}
+
+/// A unit: the score of every head, on one batch.
+fn michel(model: &Model) -> Result<()> {
+    let rows = rows(model);
+    let mut answer = json!({});
+    loop {
+        for _ in 0..next_order(&answer) {
+            let loss = RowLoss::Label;
+            score_heads(model, &rows, &[Method::Michel], &loss, &Batching::default(), &mut go_on)?;
+        }
+        answer = json!({});
+    }
+}
+
+/// A unit: every attention layer once, 16 rows, with all heads and with half of them; the answer has the seconds of both.
+fn layers(whole: Model) -> Result<()> {
+    let _no_grad = tch::no_grad_guard();
+    let mut half = whole.alias()?;
+    for (layer, it) in whole.layers().iter().enumerate() {
+        let kept: Vec<i64> = (0..it.dims().n_heads).step_by(2).collect();
+        half.select_heads(layer, &kept)?;
+    }
+    let (n_rows, n) = (16, SHAPE[1] as i64);
+    let hidden_size = whole.config().sizes.hidden_size;
+    let hidden = Tensor::randn([n_rows, n, hidden_size], (Kind::Float, Device::Cpu));
+    let mask = Mask::new(whole.config().is_causal());
+    let positions = Tensor::arange(n, (Kind::Int64, Device::Cpu)).repeat([n_rows, 1]);
+    let pass = |model: &Model| -> Result<f64> {
+        let start = Instant::now();
+        for layer in model.layers() {
+            let mut pass = LayerPass {
+                mask: &mask,
+                positions: &positions,
+                rotary: None,
+                gate: None,
+                fan: 1,
+                train: false,
+                stream: Stream::default(),
+                source: None,
+                state: None,
+                at: None,
+                tap: &mut Tap::default(),
+            };
+            layer.forward(&hidden, &mut pass)?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let flops = |model: &Model| -> i64 {
+        let of_layer = |layer: &&attn_core::layer::AttnLayer| {
+            let dims = layer.dims();
+            let widths = 2 * (dims.n_heads + dims.n_kv_heads) * dims.head_dim;
+            2 * widths * dims.hidden_size * n + layer.kind().flops(n)
+        };
+        model.layers().iter().map(of_layer).sum()
+    };
+    let mut answer = json!({ "flops": [flops(&whole), flops(&half)] });
+    loop {
+        let (mut all, mut cut) = (0.0, 0.0);
+        let units = next_order(&answer);
+        for _ in 0..units {
+            all += pass(&whole)?;
+            cut += pass(&half)?;
+        }
+        answer = json!({ "all_s": all / units as f64, "half_s": cut / units as f64 });
+    }
+}

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Runs the sections of scripts/bench_heads.sh and writes DIR/SECTION-THREADS.json and a table of all."""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from run import Contender, both, ratio, spread, take_turns
+
+HERE = Path(__file__).resolve().parent
+GPT2 = {  # GPT-2 124M
+    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257, "n_positions": 1024,
+    "n_embd": 768, "n_layer": 12, "n_head": 12, "bos_token_id": 50256, "eos_token_id": 50256,
+}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python")
+    parser.add_argument("--ours", required=True)
+    parser.add_argument("--section", action="append", choices=["ablate", "ablate_last", "michel", "layers"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    lines = ["| section | unit | theirs (s) | ours (s) | times faster |", "| --- | --- | --- | --- | --- |"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(GPT2))
+        for section in args.section or ["ablate", "ablate_last", "michel", "layers"]:
+            results, rows = run(section, folder, args)
+            results["machine"] = {"cpu": platform.processor(), "cores": os.cpu_count(), "threads": args.threads}
+            Path(args.out, f"{section}-{args.threads}.json").write_text(json.dumps(results, indent=2))
+            lines += rows
+            Path(args.out, f"heads-{args.threads}.md").write_text("\n".join(lines) + "\n")
+            print("\n".join(rows), flush=True)
+
+
+def run(section: str, folder: str, args):
+    threads = args.threads
+
+    def ours(units):
+        return Contender("ours", [args.ours, section, folder, str(threads)], units, threads)
+
+    def theirs(name, units=1):
+        command = [args.python, str(HERE / "heads.py"), name, folder, str(threads)]
+        return Contender(name, command, units, threads)
+
+    def seconds(result):
+        return f"{result['median']:.2f} ({result['min']:.2f} to {result['max']:.2f})"
+
+    if section == "layers":
+        results = take_turns([ours(20)], args.rounds)
+        turns, (whole, half) = results["ours"]["turns"], results["ours"]["facts"]["flops"]
+        saved = [1 - turn["half_s"] / turn["all_s"] for turn in turns]
+        promised = 1 - half / whole
+        share = spread([one / promised for one in saved])
+        results["summary"] = {"saved": spread(saved), "promised": promised, "share": share}
+        all_s, half_s = (spread([turn[key] for turn in turns]) for key in ["all_s", "half_s"])
+        text = f"saves {100 * share['median']:.0f} % ({100 * share['min']:.0f} to {100 * share['max']:.0f}) of what operations promise"
+        return results, [f"| {section} | 16 x 64 tokens, attention layers, all heads and half | {seconds(all_s)} all | {seconds(half_s)} half | {text} |"]
+    names = {"michel": ["michel", "michel_frozen"], "ablate_last": ["ablate_last", "ablate_kept"]}.get(section, [section])
+    unit = {"michel": 5}.get(section, 1)
+    results = take_turns([*(theirs(name, unit) for name in names), ours(unit)], args.rounds)
+    rows = []
+    results["summary"] = {}
+    for name in names:
+        found = ratio(results, name, "ours")
+        results["summary"][name] = found
+        what = {
+            "ablate": "144 heads left out in turn, 8 x 64 tokens, loss of every token",
+            "ablate_last": "the same, loss at the last token, hook loop with all logits",
+            "ablate_kept": "the same, hook loop of a classifier",
+            "michel": "a batch of 8 x 64 tokens, a classifier, gates by row in hooks",
+            "michel_frozen": "the same, weights frozen",
+        }[name]
+        rows.append(f"| {name} | {what} | {seconds(results[name]['s'])} | {seconds(results['ours']['s'])} | {both(found)} |")
+    return results, rows
+
+
+main()
