@@ -90,6 +90,10 @@ pub(crate) enum Command {
     #[command(after_long_help = PRUNE_CURVE_HELP)]
     PruneCurve(PruneCurveArgs),
 
+    /// Say which heads carry what tells two prompts apart
+    #[command(after_long_help = PATCH_HELP)]
+    Patch(PatchArgs),
+
     /// Remove heads, and write the smaller model
     #[command(after_long_help = PRUNE_HELP)]
     Prune(PruneArgs),

@@ -26,6 +26,7 @@ mod list;
 mod logging;
 mod monitor;
 mod needle;
+mod patch;
 mod perplexity;
 mod plots;
 mod pretrain;
@@ -96,6 +97,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Ablate(args) => ablate::run(&args, &mut out)?,
         Command::CompareScores(args) => compare_scores::run(&args, &mut out)?,
         Command::PruneCurve(args) => prune_curve::run(&args, &mut out)?,
+        Command::Patch(args) => patch::run(&args, &mut out)?,
         Command::Prune(args) => prune::run(&args, &mut out)?,
         Command::Leaderboard(args) => leaderboard::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,

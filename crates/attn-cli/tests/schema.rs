@@ -87,6 +87,7 @@ fn is_whole(name: &str, title: &str) -> bool {
             whole.contains(&name) || name == "points[].by_score"
         }
         "OUT.json of `compare-scores`" => name == "pairs[].spearman",
+        "OUT.json of `patch`" => name == "attention",
         "`pruning.json` of `prune`" => name == "target",
         "`choice.json` of `choose`" => ["attention", "data", "divergence"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
@@ -528,6 +529,11 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
     check(&place.json("c.json"), "OUT.json of `prune-curve`");
     place.done("compare-scores s.michel.json s.leave_one_out.json --out g.json");
     check(&place.json("g.json"), "OUT.json of `compare-scores`");
+    for by in ["head", "position"] {
+        let prompts = "--clean 'a b' --corrupted 'b b' --answer a --wrong b";
+        place.shell(&format!("attn patch --model m {prompts} --by {by} --out t.json --plot t.png"));
+        check(&place.json("t.json"), "OUT.json of `patch`");
+    }
     place.done("prune --model m --heads 0-1,1-0 --out p --refit notes.txt");
     check(&place.json("p/pruning.json"), "`pruning.json` of `prune`");
     place.done("prune --model m --scores s.michel.json --target flops=0.6 --out q");

@@ -137,7 +137,7 @@ fn layers(whole: Model) -> Result<()> {
                 at: None,
                 tap: &mut Tap::default(),
             };
-            layer.forward(&hidden, &mut pass)?;
+            let _ = layer.forward(&hidden, &mut pass)?;
         }
         Ok(start.elapsed().as_secs_f64())
     };

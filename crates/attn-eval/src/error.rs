@@ -114,6 +114,10 @@ pub enum Error {
         expected: Vec<usize>,
     },
 
+    /// Prompts that cannot be patched; said without the subject.
+    #[error("the prompts {0}")]
+    Prompts(String),
+
     /// A share that is none.
     #[error("a share of {share} of the heads, expected more than 0 and at most 1")]
     Share {

@@ -20,6 +20,7 @@ mod explain;
 mod heads;
 mod language;
 mod likelihood;
+mod patch;
 mod pruning;
 mod recall;
 mod row_loss;
@@ -43,6 +44,7 @@ pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_
 pub use likelihood::{
     Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
 };
+pub use patch::{Patched, Patching, Prompts, patch};
 pub use pruning::{
     Band, ByScore, Curve, CurvePoint, Grid, Order, Picked, Scope, curve, pick, score_iteratively,
 };

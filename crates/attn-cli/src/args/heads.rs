@@ -288,6 +288,65 @@ impl From<Which> for Order {
     }
 }
 
+pub(super) const PATCH_HELP: &str = "\
+Activation patching, with m = ln p(answer) - ln p(wrong): a head's output in the corrupted prompt is
+replaced by its output in the clean one (denoising), and the other way round (noising). A share of 1
+is the whole difference between the prompts. Both have the same number of tokens. A decoder is asked
+for the next token, an encoder for the prompt's one mask token; an answer is one token.
+
+Example:
+  attn patch --model DIR --clean \"a b\" --corrupted \"b b\" --answer a --wrong b --out patch.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PatchArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// The prompt whose answer is --answer
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) clean: String,
+
+    /// The prompt whose answer is --wrong, of as many tokens
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) corrupted: String,
+
+    /// One token, its blank in front included
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) answer: String,
+
+    /// The other one
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) wrong: String,
+
+    /// What is replaced at a time: a head at all positions, or at one
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) by: PatchBy,
+
+    /// Where to write what was found
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// Draw the shares of denoising, too, layers by heads
+    #[arg(long, value_name = "OUT.png")]
+    pub(crate) plot: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// What is patched at a time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PatchBy {
+    #[default]
+    Head,
+    Position,
+}
+
 pub(super) const PRUNE_HELP: &str = "\
 A head's slices of all matrices are cut away; a key/value head goes with its last query head. A
 Llama that keeps as many heads in every layer, evenly grouped, is an ordinary folder that

@@ -1,0 +1,187 @@
+//! `attn patch`: which heads carry what tells two prompts apart.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::LoadOptions;
+use attn_data::{
+    hub::{Hub, progress_bar},
+    tokenizer::TextTokenizer,
+};
+use attn_eval::{Patched, Patching, Prompts, patch};
+use attn_viz::{HeatMap, Picture};
+use serde::Serialize;
+
+use crate::{
+    args::{PatchArgs, PatchBy},
+    run_dir::{check_writable, write_json},
+    subject::Subject,
+    texts::{Folder, load_model},
+};
+
+/// Heads that are shown.
+const N_SHOWN: usize = 8;
+
+/// OUT.json.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    subject: Subject<'a>,
+    clean_prompt: &'a str,
+    corrupted_prompt: &'a str,
+    answer: &'a str,
+    wrong: &'a str,
+    /// Tokens of the clean prompt.
+    tokens: Vec<String>,
+    /// The place that predicts the answer.
+    at: usize,
+    by: Patching,
+    /// The number of each head in the pretrained layer.
+    heads: Vec<Vec<i64>>,
+    #[serde(flatten)]
+    patched: Patched,
+}
+
+pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
+    let _made = check_writable(&args.out)?;
+    let _made_too = args.plot.as_deref().map(check_writable).transpose()?;
+    let device = args.compute.device()?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
+    let tokenizer = &folder.tokenizer;
+    let is_causal = folder.config.is_causal();
+    let [clean, corrupted] =
+        [&args.clean, &args.corrupted].map(|text| tokenizer.ids(text, !is_causal));
+    let (clean, corrupted) = (clean?, corrupted?);
+    ensure!(!clean.is_empty(), "`--clean` has no tokens");
+    let at = match is_causal {
+        true => clean.len() - 1,
+        false => mask_place(tokenizer, &clean)?,
+    };
+    let right = one_token(tokenizer, &args.answer, "--answer")?;
+    let wrong = one_token(tokenizer, &args.wrong, "--wrong")?;
+    let options = LoadOptions {
+        kind: args.compute.dtype.into(),
+        device,
+        seed: args.seed,
+        ..LoadOptions::default()
+    };
+    let model = load_model(&folder.path, args.compute.init, &options, &hub)
+        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let by = match args.by {
+        PatchBy::Head => Patching::Heads,
+        PatchBy::Position => Patching::Positions,
+    };
+    let prompts = Prompts { clean: &clean, corrupted: &corrupted, at, right, wrong };
+    let patched = patch(&model, &prompts, by)
+        .with_context(|| format!("cannot patch the heads of `{}`", args.model))?;
+    let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| id.to_string());
+    let report = Report {
+        subject: Subject::new(&args.model, &args.compute, &model)?,
+        clean_prompt: &args.clean,
+        corrupted_prompt: &args.corrupted,
+        answer: &args.answer,
+        wrong: &args.wrong,
+        tokens: clean.iter().map(token).collect(),
+        at,
+        by,
+        heads: model.layers().iter().map(|layer| layer.spec().kept_heads).collect(),
+        patched,
+    };
+    print(&report, out)?;
+    if let Some(path) = &args.plot {
+        draw(&report).png(path)?;
+        tracing::info!("wrote `{}`", path.display());
+    }
+    write_json(&args.out, &report)?;
+    tracing::info!("wrote `{}`", args.out.display());
+    Ok(())
+}
+
+fn one_token(tokenizer: &TextTokenizer, text: &str, option: &str) -> Result<i64> {
+    match tokenizer.ids(text, false)?.as_slice() {
+        [id] => Ok((*id).into()),
+        ids => bail!(
+            "`{option}` is {text:?}, {} tokens, expected one\nhint: many tokenizers write a word with the blank in front of it",
+            ids.len()
+        ),
+    }
+}
+
+fn mask_place(tokenizer: &TextTokenizer, ids: &[u32]) -> Result<usize> {
+    let Some(mask) = tokenizer.mask_id() else {
+        bail!("the tokenizer has no mask token to ask at")
+    };
+    let places: Vec<usize> = (0..ids.len()).filter(|&at| ids[at] == mask).collect();
+    let shown = tokenizer.token(mask).unwrap_or_else(|| mask.to_string());
+    ensure!(
+        places.len() == 1,
+        "`--clean` has the mask token {} times, expected once\nhint: write {shown} where the answer belongs",
+        places.len()
+    );
+    Ok(places[0])
+}
+
+fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
+    let Report { patched, heads, tokens, .. } = report;
+    writeln!(
+        out,
+        "ln p({:?}) - ln p({:?}): clean {:+.3}, corrupted {:+.3}\n",
+        report.answer, report.wrong, patched.clean, patched.corrupted
+    )?;
+    writeln!(out, "{:>10} {:>10} {:>9}   position", "layer-head", "denoising", "noising")?;
+    let mut all = Vec::new();
+    for (layer, of_layer) in patched.denoising.iter().enumerate() {
+        for (place, of_head) in of_layer.iter().enumerate() {
+            all.extend((0..of_head.len()).map(|pos| (layer, place, pos)));
+        }
+    }
+    let denoising =
+        |&(layer, place, pos): &(usize, usize, usize)| patched.denoising[layer][place][pos];
+    all.sort_by(|a, b| denoising(b).abs().total_cmp(&denoising(a).abs()));
+    for one @ &(layer, place, pos) in all.iter().take(N_SHOWN) {
+        let name = format!("{layer}-{}", heads[layer][place]);
+        let noising = patched.noising[layer][place][pos];
+        let at = match report.by {
+            Patching::Heads => "all".to_owned(),
+            Patching::Positions => format!("{pos} {:?}", tokens[pos]),
+        };
+        writeln!(out, "{name:>10} {:>+10.3} {noising:>+9.3}   {at}", denoising(one))?;
+    }
+    Ok(())
+}
+
+fn draw(report: &Report<'_>) -> HeatMap {
+    let layers = report.patched.denoising.iter().enumerate();
+    let mut rows = Vec::new();
+    let mut values = Vec::new();
+    let whole = report.by == Patching::Heads;
+    for (layer, of_layer) in layers {
+        if whole {
+            rows.push(format!("layer {layer}"));
+            values.push(of_layer.iter().map(|head| head[0]).collect());
+        } else {
+            for (place, of_head) in of_layer.iter().enumerate() {
+                rows.push(format!("{layer}-{}", report.heads[layer][place]));
+                values.push(of_head.clone());
+            }
+        }
+    }
+    // Layers that have lost heads are as wide as the others, with nothing in what is gone.
+    let width = values.iter().map(Vec::len).max().unwrap_or(0);
+    values.iter_mut().for_each(|row: &mut Vec<f64>| row.resize(width, 0.0));
+    HeatMap {
+        title: "Share of the difference that a head brings back".into(),
+        subtitle: format!("{:?} in {:?}", report.clean_prompt, report.corrupted_prompt),
+        x_label: if whole { "head".into() } else { "position".into() },
+        y_label: if whole { String::new() } else { "layer-head".into() },
+        value_label: "denoising".into(),
+        columns: match whole {
+            true => (0..width).map(|head| head.to_string()).collect(),
+            false => report.tokens.clone(),
+        },
+        rows,
+        values,
+        ..HeatMap::default()
+    }
+}
