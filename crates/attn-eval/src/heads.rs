@@ -6,7 +6,10 @@
 mod confidence;
 mod gradient;
 mod integrated_gradients;
+mod learned;
 mod plain_gradient;
+
+pub use learned::{Goal, Learning, learn_gates};
 
 use attn_core::Model;
 use attn_data::batch::{Batch, Encoded};

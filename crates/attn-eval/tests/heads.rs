@@ -4,7 +4,10 @@ mod common;
 
 use attn_core::{Fill, ForwardOptions, Gate, Model, ModelInput, Rows};
 use attn_data::batch::{Encoded, IGNORED, Masking, Side, collate, mask_tokens};
-use attn_eval::{Batching, Error, HeadScores, Method, Normalize, RowLoss, score_heads};
+use attn_eval::{
+    Batching, Error, Goal, HeadScores, Learning, Method, Normalize, RowLoss, learn_gates,
+    score_heads,
+};
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, naive_loss, rows};
 use tch::{Kind, Tensor};
 
@@ -414,4 +417,46 @@ fn own_answers_are_drawn_whatever_the_batch() {
     });
     let expected = 2.0 * kl.sum::<f64>() / 40.0 / (STEP * STEP);
     assert!((fisher / expected - 1.0).abs() < 0.15, "{fisher} against {expected}");
+}
+
+/// A head of noise, which the loss is better without, closes; those that the classes are read from stay.
+#[test]
+fn learned_gates_close_what_does_harm_and_keep_what_the_task_needs() {
+    tch::set_num_threads(1);
+    let model = classifier("distilbert", 2);
+    // Labels are what the model says itself, with all heads of the second layer but one: that one can only do harm.
+    let g = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0]);
+    let gates = [None, Some(Gate::per_head(&g))];
+    let rows: Vec<Encoded> = rows(60, 2)
+        .into_iter()
+        .map(|row| {
+            let input = ModelInput::new(Tensor::from_slice(&ids(&row)).view([1, -1]));
+            let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+            let logits = tch::no_grad(|| model.forward(&input, &options)).unwrap().logits;
+            Encoded { label: Some(logits.get(0).argmax(0, false).int64_value(&[])), ..row }
+        })
+        .collect();
+    let learn = |goal| {
+        let learning = Learning { goal, steps: 150, lr: 0.1, seed: 1 };
+        let kind = RowLoss::Label;
+        learn_gates(&model, &rows, &learning, &kind, &Batching::default(), &mut go_on).unwrap()
+    };
+    let open = learn(Goal::HardConcrete { lambda: 0.005 });
+    assert!(open.iter().flatten().all(|p| (0.0..=1.0).contains(p)));
+    assert!(open[1][2] < 0.5, "{open:?}");
+    assert!(open.iter().flatten().any(|&p| p > 0.9), "{open:?}");
+    // The dearer a head, the fewer stay.
+    let dear = learn(Goal::HardConcrete { lambda: 1.0 });
+    let total = |of: &[Vec<f64>]| of.iter().flatten().sum::<f64>();
+    assert!(total(&dear) < 0.5 * total(&open), "{dear:?} {open:?}");
+
+    // The half that is kept is worth more than the half that goes.
+    let kept = learn(Goal::Subset { keep: 4 });
+    let half = |order| pick(&kept, 4, order, Scope::Global, 0).unwrap().heads;
+    let choices = [half(Order::Top), half(Order::Bottom)];
+    let (zero, kind) = (Replacement::Zero, RowLoss::Label);
+    let batching = Batching::default();
+    let found = ablate(&model, &rows, &choices, zero, &kind, &batching, &mut go_on).unwrap();
+    let [without_best, without_rest] = [0, 1].map(|at| found.effects()[at].loss.value);
+    assert!(without_best > without_rest + 0.1, "{without_best} {without_rest}");
 }
