@@ -5,8 +5,8 @@ mod common;
 use attn_core::{Fill, ForwardOptions, Gate, Model, ModelInput, Rows};
 use attn_data::batch::{Encoded, IGNORED, Masking, Side, collate, mask_tokens};
 use attn_eval::{
-    Batching, Error, Goal, HeadScores, Learning, Method, Normalize, RowLoss, learn_gates,
-    score_heads,
+    Batching, Error, Goal, HeadScores, Learning, Method, Normalize, Order, Replacement, RowLoss,
+    Scope, ablate, learn_gates, pick, score_heads,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, naive_loss, rows};
 use tch::{Kind, Tensor};
