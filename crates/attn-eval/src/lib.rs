@@ -2,7 +2,7 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses,
+//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`retrieval()`] which look up facts in long texts,
 //! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
@@ -20,6 +20,8 @@ mod heads;
 mod language;
 mod likelihood;
 mod recall;
+mod retrieval;
+mod rouge;
 mod row_loss;
 mod rows;
 mod sensitivity;
@@ -38,7 +40,12 @@ pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_
 pub use likelihood::{
     Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
 };
-pub use recall::{Recall, Recalled, recall};
+pub use recall::{Recall, Recalled, recall, recall_gated};
+pub use retrieval::{
+    Answered, Answering, Query, Read, RetrievalScore, Trial, answer, over_trials, query_focused,
+    retrieval,
+};
+pub use rouge::{rouge1_recall, says};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};
 pub use sensitivity::{Probing, Swapped, sensitivity};
