@@ -163,7 +163,7 @@ fn copier() -> Model {
             continue;
         }
         let _ = tensor.zero_();
-        let mut one = |at: [i64; 2], value: f64| drop(tensor.i((at[0], at[1])).fill_(value));
+        let one = |at: [i64; 2], value: f64| drop(tensor.i((at[0], at[1])).fill_(value));
         if name.ends_with("wte.weight") {
             (0..16).for_each(|id| one([id, id], 1.0));
         } else if name.ends_with("c_attn.weight") {
