@@ -272,6 +272,12 @@ pub trait Attention: std::fmt::Debug + Send {
         false
     }
 
+    /// Whether each head's output follows from a query of its own, so that a query of zeros says something about that head:
+    /// [`Fill::ZeroQuery`](crate::gate::Fill::ZeroQuery).
+    fn reads_queries(&self) -> bool {
+        true
+    }
+
     /// An empty decoding state.
     fn start(&self) -> Box<dyn State> {
         Box::new(KvCache::new(None))

@@ -4,39 +4,67 @@ use tch::Tensor;
 
 use crate::Error;
 
-/// `z' = g·z + (1 − g)·r`, for the heads of one layer, before the output projection.
+/// What stands in for the part of a head's output that is let go: the mode of an ablation.
+#[derive(Debug, Default)]
+pub enum Fill {
+    /// Zero: as if the head's slice of the output projection were not there. Michel et al. 2019, section 2.3,
+    /// <https://arxiv.org/abs/1905.10650>.
+    #[default]
+    Zero,
+    /// These values, broadcasting to `[batch, n_heads, q_len, head_dim]`: a mean over a calibration set, another example's.
+    Values(Tensor),
+    /// What the kind makes of queries that are all zero: the mean of the values in sight, of softmax attention. As the
+    /// retrieval-head work masks heads, Wu et al. 2024, <https://arxiv.org/abs/2404.15574>.
+    ZeroQuery,
+}
+
+/// `z' = g·z + (1 − g)·r`, for the heads of one layer, before the output projection; [`Fill`] says what r is.
 #[derive(Debug)]
 pub struct Gate {
     /// Broadcasts to `[batch, n_heads, q_len, 1]`: a gate per head, per example, per position, or any mix.
     pub g: Tensor,
-    /// What stands in for the part of z that is let go, broadcasting to `[batch, n_heads, q_len, head_dim]`; zero
-    /// where absent.
-    pub r: Option<Tensor>,
+    /// r.
+    pub fill: Fill,
 }
 
 impl Gate {
     /// One gate per head, replaced by zero. `heads`: `[n_heads]`.
     pub fn per_head(heads: &Tensor) -> Self {
-        Self { g: heads.view([1, -1, 1, 1]), r: None }
+        Self { g: heads.view([1, -1, 1, 1]), fill: Fill::Zero }
     }
 
-    /// Gates `z`, `[batch, n_heads, q_len, head_dim]`. Gradients flow to `g` and `r`.
+    /// Gates `z`, `[batch, n_heads, q_len, head_dim]`; `of_zero_queries`: r where the fill is [`Fill::ZeroQuery`], of z's
+    /// shape. Gradients flow to `g` and r.
     ///
     /// # Errors
-    /// If `g` or `r` does not broadcast to the shape it must have.
-    pub fn apply(&self, z: &Tensor) -> Result<Tensor, Error> {
+    /// If `g` or r does not broadcast to the shape it must have.
+    pub fn apply(&self, z: &Tensor, of_zero_queries: Option<&Tensor>) -> Result<Tensor, Error> {
         let size = z.size();
-        check("gate", &self.g, &[size[0], size[1], size[2], 1])?;
+        self.check(&size)?;
         // In z's kind, whatever the gate was made in: z must not be promoted on its way to the output projection.
         let g = self.g.to_kind(z.kind());
         let kept = z * &g;
-        match &self.r {
-            None => Ok(kept),
-            Some(r) => {
-                check("gate replacement", r, &size)?;
-                Ok(kept + (1.0 - g) * r.to_kind(z.kind()))
-            }
-        }
+        let r = match &self.fill {
+            Fill::Zero => return Ok(kept),
+            Fill::Values(r) => r,
+            Fill::ZeroQuery => of_zero_queries.expect("the caller has made it"),
+        };
+        check("gate replacement", r, &size)?;
+        Ok(kept + (1.0 - g) * r.to_kind(z.kind()))
+    }
+
+    /// Refuses a gate that does not fit heads' outputs of `size`.
+    pub(crate) fn check(&self, size: &[i64]) -> Result<(), Error> {
+        check("gate", &self.g, &[size[0], size[1], size[2], 1])
+    }
+
+    /// Whether queries multiplied by `g` are all that it takes.
+    pub(crate) fn is_hard_zero_query(&self) -> bool {
+        let is_hard = || {
+            let open = self.g.eq(1.0).logical_or(&self.g.eq(0.0));
+            open.all().int64_value(&[]) == 1
+        };
+        matches!(self.fill, Fill::ZeroQuery) && !self.g.requires_grad() && is_hard()
     }
 }
 
@@ -62,37 +90,38 @@ mod tests {
     fn ones_change_no_bit_and_zeros_give_the_replacement() {
         let z = randn(1, &[2, 3, 4, 5]);
         let ones = Gate::per_head(&Tensor::ones([3], (tch::Kind::Float, tch::Device::Cpu)));
-        assert!(ones.apply(&z).unwrap().equal(&z));
+        assert!(ones.apply(&z, None).unwrap().equal(&z));
         let r = randn(2, &[1, 3, 1, 5]);
-        let zeros = Gate { g: z.zeros_like().narrow(3, 0, 1), r: Some(r.shallow_clone()) };
-        assert!(zeros.apply(&z).unwrap().equal(&r.expand([2, 3, 4, 5], false)));
+        let zeros =
+            Gate { g: z.zeros_like().narrow(3, 0, 1), fill: Fill::Values(r.shallow_clone()) };
+        assert!(zeros.apply(&z, None).unwrap().equal(&r.expand([2, 3, 4, 5], false)));
     }
 
     #[test]
     fn gradients_reach_gate_and_replacement() {
         let z = randn(1, &[2, 3, 4, 5]);
+        let r = randn(3, &[1, 3, 1, 5]).set_requires_grad(true);
         let gate = Gate {
             g: randn(2, &[2, 3, 1, 1]).set_requires_grad(true),
-            r: Some(randn(3, &[1, 3, 1, 5]).set_requires_grad(true)),
+            fill: Fill::Values(r.shallow_clone()),
         };
         let pull = randn(4, &[2, 3, 4, 5]);
-        (gate.apply(&z).unwrap() * &pull).sum(z.kind()).backward();
+        (gate.apply(&z, None).unwrap() * &pull).sum(z.kind()).backward();
         // d/dg = Σ pull·(z − r), d/dr = Σ pull·(1 − g).
-        let r = gate.r.as_ref().unwrap().detach();
-        let dg = (&pull * (&z - &r)).sum_dim_intlist([2i64, 3].as_slice(), true, z.kind());
+        let dg = (&pull * (&z - r.detach())).sum_dim_intlist([2i64, 3].as_slice(), true, z.kind());
         let dr = (&pull * (gate.g.detach() * -1.0 + 1.0)).sum_dim_intlist(
             [0i64, 2].as_slice(),
             true,
             z.kind(),
         );
         assert_close("dg", &gate.g.grad(), &dg, 1e-12);
-        assert_close("dr", &gate.r.unwrap().grad(), &dr, 1e-12);
+        assert_close("dr", &r.grad(), &dr, 1e-12);
     }
 
     #[test]
     fn a_gate_of_the_wrong_shape_is_refused() {
         let z = randn(1, &[2, 3, 4, 5]);
-        let error = Gate::per_head(&randn(1, &[4])).apply(&z).unwrap_err();
+        let error = Gate::per_head(&randn(1, &[4])).apply(&z, None).unwrap_err();
         assert!(error.to_string().contains("[1, 4, 1, 1]"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     Error,
     attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, State, Stream},
     config::LayerSpec,
-    gate::Gate,
+    gate::{Fill, Gate},
     lora::Slot,
     mask::{Mask, Padding},
     nn::{Layout, Linear, Visitor},
@@ -64,8 +64,11 @@ pub struct LayerPass<'a> {
     pub positions: &'a Tensor,
     /// `(cos, sin)` of the positions, where the architecture rotates.
     pub rotary: Option<&'a (Tensor, Tensor)>,
-    /// The gate of this layer's heads.
+    /// The gate of this layer's heads, of `fan · batch` rows.
     pub gate: Option<&'a Gate>,
+    /// Copies of the batch that go on from the heads' outputs, 1 for itself alone: `[fan · batch, ..]`, copy after copy. What a
+    /// layer makes of other gates needs its attention only once.
+    pub fan: i64,
     /// Whether dropout is on.
     pub train: bool,
     /// Random numbers, this layer's.
@@ -74,23 +77,39 @@ pub struct LayerPass<'a> {
     pub source: Option<Source<'a>>,
     /// What came before, when decoding.
     pub state: Option<&'a mut dyn State>,
-    /// Where the layer's output is wanted, `[n]` places in the flattened batch (row · q_len + query): it is then
-    /// `[n, hidden_size]`. Absent: everywhere.
+    /// Where the layer's output is wanted, `[n]` places in the flattened batch, copies included (row · q_len + query): it is
+    /// then `[n, hidden_size]`. Absent: everywhere.
     pub at: Option<&'a Tensor>,
     /// What to keep.
     pub tap: &'a mut Tap,
 }
 
 impl LayerPass<'_> {
-    /// `x` (`[batch, q_len, width]`) where the output is wanted: what the layer's output is added to.
+    /// `x` (`[batch, q_len, width]`), of every copy, where the output is wanted: what the layer's output is added to.
     pub(crate) fn wanted(&self, x: &Tensor) -> Tensor {
-        self.at.map_or_else(|| x.shallow_clone(), |at| at_places(x, at))
+        let x = self.fanned(x);
+        self.at.map_or_else(|| x.shallow_clone(), |at| at_places(&x, at))
+    }
+
+    /// `x` once for every copy.
+    fn fanned(&self, x: &Tensor) -> Tensor {
+        fanned(x, self.fan)
     }
 }
 
 /// `x` at the places `at` of the flattened batch: `[batch, q_len, width] -> [n, width]`.
 pub(crate) fn at_places(x: &Tensor, at: &Tensor) -> Tensor {
     x.flatten(0, 1).index_select(0, at)
+}
+
+/// `x` (`[batch, ..]`) once for every copy, copy after copy: `[fan · batch, ..]`.
+pub(crate) fn fanned(x: &Tensor, fan: i64) -> Tensor {
+    if fan == 1 {
+        return x.shallow_clone();
+    }
+    let mut times = vec![1; x.dim()];
+    times[0] = fan;
+    x.repeat(times)
 }
 
 #[derive(Debug)]
@@ -287,14 +306,54 @@ impl AttnLayer {
             unreachable!("hidden states have three axes")
         };
         let z = self.mix(hidden, pass)?;
+        let z = pass.fanned(&z);
         let z = match pass.gate {
-            Some(gate) => gate.apply(&z)?,
             None => z,
+            Some(_) if zeroes_queries(pass) => z,
+            Some(gate) => {
+                let r = self.of_zero_queries(hidden, gate, pass)?.map(|r| pass.fanned(&r));
+                gate.apply(&z, r.as_ref())?
+            }
         };
         let width = self.dims.n_heads * self.dims.head_dim;
         // Heads mix positions, and what follows does not: from here on the places wanted are enough.
-        let z = pass.wanted(&z.transpose(1, 2).reshape([b, q_len, width]));
+        let z = z.transpose(1, 2).reshape([pass.fan * b, q_len, width]);
+        let z = pass.at.map_or_else(|| z.shallow_clone(), |at| at_places(&z, at));
         Ok(self.out.forward(&z, pass.train))
+    }
+
+    /// What stands in for the heads that `gate` lets go, where that is what they make of queries of zeros.
+    fn of_zero_queries(
+        &self,
+        hidden: &Tensor,
+        gate: &Gate,
+        pass: &LayerPass<'_>,
+    ) -> Result<Option<Tensor>, Error> {
+        if !matches!(gate.fill, Fill::ZeroQuery) {
+            return Ok(None);
+        }
+        if pass.state.is_some() {
+            return Err(Error::Refused {
+                kind: self.variant.name(),
+                what: "decode under a gate that is neither 0 nor 1",
+                reason:
+                    "a decoding state follows one output of each head\nhint: open or close the gate"
+                        .into(),
+            });
+        }
+        let closed = Gate {
+            g: Tensor::zeros([1, 1, 1, 1], (hidden.kind(), hidden.device())),
+            fill: Fill::ZeroQuery,
+        };
+        let mut pass = LayerPass {
+            gate: Some(&closed),
+            fan: 1,
+            state: None,
+            tap: &mut Tap::default(),
+            source: pass.source.as_ref().map(|of| Source { hidden: of.hidden, mask: of.mask }),
+            ..*pass
+        };
+        Ok(Some(self.mix(hidden, &mut pass)?))
     }
 
     /// z, the heads' outputs before gate and output projection: `[batch, q_len, hidden_size] ->
@@ -336,9 +395,25 @@ impl AttnLayer {
         }
         let mask = pass.source.as_ref().map_or(pass.mask, |source| source.mask);
         self.check_mask(mask, pass.state.is_some())?;
+        if pass.gate.is_some_and(|gate| matches!(gate.fill, Fill::ZeroQuery))
+            && !self.kind.reads_queries()
+        {
+            return Err(Error::Refused {
+                kind: self.variant.name(),
+                what: "give a head a query of zeros",
+                reason: "no head of it is made from a query of its own\nhint: replace its output instead: zero, mean".into(),
+            });
+        }
 
         let source_hidden = pass.source.as_ref().map(|source| source.hidden);
         let [q, k, v] = self.heads(hidden, source_hidden, pass.train);
+        let q = match pass.gate {
+            Some(gate) if zeroes_queries(pass) => {
+                gate.check(&q.size())?;
+                q * gate.g.to_kind(hidden.kind())
+            }
+            _ => q,
+        };
         let turned = pass.rotary.map(|tables| (rotate(&q, tables), rotate(&k, tables)));
         let (q_in, k_in) = turned.as_ref().map_or((&q, &k), |(q, k)| (q, k));
         let input = AttnInput {
@@ -524,6 +599,11 @@ impl AttnLayer {
             x.view([b, len, width / d, d]).transpose(1, 2)
         })
     }
+}
+
+/// Whether the gate of the layer is served by the queries alone: the heads' outputs are then what they are to be.
+fn zeroes_queries(pass: &LayerPass<'_>) -> bool {
+    pass.fan == 1 && pass.gate.is_some_and(Gate::is_hard_zero_query)
 }
 
 fn projections(qkv: &Qkv, dims: &Dims) -> Projections {

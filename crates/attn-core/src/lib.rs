@@ -25,6 +25,7 @@ mod model;
 pub mod nn;
 mod pairs;
 pub mod rotary;
+mod running;
 mod stretches;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -34,7 +35,7 @@ pub mod weights;
 pub use arch::Vocabulary;
 pub use config::Config;
 pub use error::{Error, TensorMismatch};
-pub use gate::Gate;
+pub use gate::{Fill, Gate};
 pub use layer::Rows;
 pub use lora::Lora;
 pub use mask::Mask;
@@ -42,5 +43,6 @@ pub use model::{
     Attended, DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions,
     WantedHead,
 };
+pub use running::Running;
 pub use variants::Variant;
 pub use weights::LoadReport;

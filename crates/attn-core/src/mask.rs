@@ -47,6 +47,12 @@ impl Mask {
         Self { causal, keep, padding }
     }
 
+    /// The mask of `fan` copies of the batch, copy after copy.
+    pub(crate) fn fanned(&self, fan: i64) -> Self {
+        let keep = self.keep.as_ref().map(|keep| keep.repeat([fan, 1]));
+        Self { keep, ..self.clone() }
+    }
+
     /// Whether a query is kept from seeing later keys.
     pub fn causal(&self) -> bool {
         self.causal

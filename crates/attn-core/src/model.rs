@@ -15,9 +15,10 @@ use crate::{
     checkpoint::{self, Checkpoint, WriteOptions},
     config::{Config, Head},
     gate::Gate,
-    layer::{AttnLayer, LayerPass, Rows, Source, Tap, at_places},
+    layer::{AttnLayer, LayerPass, Rows, Source, Tap},
     lora::{Adapter, Lora},
     mask::Mask,
+    running::{Running, Step},
     variants::Variant,
     weights::{LoadReport, Weights},
 };
@@ -163,23 +164,24 @@ pub struct Attended {
 }
 
 /// Another sequence, as it comes into each layer that attends to it.
-struct Encoded {
-    mask: Mask,
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) mask: Mask,
     /// `[batch, k_len, hidden_size]` for the layers up to the last one that attends to it.
-    inputs: Vec<Tensor>,
+    pub(crate) inputs: Vec<Tensor>,
     /// What the kinds of those layers learn from on it.
-    own_losses: Vec<Tensor>,
+    pub(crate) own_losses: Vec<Tensor>,
 }
 
 /// The tokens of a pass, on the model's device.
-struct Batch {
+pub(crate) struct Batch {
     /// `[batch, seq_len]`.
-    ids: Tensor,
-    mask: Mask,
+    pub(crate) ids: Tensor,
+    pub(crate) mask: Mask,
     /// `[batch, seq_len]`.
-    positions: Tensor,
+    pub(crate) positions: Tensor,
     /// `[batch, seq_len]`.
-    types: Option<Tensor>,
+    pub(crate) types: Option<Tensor>,
 }
 
 /// What a model keeps between decoding steps.
@@ -482,6 +484,7 @@ impl Model {
                 positions: &positions,
                 rotary: rotary.as_ref(),
                 gate: None,
+                fan: 1,
                 train: options.train,
                 stream: Stream { layer: layer as u64, ..options.stream },
                 source: None,
@@ -574,72 +577,44 @@ impl Model {
     ) -> Result<Output, Error> {
         self.check_input(input, options)?;
         let source = self.encode_source(input, options)?;
-        let Batch { ids, mask, positions, types } =
-            self.batch(input, options, state.as_deref_mut())?;
-        let seq_len = ids.size()[1];
-
-        let mut x = self.arch.embed(
-            &Tokens { ids: &ids, positions: &positions, types: types.as_ref() },
-            options.train,
-        );
-        let rotary = self.arch.rotary().map(|rotary| rotary.tables(&positions, x.kind()));
+        let batch = self.batch(input, options, state.as_deref_mut())?;
+        let mut running = Running::new(self, batch, source, options);
+        running.narrows = !options.hidden_states;
         let mut tap = Tap {
             rows: options.attentions.clone(),
             keep_z: options.z,
             keep_inputs: options.attention_inputs,
             ..Tap::default()
         };
-        // While decoding the mask covers the past; the head reads of the new tokens alone.
-        let at = options.logits_at.map(|at| self.on_device(at)).or_else(|| {
-            self.arch.reads().places(&mask.tail(seq_len), [ids.size()[0], seq_len], self.device)
-        });
-        let n_layers = self.config.layers.len();
         let mut hidden_states = Vec::new();
-        for layer in 0..n_layers {
+        for layer in 0..self.config.layers.len() {
             if options.hidden_states {
-                hidden_states.push(x.shallow_clone());
+                hidden_states.push(running.x.shallow_clone());
             }
-            let mut pass = LayerPass {
-                mask: &mask,
-                positions: &positions,
-                rotary: rotary.as_ref(),
+            running.step(Step {
                 gate: options.gates.get(layer).and_then(Option::as_ref),
+                fan: 1,
                 train: options.train,
-                stream: Stream { layer: layer as u64, ..options.stream },
-                source: source
-                    .as_ref()
-                    .filter(|_| self.arch.layers()[layer].kind().needs_source())
-                    .map(|source| Source { hidden: &source.inputs[layer], mask: &source.mask }),
+                stream: options.stream,
                 state: match &mut state {
                     Some(state) => Some(state.layers[layer].as_mut()),
                     None => None,
                 },
-                // What the last block makes elsewhere nobody reads, and makes no difference to any gradient.
-                at: at.as_ref().filter(|_| layer + 1 == n_layers && !options.hidden_states),
                 tap: &mut tap,
-            };
-            x = self.block(layer, &x, &mut pass)?;
+            })?;
         }
-        x = self.arch.finish(&x);
+        let of_source = running.source_losses();
+        let (last, logits) = running.head(options.train);
         if options.hidden_states {
-            hidden_states.push(x.shallow_clone());
+            hidden_states.push(last);
         }
-        let read = match &at {
-            Some(at) if x.dim() == 3 => at_places(&x, at),
-            _ => x,
-        };
-        let logits = match options.before_vocabulary {
-            true => self.arch.before_vocabulary(&read, options.train),
-            false => self.arch.head(&read, options.train),
-        };
         let Tap { weights: attentions, z, inputs: attention_inputs, own_losses, .. } = tap;
-        let of_source = source.into_iter().flat_map(|source| source.own_losses);
-        let own_loss = sum(of_source.chain(own_losses));
+        let own_loss = sum(of_source.into_iter().chain(own_losses));
         Ok(Output { logits, hidden_states, attentions, z, attention_inputs, own_loss })
     }
 
     /// Reads the other sequence, up to the last layer that attends to it; `None` where no layer does.
-    fn encode_source(
+    pub(crate) fn encode_source(
         &self,
         input: &ModelInput,
         options: &ForwardOptions<'_>,
@@ -685,6 +660,7 @@ impl Model {
                 positions: &positions,
                 rotary: None, // kinds that need a source refuse rotations
                 gate: options.gates.get(layer).and_then(Option::as_ref),
+                fan: 1,
                 train: own.train,
                 stream: Stream { layer: layer as u64, ..own.stream },
                 source: None,
@@ -698,19 +674,24 @@ impl Model {
     }
 
     /// Runs a block; in training without keeping what it computes on the way, where that is asked for.
-    fn block(&self, layer: usize, x: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
+    pub(crate) fn block(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        pass: &mut LayerPass<'_>,
+    ) -> Result<Tensor, Error> {
         match &self.replica {
             Some(replica) if pass.train => recomputed(replica, layer, x, pass),
             _ => self.arch.block(layer, x, pass),
         }
     }
 
-    fn on_device(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn on_device(&self, x: &Tensor) -> Tensor {
         x.to_device(self.device).to_kind(Kind::Int64)
     }
 
     /// The tokens of a pass with their mask and positions; adds them to those of `state`.
-    fn batch(
+    pub(crate) fn batch(
         &self,
         input: &ModelInput,
         options: &ForwardOptions<'_>,
@@ -756,7 +737,11 @@ impl Model {
         }
     }
 
-    fn check_input(&self, input: &ModelInput, options: &ForwardOptions<'_>) -> Result<(), Error> {
+    pub(crate) fn check_input(
+        &self,
+        input: &ModelInput,
+        options: &ForwardOptions<'_>,
+    ) -> Result<(), Error> {
         let refuse = |name, problem: String| Err(Error::Input { name, problem });
         let ids = &input.input_ids;
         let size = ids.size();
@@ -964,6 +949,7 @@ fn recomputed(
             positions: &positions,
             rotary: rotary.as_ref(),
             gate: None,
+            fan: 1,
             train,
             stream,
             source: source_mask.as_ref().map(|mask| Source { hidden: &inputs[1], mask }),

@@ -5,8 +5,8 @@ mod common;
 use std::num::NonZeroU32;
 
 use attn_core::{
-    Config, Error, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Positions, Rows, Variant,
-    WantedHead,
+    Config, Error, Fill, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Positions, Rows,
+    Variant, WantedHead,
     attention::Masks,
     checkpoint::{WriteOptions, read_json, write_folder},
     laws,
@@ -388,7 +388,7 @@ fn gates_by_example_and_position_reach_their_own_values_alone() {
     let input = ModelInput::new(random_ids(11, [2, 7], 50));
     let g = Tensor::ones([2, 4, 7, 1], (Kind::Double, Device::Cpu));
     let _ = g.get(1).get(2).get(5).fill_(0.0); // example 1, head 2, position 5
-    let gates = [Some(Gate { g, r: None }), None];
+    let gates = [Some(Gate { g, fill: Fill::Zero }), None];
     let gated = model
         .forward(&input, &ForwardOptions { gates: &gates, ..ForwardOptions::default() })
         .unwrap()
@@ -539,6 +539,7 @@ fn a_layer_attends_to_another_sequence_under_its_own_mask() {
         positions: &Tensor::arange(5, (Kind::Int64, Device::Cpu)).repeat([2, 1]),
         rotary: None,
         gate: None,
+        fan: 1,
         train: false,
         stream: Default::default(),
         source: Some(Source { hidden: &other, mask: &source_mask }),
@@ -586,6 +587,7 @@ fn another_sequence_is_served_or_refused_by_every_kind() {
             positions: &Tensor::arange(5, (Kind::Int64, Device::Cpu)).repeat([2, 1]),
             rotary: None,
             gate: None,
+            fan: 1,
             train: false,
             stream: Default::default(),
             source: Some(Source { hidden: &other, mask: &source_mask }),
@@ -766,5 +768,148 @@ fn a_second_model_on_the_same_memory_is_changed_without_the_first() {
 
         assert!(relative_rms(&logits(&student, &input), &before) > 1e-3, "{base}");
         assert!(logits(&teacher, &input).equal(&before), "{base}");
+    }
+}
+
+/// A gate of `[rows, 4, 1, 1]` with some heads closed, others half open.
+fn gate(seed: u64, rows: i64, fill: Fill) -> Gate {
+    let soft = randn(seed, &[rows, 4, 1, 1]).sigmoid();
+    Gate { g: &soft * soft.gt(0.4).to_kind(Kind::Double), fill }
+}
+
+/// A padded batch of 2 rows, with another sequence where the model attends to one.
+fn padded(model: &Model) -> ModelInput {
+    let keep =
+        Tensor::from_slice(&[1i64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]).view([2, 8]);
+    let input = ModelInput::masked(random_ids(21, [2, 8], 50), keep);
+    match model.needs_source() {
+        true => input.attending_to(ModelInput::new(random_ids(22, [2, 6], 50))),
+        false => input,
+    }
+}
+
+/// Rows `first` to `first + 2` of a gate.
+fn of_copy(gate: &Gate, first: i64) -> Gate {
+    let fill = match &gate.fill {
+        Fill::Zero => Fill::Zero,
+        Fill::ZeroQuery => Fill::ZeroQuery,
+        Fill::Values(r) => Fill::Values(r.narrow(0, first, 2)),
+    };
+    Gate { g: gate.g.narrow(0, first, 2), fill }
+}
+
+#[test]
+fn a_branch_is_what_whole_passes_under_its_gates_are() {
+    for base in BASES {
+        for variant in kinds_of(base) {
+            let mut model = model(base);
+            model.swap(&[1], &variant, 1).unwrap();
+            shake(&mut model);
+            let input = padded(&model);
+            if model.needs_source() {
+                let error = model.begin(&input, &ForwardOptions::default()).unwrap_err();
+                assert!(error.to_string().contains("block by block"), "{error}");
+                continue;
+            }
+            for layer in [0, 1] {
+                let values = || randn(5, &[6, 4, 8, model.layers()[layer].dims().head_dim]);
+                for fill in [Fill::Zero, Fill::Values(values()), Fill::ZeroQuery] {
+                    let reads = model.layers()[layer].kind().reads_queries();
+                    if matches!(fill, Fill::ZeroQuery) && !reads {
+                        continue;
+                    }
+                    let three = gate(6, 6, fill);
+                    let at = Tensor::from_slice(&[2i64, 9, 11]);
+                    let wanted =
+                        ForwardOptions { logits_at: Some(&at), ..ForwardOptions::default() };
+                    let mut running = model.begin(&input, &wanted).unwrap();
+                    (0..layer).for_each(|_| running.advance(None).unwrap());
+                    let branch = running.branch(3, &three).unwrap();
+                    assert_eq!((branch.layer(), branch.n_rows()), (layer + 1, 6));
+                    let found = branch.finish().unwrap();
+                    // In front of the branch nothing has changed.
+                    assert!(running.finish().unwrap().equal(&logits_at(&model, &input, &at, &[])));
+
+                    for copy in 0..3 {
+                        let mut gates = vec![None, None];
+                        gates[layer] = Some(of_copy(&three, 2 * copy));
+                        let expected = logits_at(&model, &input, &at, &gates);
+                        let name = format!("{base} with {variant:?}, {:?}", three.fill);
+                        assert_close(&name, &found.narrow(0, 3 * copy, 3), &expected, 1e-12);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn logits_at(model: &Model, input: &ModelInput, at: &Tensor, gates: &[Option<Gate>]) -> Tensor {
+    let options = ForwardOptions { logits_at: Some(at), gates, ..ForwardOptions::default() };
+    model.forward(input, &options).unwrap().logits
+}
+
+#[test]
+fn a_query_of_zeros_gives_the_mean_of_the_values_in_sight() {
+    for base in BASES {
+        let model = model(base);
+        let input = padded(&model);
+        // Head 2 of the first layer, in the second row from position 3 on.
+        let g = Tensor::ones([2, 4, 8, 1], (Kind::Double, Device::Cpu));
+        let _ = g.get(1).get(2).narrow(0, 3, 5).fill_(0.0);
+        let mut values = model.begin(&input, &ForwardOptions::default()).unwrap();
+        let z = values.advance_with_z(Some(&Gate { g, fill: Fill::ZeroQuery })).unwrap();
+
+        let asked = ForwardOptions { attentions: Rows::All, z: true, ..ForwardOptions::default() };
+        let plain = model.forward(&input, &asked).unwrap();
+        let open = plain.z[0].narrow(1, 0, 2);
+        assert!(z.narrow(1, 0, 2).equal(&open), "{base}: other heads");
+        assert!(z.get(0).equal(&plain.z[0].get(0)), "{base}: another row");
+        assert!(z.get(1).narrow(1, 0, 3).equal(&plain.z[0].get(1).narrow(1, 0, 3)), "{base}");
+        // The values, from what the heads made of them: z = A v has one solution where A is invertible, and a causal A is.
+        if !model.config().is_causal() {
+            continue;
+        }
+        let weights = plain.attentions[0].get(1).get(2).narrow(0, 0, 6).narrow(1, 0, 6);
+        let v = Tensor::linalg_solve(&weights, &plain.z[0].get(1).get(2).narrow(0, 0, 6), true);
+        for pos in 3..6 {
+            let mean = v.narrow(0, 0, pos + 1).mean_dim([0i64].as_slice(), false, Kind::Double);
+            assert_close(base, &z.get(1).get(2).get(pos), &mean, 1e-9);
+        }
+    }
+}
+
+#[test]
+fn heads_without_queries_of_their_own_are_not_given_zeros() {
+    let mut model = model("gpt2");
+    model.swap(&[0], &serde_json::from_str(r#"{"kind": "single_head"}"#).unwrap(), 1).unwrap();
+    let gates = [Some(gate(1, 1, Fill::ZeroQuery)), None];
+    let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+    let error = model.forward(&padded(&model), &options).unwrap_err().to_string();
+    assert!(error.contains("single_head") && error.contains("hint: replace"), "{error}");
+}
+
+#[test]
+fn gated_models_decode_as_they_run() {
+    for base in ["gpt2", "llama"] {
+        for fill in [Fill::Zero, Fill::ZeroQuery] {
+            let model = model(base);
+            let g = Tensor::from_slice(&[1.0, 0.0, 1.0, 0.0]).view([1, 4, 1, 1]);
+            let gates = [None, Some(Gate { g, fill })];
+            let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+            let ids = random_ids(9, [2, 9], 50);
+            let whole = model.forward(&ModelInput::new(ids.shallow_clone()), &options).unwrap();
+            let mut state = model.start();
+            let steps = [(0, 5), (5, 1), (6, 3)].map(|(first, n)| {
+                let input = ModelInput::new(ids.narrow(1, first, n));
+                model.step(&input, &mut state, &options).unwrap().logits
+            });
+            assert_close(base, &Tensor::cat(&steps, 1), &whole.logits, 1e-12);
+        }
+        let model = model(base);
+        let gates = [None, Some(gate(2, 1, Fill::ZeroQuery))];
+        let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+        let input = ModelInput::new(random_ids(9, [2, 3], 50));
+        let error = model.step(&input, &mut model.start(), &options).unwrap_err().to_string();
+        assert!(error.contains("neither 0 nor 1"), "{error}");
     }
 }

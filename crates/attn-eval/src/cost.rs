@@ -72,6 +72,7 @@ pub fn layer_state_bytes(model: &Model, layer: &AttnLayer, n_tokens: i64) -> Res
                 positions: &positions.unsqueeze(0),
                 rotary: None,
                 gate: None,
+                fan: 1,
                 train: false,
                 stream: Stream::default(),
                 source: None,

@@ -345,6 +345,10 @@ impl Attention for SingleHead {
         }
     }
 
+    fn reads_queries(&self) -> bool {
+        false
+    }
+
     fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), Error> {
         match &mut self.scores {
             Scores::Best(head) if heads.get(*head as usize) != Some(head) => {

@@ -11,7 +11,7 @@
 //! <https://arxiv.org/abs/1905.10650>. They divide by the ℓ2 norm of each layer, which is
 //! [`Normalize::Layer`](super::Normalize::Layer) here.
 
-use attn_core::{Gate, Model};
+use attn_core::{Fill, Gate, Model};
 use attn_data::batch::Batch;
 use tch::{Kind, Tensor};
 
@@ -29,7 +29,7 @@ pub(super) fn of_batch(
     // A gate of its own for each row and head: no row's gradient meets another's.
     let gate = |n_heads: i64| {
         let ones = Tensor::ones([n_rows as i64, n_heads, 1, 1], (kind, model.device()));
-        Some(Gate { g: ones.set_requires_grad(true), r: None })
+        Some(Gate { g: ones.set_requires_grad(true), fill: Fill::Zero })
     };
     let n_heads: Vec<i64> = model.layers().iter().map(|layer| layer.dims().n_heads).collect();
     // A layer without heads has nothing to gate.
