@@ -3,7 +3,11 @@
 use std::{num::NonZeroU16, path::PathBuf};
 
 use attn_data::needle::NeedleKind;
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use attn_eval::{MaskFill, RetrievalScore};
+use clap::{
+    ArgAction, ArgMatches, Parser, Subcommand, ValueEnum,
+    error::ErrorKind,
+};
 use tch::{Device, Kind};
 
 const EXAMPLES: &str = "\
@@ -72,7 +76,7 @@ pub(crate) enum Command {
 
     /// Score the heads of a model by what they do for a task
     #[command(after_long_help = SCORE_HEADS_HELP)]
-    ScoreHeads(ScoreHeadsArgs),
+    ScoreHeads(ScoreHeads),
 
     /// Hide facts in long texts, and see which of them a language model finds, by length and depth
     #[command(after_long_help = NEEDLE_HELP)]
@@ -778,8 +782,14 @@ the output projection: how much the loss moves with the head (Michel et al. 2019
 https://arxiv.org/abs/1905.10650). The loss is that of eval: of the right class, the next token or
 hidden tokens, without prompts. OUT.json has scores and 95 % intervals, layers x heads.
 
+The retrieval methods hide needles in --haystack as `attn needle` does and look where heads
+attend while the model answers (Wu et al. 2024, https://arxiv.org/abs/2404.15574); query-focused
+looks where the question attends, less a question that asks nothing (Zhang et al. 2025,
+https://arxiv.org/abs/2506.09944). They take --haystack in place of --task.
+
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
+  attn score-heads --model DIR --method retrieval --haystack wikitext-2 --lengths 256,512 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json";
 
 #[derive(Debug, clap::Args)]
@@ -815,18 +825,141 @@ pub(crate) struct ScoreHeadsArgs {
     pub(crate) seed: u64,
 }
 
+/// What else `attn score-heads` takes where heads are scored by needles.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ByNeedles {
+    /// The text to hide needles in, for the retrieval methods and query-focused, in place of --task: as `attn needle` takes it
+    #[arg(
+        long,
+        value_name = "DATA",
+        help_heading = "Scores by needles",
+        conflicts_with_all = ["task", "table", "limit", "max_len", "by_text", "normalize"]
+    )]
+    pub(crate) haystack: String,
+
+    #[command(flatten, next_help_heading = "Scores by needles")]
+    pub(crate) documents: DocumentArgs,
+
+    /// A retrieval head is one with a score above this
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub(crate) threshold: f64,
+
+    /// A trial counts where the answer has more than this share of the words expected (ROUGE-1 recall), in %
+    #[arg(long, value_name = "PERCENT", default_value_t = 50.0)]
+    pub(crate) min_recall: f64,
+
+    /// Every trial counts, whatever was answered
+    #[arg(long, conflicts_with = "min_recall")]
+    pub(crate) keep_failures: bool,
+
+    /// Draw how many heads have which score
+    #[arg(long, value_name = "OUT.png")]
+    pub(crate) picture: Option<PathBuf>,
+}
+
+/// `attn score-heads` by needles.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RetrievalArgs {
+    #[arg(long)]
+    pub(crate) model: String,
+    #[arg(long, value_enum)]
+    pub(crate) method: ScoreMethod,
+    #[arg(long)]
+    pub(crate) split: Option<String>,
+    #[arg(long)]
+    pub(crate) set: Vec<String>,
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) needles: ByNeedles,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[arg(long)]
+    pub(crate) seed: u64,
+}
+
+/// `attn score-heads`: by the rows of a task, or by needles, as the method says.
+#[derive(Debug)]
+pub(crate) enum ScoreHeads {
+    Rows(Box<ScoreHeadsArgs>),
+    Needles(Box<RetrievalArgs>),
+}
+
+impl clap::FromArgMatches for ScoreHeads {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let method = matches.get_one::<ScoreMethod>("method").copied().unwrap_or_default();
+        let has_haystack = matches.value_source("haystack").is_some();
+        let wrong = |kind, message: &str| Err(clap::Error::raw(kind, format!("{message}\n")));
+        match (method.by_needles().is_some(), has_haystack) {
+            (true, true) => Ok(Self::Needles(Box::new(RetrievalArgs::from_arg_matches(matches)?))),
+            (false, false) => Ok(Self::Rows(Box::new(ScoreHeadsArgs::from_arg_matches(matches)?))),
+            (true, false) => wrong(
+                ErrorKind::MissingRequiredArgument,
+                "this `--method` scores heads by needles in a text\nhint: name the text: --haystack DATA",
+            ),
+            (false, true) => wrong(
+                ErrorKind::ArgumentConflict,
+                "`--haystack` is for the methods that score heads by needles\nhint: give --method retrieval, \
+                 retrieval-repeats, retrieval-mass or query-focused",
+            ),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for ScoreHeads {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let optional = |name: &'static str| {
+            move |command: clap::Command| command.mut_arg(name, |arg| arg.required(false))
+        };
+        let command = ByNeedles::augment_args(ScoreHeadsArgs::augment_args(command));
+        let command = optional("haystack")(command);
+        command.mut_arg("task", |arg| arg.required(false).required_unless_present("haystack"))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
 /// How heads are scored.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum ScoreMethod {
     /// By the gradient of each row's loss at the head's gate
     #[default]
     Michel,
+    /// By the share of a needle's tokens that the head copies
+    Retrieval,
+    /// As retrieval, repeats counted again
+    RetrievalRepeats,
+    /// By the attention that the head pays to a needle while the model answers
+    RetrievalMass,
+    /// By the attention that the question pays to a needle, beyond what any question would
+    QueryFocused,
+}
+
+impl ScoreMethod {
+    /// The score by needles; `None` of a score by a task's rows.
+    pub(crate) fn by_needles(self) -> Option<RetrievalScore> {
+        match self {
+            Self::Michel => None,
+            Self::Retrieval => Some(RetrievalScore::Retrieval),
+            Self::RetrievalRepeats => Some(RetrievalScore::RetrievalRepeats),
+            Self::RetrievalMass => Some(RetrievalScore::RetrievalMass),
+            Self::QueryFocused => Some(RetrievalScore::QueryFocused),
+        }
+    }
 }
 
 impl From<ScoreMethod> for attn_eval::Method {
     fn from(method: ScoreMethod) -> Self {
         match method {
             ScoreMethod::Michel => Self::Michel,
+            _ => unreachable!("a score by needles is parsed as RetrievalArgs"),
         }
     }
 }
@@ -880,11 +1013,17 @@ where greedy decoding gives it word for word. Kinds of needles:
   repeat     a list of words that is begun once more
   passkey    a number of five digits
   sentence   a statement that ends in 3 to 6 words
+The model also writes its answers, greedily, which count by ROUGE-1 recall and word for word.
 OUT.json holds the share of each length and depth with its 95 % interval, and every trial.
+
+With --mask-heads the best K heads of a score are masked, then random sets of as many others:
+heads that retrieve are missed more than others.
 
 Examples:
   attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json
-  attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json";
+  attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json
+  attn needle --model DIR --haystack essays --needles needles.jsonl --lengths 1000,2000 --out needle.json
+  attn needle --model DIR --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NeedleArgs {
@@ -892,7 +1031,8 @@ pub(crate) struct NeedleArgs {
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
 
-    /// The text to hide needles in: a name of `attn list`, a file, a folder or a Hub id
+    /// The text to hide needles in: a name of `attn list`, a file, a folder or a Hub id. A text file, or a folder of them, is
+    /// read whole where no --split is given
     #[arg(long, value_name = "DATA")]
     pub(crate) haystack: String,
 
@@ -900,21 +1040,29 @@ pub(crate) struct NeedleArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
 
-    /// What is hidden
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "passkey,sentence")]
-    pub(crate) kinds: Vec<Needle>,
+    #[command(flatten)]
+    pub(crate) documents: DocumentArgs,
 
-    /// Most tokens of a document; one is shorter by less than a sentence
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128,256,512,1024")]
-    pub(crate) lengths: Vec<usize>,
+    /// Mask the best heads of a score (`attn score-heads`) and random others, and count again
+    #[arg(long, value_name = "SCORES.json", requires = "top")]
+    pub(crate) mask_heads: Option<PathBuf>,
 
-    /// Depths of the needle, evenly from the start of the text to its end
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub(crate) depths: usize,
+    /// Heads to mask at once
+    #[arg(long, value_name = "K", requires = "mask_heads")]
+    pub(crate) top: Option<usize>,
 
-    /// Documents of each kind, length and depth
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(crate) trials: usize,
+    /// Sets of as many heads to mask instead, drawn among all others
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "mask_heads")]
+    pub(crate) random_draws: usize,
+
+    /// What a masked head is left with: no output, or a query of zeros, with which it attends to all tokens alike
+    #[arg(long, value_enum, default_value_t, requires = "mask_heads")]
+    pub(crate) mask: HeadMask,
+
+    /// Draw the grid: MODEL_block0.png and, with --mask-heads, MODEL_block_topK.png and MODEL_block_randomK.png, of answers'
+    /// ROUGE-1 recall in %
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pictures: Option<PathBuf>,
 
     /// Where to write the result; folders that are missing are made
     #[arg(long, value_name = "OUT.json")]
@@ -934,6 +1082,65 @@ pub(crate) struct NeedleArgs {
     /// Seed of the documents, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// Which documents with needles are made, and how their questions are answered.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DocumentArgs {
+    /// What is hidden
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "passkey,sentence")]
+    pub(crate) kinds: Vec<Needle>,
+
+    /// Hide the needles of this file instead, each in turn: a JSON object a line with `needle`, `question` and `real_needle`,
+    /// the answer in the words of the needle
+    #[arg(long, value_name = "NEEDLES.jsonl", conflicts_with = "kinds")]
+    pub(crate) needles: Option<PathBuf>,
+
+    /// How the questions of --needles are asked: {} is the question, \n a line break
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "needles",
+        default_value = "Based on the content of the book, Question: {}\\nAnswer:"
+    )]
+    pub(crate) template: String,
+
+    /// Needles beside the one that is asked for, anywhere in the text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) distractors: usize,
+
+    /// Most tokens of a document; one is shorter by less than a sentence
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128,256,512,1024")]
+    pub(crate) lengths: Vec<usize>,
+
+    /// Depths of the needle, evenly from the start of the text to its end
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) depths: usize,
+
+    /// Documents of each kind (or needle of --needles), length and depth
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) trials: usize,
+
+    /// Most tokens of a written answer, which ends with its line; 0 writes none
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) max_new_tokens: usize,
+}
+
+/// What masked heads are left with.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum HeadMask {
+    #[default]
+    Zero,
+    Uniform,
+}
+
+impl From<HeadMask> for MaskFill {
+    fn from(mask: HeadMask) -> Self {
+        match mask {
+            HeadMask::Zero => Self::Zero,
+            HeadMask::Uniform => Self::Uniform,
+        }
+    }
 }
 
 /// What is hidden in a text.

@@ -17,6 +17,7 @@ mod explain;
 mod finetune;
 mod forward;
 mod generate;
+mod haystack;
 mod heatmap;
 mod leaderboard;
 mod list;
@@ -29,6 +30,7 @@ mod pretrain;
 mod run_dir;
 mod save;
 mod score_heads;
+mod score_retrieval;
 mod scoring;
 mod settings;
 mod sources;
@@ -46,7 +48,7 @@ use std::{
     process::ExitCode,
 };
 
-use args::{Args, Command};
+use args::{Args, Command, ScoreHeads};
 use clap::{CommandFactory, Parser};
 
 /// What a command ends with, short of an error.
@@ -87,7 +89,8 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Explain(args) => outcome = explain::run(&args, &mut out)?,
-        Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
+        Command::ScoreHeads(ScoreHeads::Rows(args)) => score_heads::run(&args, &mut out)?,
+        Command::ScoreHeads(ScoreHeads::Needles(args)) => score_retrieval::run(&args, &mut out)?,
         Command::Leaderboard(args) => leaderboard::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,

@@ -42,8 +42,8 @@ pub use likelihood::{
 };
 pub use recall::{Recall, Recalled, recall, recall_gated};
 pub use retrieval::{
-    Answered, Answering, Query, Read, RetrievalScore, Trial, answer, over_trials, query_focused,
-    retrieval,
+    AnswerScore, Answered, Answering, Band, MaskFill, Query, Read, RetrievalScore, Trial, answer,
+    band, closed, draw_heads, over_trials, query_focused, retrieval,
 };
 pub use rouge::{rouge1_recall, says};
 pub use row_loss::RowLoss;

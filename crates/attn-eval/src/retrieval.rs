@@ -10,6 +10,7 @@
 //! Wu et al. 2024, "Retrieval Head Mechanistically Explains Long-Context Factuality", <https://arxiv.org/abs/2404.15574>,
 //! section 2.
 
+mod causal;
 mod mass;
 mod query_focused;
 mod repeats;
@@ -34,6 +35,7 @@ use crate::{
     stats::bootstrap_means,
 };
 
+pub use causal::{AnswerScore, Band, MaskFill, band, closed, draw_heads};
 pub use query_focused::{Query, query_focused};
 
 /// How heads are scored by what they do with a needle.
@@ -83,7 +85,7 @@ pub struct Answered {
     /// Share of the words expected that it has ([`rouge1_recall`]).
     pub rouge1_recall: f64,
     /// Whether it has them one after another ([`says`]).
-    pub exact_match: bool,
+    pub word_match: bool,
 }
 
 impl Answered {
@@ -96,7 +98,7 @@ impl Answered {
         let Some(rouge1_recall) = rouge1_recall(expected, &response) else {
             return Err(Error::Nothing("an expected answer has no words"));
         };
-        Ok(Self { exact_match: says(expected, &response), response, rouge1_recall })
+        Ok(Self { word_match: says(expected, &response), response, rouge1_recall })
     }
 }
 
