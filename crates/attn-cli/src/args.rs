@@ -4,10 +4,7 @@ use std::{num::NonZeroU16, path::PathBuf};
 
 use attn_data::needle::NeedleKind;
 use attn_eval::{MaskFill, RetrievalScore};
-use clap::{
-    ArgAction, ArgMatches, Parser, Subcommand, ValueEnum,
-    error::ErrorKind,
-};
+use clap::{ArgAction, ArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use tch::{Device, Kind};
 
 const EXAMPLES: &str = "\
@@ -789,7 +786,7 @@ https://arxiv.org/abs/2506.09944). They take --haystack in place of --task.
 
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
-  attn score-heads --model DIR --method retrieval --haystack wikitext-2 --lengths 256,512 --out heads.json
+  attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 --lengths 128,256 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json";
 
 #[derive(Debug, clap::Args)]
@@ -892,6 +889,10 @@ impl clap::FromArgMatches for ScoreHeads {
         let wrong = |kind, message: &str| Err(clap::Error::raw(kind, format!("{message}\n")));
         match (method.by_needles().is_some(), has_haystack) {
             (true, true) => Ok(Self::Needles(Box::new(RetrievalArgs::from_arg_matches(matches)?))),
+            (false, false) if !matches.contains_id("task") => wrong(
+                ErrorKind::MissingRequiredArgument,
+                "this `--method` scores heads by the rows of a task\nhint: name it: --task TASK",
+            ),
             (false, false) => Ok(Self::Rows(Box::new(ScoreHeadsArgs::from_arg_matches(matches)?))),
             (true, false) => wrong(
                 ErrorKind::MissingRequiredArgument,
@@ -913,12 +914,10 @@ impl clap::FromArgMatches for ScoreHeads {
 
 impl clap::Args for ScoreHeads {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let optional = |name: &'static str| {
-            move |command: clap::Command| command.mut_arg(name, |arg| arg.required(false))
-        };
+        // Which of the two is needed the method says.
+        let optional = |arg: clap::Arg| arg.required(false);
         let command = ByNeedles::augment_args(ScoreHeadsArgs::augment_args(command));
-        let command = optional("haystack")(command);
-        command.mut_arg("task", |arg| arg.required(false).required_unless_present("haystack"))
+        command.mut_arg("haystack", optional).mut_arg("task", optional)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -1022,8 +1021,8 @@ heads that retrieve are missed more than others.
 Examples:
   attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json
   attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json
-  attn needle --model DIR --haystack essays --needles needles.jsonl --lengths 1000,2000 --out needle.json
-  attn needle --model DIR --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json";
+  attn needle --model DIR --haystack notes.txt --split train --needles needles.jsonl --lengths 128 --out needle.json
+  attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NeedleArgs {

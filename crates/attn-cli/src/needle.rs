@@ -135,9 +135,9 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "answers")
         .with_context(|| format!("cannot score `{}`", args.model))?;
-    let choice = choose(args, &folder.config)?;
     let source = (args.haystack.as_str(), args.split.as_deref(), args.set.as_slice());
     let hiding = Hiding::open(source, &args.documents, &folder, &hub)?;
+    let choice = choose(args, &folder.config)?;
     let documents = hiding.documents(&args.documents, &folder.tokenizer, args.seed)?;
     let pictures = args.pictures.as_deref();
     if let Some(dir) = pictures {

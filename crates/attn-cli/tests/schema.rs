@@ -73,7 +73,16 @@ fn is_whole(name: &str, title: &str) -> bool {
             ["attention", "data", "interval_95", "fields", "terms", "paradigms"].contains(&name)
         }
         "OUT.json of `explain`" => ["attention", "data", "divergence", "written"].contains(&name),
-        "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
+        "OUT.json of `needle`" => {
+            let whole =
+                ["attention", "haystack", "cells[].answers", "masked.cells", "masked.random"];
+            let of_masked = ["untouched", "without_top", "rouge1_recall_band", "word_match_band"];
+            let inner = name.strip_prefix("masked.");
+            whole.contains(&name) || inner.is_some_and(|name| of_masked.contains(&name))
+        }
+        "OUT.json of `score-heads --haystack`" => {
+            ["attention", "haystack", "interval_95"].contains(&name)
+        }
         "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
         "`choice.json` of `choose`" => ["attention", "data", "divergence"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
@@ -282,6 +291,26 @@ fn what_is_found_of_needles_has_the_fields_of_the_schema() {
 
     check(&place.json("lm/summary.json"), "`summary.json` of `pretrain`");
     check(&place.json("out.json"), "OUT.json of `needle`");
+
+    let documents =
+        "--model lm/model --haystack text.txt --split train --lengths 128 --trials 1 --depths 2";
+    let methods = [
+        "retrieval --keep-failures",
+        "retrieval-repeats --keep-failures",
+        "retrieval-mass --keep-failures",
+        "query-focused",
+    ];
+    for method in methods {
+        place.done(&format!(
+            "score-heads {documents} --max-new-tokens 4 --method {method} --out heads.json"
+        ));
+        check(&place.json("heads.json"), "OUT.json of `score-heads --haystack`");
+    }
+    let masked = "--mask-heads heads.json --top 1 --random-draws 2 --max-new-tokens 4";
+    place.done(&format!("needle {documents} {masked} --out masked.json"));
+    check(&place.json("masked.json"), "OUT.json of `needle`");
+    place.done(&format!("needle {documents} --max-new-tokens 0 --out unwritten.json"));
+    check(&place.json("unwritten.json"), "OUT.json of `needle`");
 }
 
 /// A sweep of two named settings with two rates each, one of which fails.

@@ -69,7 +69,7 @@ pub struct Trial {
 /// How answers are written.
 #[derive(Clone, Copy)]
 pub struct Answering<'a> {
-    /// Most tokens of an answer.
+    /// Most tokens of an answer; fewer where a model's table of positions ends before.
     pub max_new_tokens: usize,
     /// Tokens that end one. The first line break behind its first word does, too.
     pub stop_ids: &'a [i64],
@@ -180,12 +180,19 @@ fn n_heads(model: &Model) -> usize {
     model.layers().iter().map(|layer| layer.dims().n_heads as usize).sum()
 }
 
+/// The tokens that may be written behind a prompt. The last one is predicted, never read.
+fn room(model: &Model, n_prompt: usize, answering: &Answering<'_>) -> usize {
+    let table = model.config().sizes.position_table;
+    let fits = table.map_or(usize::MAX, |rows| (rows as usize + 1).saturating_sub(n_prompt));
+    answering.max_new_tokens.min(fits.max(1))
+}
+
 /// Writes an answer, and says where heads looked for each of its tokens.
 fn write(model: &Model, trial: &Trial, answering: &Answering<'_>) -> Result<(String, Vec<Step>)> {
     let mut state = model.start();
     let mut next: Vec<i64> = trial.prompt.iter().map(|&id| id.into()).collect();
     let (mut ids, mut steps) = (Vec::new(), Vec::new());
-    for _ in 0..answering.max_new_tokens {
+    for _ in 0..room(model, trial.prompt.len(), answering) {
         let last = next.len() as i64 - 1;
         let at = Tensor::from_slice(&[last]);
         let options = ForwardOptions {
@@ -261,8 +268,6 @@ pub fn answer(
     }
     let plan =
         BatchPlan { max_tokens: batching.max_tokens, ..BatchPlan::new(batching.batch_size)? };
-    let limits =
-        Limits { max_new_tokens: answering.max_new_tokens, stop_ids: answering.stop_ids.to_vec() };
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let mut found: Vec<Option<Answered>> = vec![None; prompts.len()];
     let mut n_done = 0;
@@ -286,6 +291,11 @@ pub fn answer(
             }
         };
         let greedy = Sampling::default();
+        let longest = batch.iter().map(Vec::len).max().unwrap_or(0);
+        let limits = Limits {
+            max_new_tokens: room(model, longest, answering),
+            stop_ids: answering.stop_ids.to_vec(),
+        };
         generate_gated(model, &batch, &greedy, &limits, gates, &mut on_token)?;
         if let Some(error) = failure {
             return Err(error);
