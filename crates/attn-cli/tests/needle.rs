@@ -149,18 +149,17 @@ fn needles_are_counted_by_length_and_depth() {
 fn heads_are_scored_by_needles_and_masked() {
     let place = place();
     place.done("pretrain lm.toml --out a --set train.max_steps=2");
-    let documents =
-        "--model a/model --haystack text.txt --split train --lengths 200,250 --depths 2 --trials 3";
+    let documents = "--model a/model --haystack text.txt --split train --lengths 150,200 --depths 2 --trials 2 --max-new-tokens 6";
     let score = |rest: &str| format!("score-heads {documents} --seed 4 {rest}");
 
     let ran = place.done(&score(
         "--method retrieval-mass --keep-failures --out heads.json --picture pictures/heads.png",
     ));
 
-    assert!(ran.stdout.contains("24 of 24 trials count"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("16 of 16 trials count"), "{}", ran.stdout);
     assert!(place.path("pictures/heads.png").exists());
     let heads = place.json("heads.json");
-    assert_eq!((&heads["method"], &heads["n_rows"]), (&"retrieval_mass".into(), &24.into()));
+    assert_eq!((&heads["method"], &heads["n_rows"]), (&"retrieval_mass".into(), &16.into()));
     assert_eq!(heads["min_rouge1_recall"], Value::Null);
     let scores: Vec<Vec<f64>> = serde_json::from_value(heads["scores"].clone()).unwrap();
     for (layer, row) in scores.iter().enumerate() {
@@ -210,17 +209,20 @@ fn heads_are_scored_by_needles_and_masked() {
     };
     refused(
         score("--method retrieval --min-recall 99"),
-        &["none of 24 trials counts", "--keep-failures"],
+        &["none of 16 trials counts", "--keep-failures"],
     );
-    refused(score("--method retrieval --max-new-tokens 0"), &["`--max-new-tokens` is 0"]);
+    refused(
+        score("--method retrieval").replace("tokens 6", "tokens 0"),
+        &["`--max-new-tokens` is 0"],
+    );
     refused(score("--method retrieval --min-recall 100"), &["`--min-recall` is 100"]);
     refused(
-        score("--method retrieval").replace("200,250", "200000"),
+        score("--method retrieval").replace("150,200", "200000"),
         &["haystack has", "200000 are asked for"],
     );
     refused(format!("{mask} --top {n_heads}"), &["`--top` is", "1 to half of them"]);
     refused(format!("{mask} --top 1").replace("draws 5", "draws 0"), &["`--random-draws` is 0"]);
-    refused(format!("{mask} --top 2"), &["are not to be told from others"]);
+    refused(format!("{mask} --top 3"), &["are not to be told from others"]);
     refused(
         format!("{mask} --top 1").replace("ranked.json", "lm.toml"),
         &["cannot use `--mask-heads"],
@@ -250,7 +252,7 @@ fn needles_and_texts_of_the_users_own_are_hidden() {
         r#"{"needle": "He left as it rained.", "question": "Why did he leave?", "real_needle": "it rained"}"#,
     ];
     place.write("own.jsonl", &own.join("\n"));
-    let base = "needle --model a/model --haystack essays --needles own.jsonl --depths 3 --trials 2 --lengths 240";
+    let base = "needle --model a/model --haystack essays --needles own.jsonl --depths 3 --trials 2 --lengths 240 --max-new-tokens 4";
 
     place.done(&format!("{base} --distractors 1 --out out.json"));
 
