@@ -5,6 +5,7 @@ mod heads;
 use std::{num::NonZeroU16, path::PathBuf};
 
 use attn_data::needle::NeedleKind;
+use attn_eval::MaskFill;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tch::{Device, Kind};
 
@@ -76,7 +77,7 @@ pub(crate) enum Command {
 
     /// Score the heads of a model by what they do for a task
     #[command(after_long_help = SCORE_HEADS_HELP)]
-    ScoreHeads(ScoreHeadsArgs),
+    ScoreHeads(ScoreHeads),
 
     /// Leave heads out one by one, alone or in pairs, and say what each was worth
     #[command(after_long_help = ABLATE_HELP)]
@@ -828,11 +829,17 @@ where greedy decoding gives it word for word. Kinds of needles:
   repeat     a list of words that is begun once more
   passkey    a number of five digits
   sentence   a statement that ends in 3 to 6 words
+The model also writes its answers, greedily, which count by ROUGE-1 recall and word for word.
 OUT.json holds the share of each length and depth with its 95 % interval, and every trial.
+
+With --mask-heads the best K heads of a score are masked, then random sets of as many others:
+heads that retrieve are missed more than others.
 
 Examples:
   attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json
-  attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json";
+  attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json
+  attn needle --model DIR --haystack notes.txt --split train --needles needles.jsonl --lengths 128 --out needle.json
+  attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NeedleArgs {
@@ -840,7 +847,8 @@ pub(crate) struct NeedleArgs {
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
 
-    /// The text to hide needles in: a name of `attn list`, a file, a folder or a Hub id
+    /// The text to hide needles in: a name of `attn list`, a file, a folder or a Hub id. A text file, or a folder of them, is
+    /// read whole where no --split is given
     #[arg(long, value_name = "DATA")]
     pub(crate) haystack: String,
 
@@ -848,21 +856,29 @@ pub(crate) struct NeedleArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
 
-    /// What is hidden
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "passkey,sentence")]
-    pub(crate) kinds: Vec<Needle>,
+    #[command(flatten)]
+    pub(crate) documents: DocumentArgs,
 
-    /// Most tokens of a document; one is shorter by less than a sentence
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128,256,512,1024")]
-    pub(crate) lengths: Vec<usize>,
+    /// Mask the best heads of a score (`attn score-heads`) and random others, and count again
+    #[arg(long, value_name = "SCORES.json", requires = "top")]
+    pub(crate) mask_heads: Option<PathBuf>,
 
-    /// Depths of the needle, evenly from the start of the text to its end
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub(crate) depths: usize,
+    /// Heads to mask at once
+    #[arg(long, value_name = "K", requires = "mask_heads")]
+    pub(crate) top: Option<usize>,
 
-    /// Documents of each kind, length and depth
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(crate) trials: usize,
+    /// Sets of as many heads to mask instead, drawn among all others
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "mask_heads")]
+    pub(crate) random_draws: usize,
+
+    /// What a masked head is left with: no output, or a query of zeros, with which it attends to all tokens alike
+    #[arg(long, value_enum, default_value_t, requires = "mask_heads")]
+    pub(crate) mask: HeadMask,
+
+    /// Draw the grid: MODEL_block0.png and, with --mask-heads, MODEL_block_topK.png and MODEL_block_randomK.png, of answers'
+    /// ROUGE-1 recall in %
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pictures: Option<PathBuf>,
 
     /// Where to write the result; folders that are missing are made
     #[arg(long, value_name = "OUT.json")]
@@ -882,6 +898,65 @@ pub(crate) struct NeedleArgs {
     /// Seed of the documents, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// Which documents with needles are made, and how their questions are answered.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DocumentArgs {
+    /// What is hidden
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "passkey,sentence")]
+    pub(crate) kinds: Vec<Needle>,
+
+    /// Hide the needles of this file instead, each in turn: a JSON object a line with `needle`, `question` and `real_needle`,
+    /// the answer in the words of the needle
+    #[arg(long, value_name = "NEEDLES.jsonl", conflicts_with = "kinds")]
+    pub(crate) needles: Option<PathBuf>,
+
+    /// How the questions of --needles are asked: {} is the question, \n a line break
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "needles",
+        default_value = "Based on the content of the book, Question: {}\\nAnswer:"
+    )]
+    pub(crate) template: String,
+
+    /// Needles beside the one that is asked for, anywhere in the text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) distractors: usize,
+
+    /// Most tokens of a document; one is shorter by less than a sentence
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128,256,512,1024")]
+    pub(crate) lengths: Vec<usize>,
+
+    /// Depths of the needle, evenly from the start of the text to its end
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) depths: usize,
+
+    /// Documents of each kind (or needle of --needles), length and depth
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) trials: usize,
+
+    /// Most tokens of a written answer, which ends with its line; 0 writes none
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) max_new_tokens: usize,
+}
+
+/// What masked heads are left with.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum HeadMask {
+    #[default]
+    Zero,
+    Uniform,
+}
+
+impl From<HeadMask> for MaskFill {
+    fn from(mask: HeadMask) -> Self {
+        match mask {
+            HeadMask::Zero => Self::Zero,
+            HeadMask::Uniform => Self::Uniform,
+        }
+    }
 }
 
 /// What is hidden in a text.

@@ -19,6 +19,7 @@ mod explain;
 mod finetune;
 mod forward;
 mod generate;
+mod haystack;
 mod head_names;
 mod heatmap;
 mod leaderboard;
@@ -35,6 +36,7 @@ mod prune_curve;
 mod run_dir;
 mod save;
 mod score_heads;
+mod score_retrieval;
 mod scoring;
 mod settings;
 mod sources;
@@ -52,7 +54,7 @@ use std::{
     process::ExitCode,
 };
 
-use args::{Args, Command};
+use args::{Args, Command, ScoreHeads};
 use clap::{CommandFactory, Parser};
 
 /// What a command ends with, short of an error.
@@ -93,7 +95,8 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Explain(args) => outcome = explain::run(&args, &mut out)?,
-        Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
+        Command::ScoreHeads(ScoreHeads::Rows(args)) => score_heads::run(&args, &mut out)?,
+        Command::ScoreHeads(ScoreHeads::Needles(args)) => score_retrieval::run(&args, &mut out)?,
         Command::Ablate(args) => ablate::run(&args, &mut out)?,
         Command::CompareScores(args) => compare_scores::run(&args, &mut out)?,
         Command::PruneCurve(args) => prune_curve::run(&args, &mut out)?,

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use attn_data::hub::{Hub, progress_bar};
-use attn_eval::{Band, Curve, Grid, Order, RowLoss, Scope, curve};
+use attn_eval::{Curve, Grid, Order, RandomBand, RowLoss, Scope, curve};
 use attn_viz::{Baseline, LineChart, Picture, Series, Stroke};
 use serde::Serialize;
 
@@ -116,7 +116,7 @@ fn print(curve: &Curve, files: &[String], scope: Scope, out: &mut dyn Write) -> 
             let of =
                 |order: Order| point.by_score.iter().find(|it| it.score == at && it.order == order);
             let (Some(top), Some(bottom)) = (of(Order::Top), of(Order::Bottom)) else { continue };
-            let Band { accuracy: [mean, low, high], .. } = point.random;
+            let RandomBand { accuracy: [mean, low, high], .. } = point.random;
             writeln!(
                 out,
                 "{:>5} {:>8.4} {:>8.4}   {mean:.4} ({low:.4} to {high:.4})    {:>8}",

@@ -14,15 +14,15 @@ use arrow::{
 };
 use attn_data::hub::{Hub, progress_bar};
 use attn_eval::{
-    Batching, HeadScores, Method, Normalize, RowLoss, score_heads, score_iteratively,
-    stats::Interval,
+    Batching, Goal, HeadScores, Learning, Method, Normalize, RowLoss, learn_gates, score_heads,
+    score_iteratively, stats::Interval,
 };
 use parquet::arrow::ArrowWriter;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    args::{ScoreHeadsArgs, ScoreNormalize},
+    args::{Gates, ScoreHeadsArgs, ScoreMethod, ScoreNormalize},
     head_names::loss_and_rows,
     monitor::{count_every_row, grouped},
     run_dir::{self, check_writable, write_json},
@@ -46,7 +46,10 @@ struct Report<'a> {
     subject: Subject<'a>,
     #[serde(flatten)]
     which: Which<'a>,
-    method: Method,
+    method: &'static str,
+    /// How gates were learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learning: Option<Gating>,
     normalize: Normalize,
     /// Share of all heads that goes at a step, where a score is the step.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +65,23 @@ struct Report<'a> {
     n_tied: usize,
     #[serde(flatten)]
     scores: HeadScores,
+}
+
+/// How gates were learned.
+#[derive(Serialize)]
+struct Gating {
+    gate_cost: f64,
+    /// Heads that stay; null: half of them.
+    keep: Option<usize>,
+    steps: usize,
+    lr: f64,
+}
+
+impl Gating {
+    fn of(args: &ScoreHeadsArgs) -> Self {
+        let &ScoreHeadsArgs { gate_cost, keep, gate_steps: steps, gate_lr: lr, .. } = args;
+        Self { gate_cost, keep, steps, lr }
+    }
 }
 
 pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
@@ -83,6 +103,11 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
             args.normalize == ScoreNormalize::None,
             "`--normalize` divides scores, and those of `--iterative` are steps\nhint: leave one of them out"
         );
+        let is_by_rows = |method: &ScoreMethod| matches!(method, ScoreMethod::Rows(_));
+        ensure!(
+            args.method.iter().all(is_by_rows),
+            "`--iterative` scores what is left anew, and gates are learned for all heads at once\nhint: leave one of them out"
+        );
     }
     let data = dataset(&args.rows.task, &args.rows.set)?;
     args.compute.device()?;
@@ -97,15 +122,44 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
     let batching = Batching { max_tokens: Some(MAX_TOKENS), ..task.batching() };
     let mut progress = count_every_row(rows.len());
     let context = || format!("cannot score the heads of `{}`", args.model);
-    let mut all = score_heads(&model, &rows, &args.method, &loss, &batching, &mut progress)
-        .with_context(context)?;
-    if let Some(share) = args.iterative {
-        for (scores, &method) in all.iter_mut().zip(&args.method) {
-            let steps =
-                score_iteratively(&model, &rows, method, share, &loss, &batching, &mut progress)
-                    .with_context(context)?;
-            *scores = scores.with_scores(steps);
-        }
+    let of_rows: Vec<Method> = args
+        .method
+        .iter()
+        .filter_map(|method| match method {
+            ScoreMethod::Rows(method) => Some(*method),
+            ScoreMethod::Learned(_) | ScoreMethod::Needles(_) => None,
+        })
+        .collect();
+    let mut found = score_heads(&model, &rows, &of_rows, &loss, &batching, &mut progress)
+        .with_context(context)?
+        .into_iter();
+    let mut all = Vec::new();
+    for method in &args.method {
+        let ScoreMethod::Learned(gates) = method else {
+            let mut scores = found.next().expect("one of each method by rows");
+            if let (Some(share), ScoreMethod::Rows(method)) = (args.iterative, *method) {
+                let steps = score_iteratively(
+                    &model,
+                    &rows,
+                    method,
+                    share,
+                    &loss,
+                    &batching,
+                    &mut progress,
+                );
+                scores = scores.with_scores(steps.with_context(context)?);
+            }
+            all.push(scores);
+            continue;
+        };
+        let n_heads: i64 = model.layers().iter().map(|layer| layer.dims().n_heads).sum();
+        let goal = match gates {
+            Gates::HardConcrete => Goal::HardConcrete { lambda: args.gate_cost },
+            Gates::Subset => Goal::Subset { keep: args.keep.unwrap_or(n_heads as usize / 2) },
+        };
+        let learning = Learning { goal, steps: args.gate_steps, lr: args.gate_lr, seed: args.seed };
+        let learned = learn_gates(&model, &rows, &learning, &loss, &batching, &mut progress);
+        all.push(HeadScores::learned(&model, learned.with_context(context)?, rows.len()));
     }
     drop(progress);
     for (at, (scores, &method)) in all.into_iter().zip(&args.method).enumerate() {
@@ -113,11 +167,12 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
         if at > 0 {
             writeln!(out)?;
         }
-        print(&scores, &loss, method, out)?;
+        print(&scores, &loss, method.name(), out)?;
         let report = Report {
             subject: Subject::new(&args.model, &args.compute, &model)?,
             which: task.which(),
-            method,
+            method: method.name(),
+            learning: matches!(method, ScoreMethod::Learned(_)).then_some(args).map(Gating::of),
             normalize: args.normalize.into(),
             iterative: args.iterative,
             loss: loss.name(),
@@ -137,7 +192,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
 }
 
 /// The file of one of several methods: `scores.json` as `scores.michel.json`.
-fn of_method(path: &Path, many: bool, method: Method) -> PathBuf {
+fn of_method(path: &Path, many: bool, method: ScoreMethod) -> PathBuf {
     let extension =
         path.extension().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
     match many {
@@ -147,18 +202,13 @@ fn of_method(path: &Path, many: bool, method: Method) -> PathBuf {
 }
 
 /// The ends of the ranking, and what cannot be ranked.
-fn print(
-    scores: &HeadScores,
-    loss: &RowLoss<'_>,
-    method: Method,
-    out: &mut dyn Write,
-) -> Result<()> {
+fn print(scores: &HeadScores, loss: &RowLoss<'_>, method: &str, out: &mut dyn Write) -> Result<()> {
     let ranked = scores.ranked();
     let n_heads = ranked.len();
     writeln!(
         out,
         "{}: {} query heads by {} rows, loss {}\n",
-        method.name(),
+        method,
         grouped(n_heads),
         grouped(scores.n_rows),
         loss.name()
@@ -209,7 +259,7 @@ fn write_table(path: &Path, report: &Report<'_>) -> Result<()> {
         ("model".to_owned(), report.subject.model().to_owned()),
         ("task".to_owned(), report.which.task.to_owned()),
         ("split".to_owned(), report.which.split.to_owned()),
-        ("method".to_owned(), report.method.name().to_owned()),
+        ("method".to_owned(), report.method.to_owned()),
         ("normalize".to_owned(), text(serde_json::to_value(report.normalize))?),
         ("loss".to_owned(), report.loss.to_owned()),
         ("n_rows".to_owned(), n_rows.to_string()),

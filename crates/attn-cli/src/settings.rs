@@ -386,6 +386,7 @@ impl NeedleChoice {
             asks: self.asks,
             fill: self.fill,
             depth: None,
+            distractors: 0,
             max_len,
         }
     }

@@ -144,3 +144,135 @@ fn needles_are_counted_by_length_and_depth() {
     place.write("few.txt", "one two three.\n");
     refused(base.replace("text.txt", "few.txt"), &["cannot hide needles", "0 words"]);
 }
+
+#[test]
+fn heads_are_scored_by_needles_and_masked() {
+    let place = place();
+    place.done("pretrain lm.toml --out a --set train.max_steps=2");
+    let documents = "--model a/model --haystack text.txt --split train --lengths 150,200 --depths 2 --trials 2 --max-new-tokens 6";
+    let score = |rest: &str| format!("score-heads {documents} --seed 4 {rest}");
+
+    let ran = place.done(&score(
+        "--method retrieval_mass --keep-failures --out heads.json --picture pictures/heads.png",
+    ));
+
+    assert!(ran.stdout.contains("16 of 16 trials count"), "{}", ran.stdout);
+    assert!(place.path("pictures/heads.png").exists());
+    let heads = place.json("heads.json");
+    assert_eq!((&heads["method"], &heads["n_rows"]), (&"retrieval_mass".into(), &16.into()));
+    assert_eq!(heads["min_rouge1_recall"], Value::Null);
+    let scores: Vec<Vec<f64>> = serde_json::from_value(heads["scores"].clone()).unwrap();
+    for (layer, row) in scores.iter().enumerate() {
+        for (head, score) in row.iter().enumerate() {
+            assert!((0.0..=1.0).contains(score), "{score}");
+            let interval = &heads["interval_95"][layer][head];
+            assert!(interval["low"].as_f64().unwrap() <= *score, "{interval}");
+        }
+    }
+    for trial in heads["trials"].as_array().unwrap() {
+        let [needle, told] = ["needle", "told"].map(|key| trial[key].as_array().unwrap());
+        let inside = |at: &Value| {
+            needle[0].as_u64() <= at[0].as_u64() && at[1].as_u64() <= needle[1].as_u64()
+        };
+        assert!(told.iter().all(inside) && trial["response"].is_string(), "{trial}");
+    }
+    place.done(&score("--method query_focused --out asked.json"));
+    assert!(place.json("asked.json")["trials"][0].get("response").is_none());
+
+    // The first head of each layer in front: the untrained model may tie.
+    let mut ranked = heads.clone();
+    for layer in ranked["scores"].as_array_mut().unwrap() {
+        for (head, score) in layer.as_array_mut().unwrap().iter_mut().enumerate() {
+            *score = (0.5 / (head as f64 + 1.0)).into();
+        }
+    }
+    ranked["scores"][0][0] = 0.75.into();
+    place.write("ranked.json", &ranked.to_string());
+    let n_heads: usize = scores.iter().map(Vec::len).sum();
+    let mask = format!("needle {documents} --mask-heads ranked.json --random-draws 5");
+    for fill in ["zero", "uniform"] {
+        let ran = place.done(&format!("{mask} --top 1 --mask {fill} --out m.json --pictures p"));
+        assert!(ran.stdout.contains("over 5 draws"), "{}", ran.stdout);
+        let masked = &place.json("m.json")["masked"];
+        assert_eq!((&masked["fill"], &masked["top"]), (&fill.into(), &serde_json::json!([[0, 0]])));
+        assert_eq!(masked["n_heads"], n_heads);
+        let draws = masked["random"].as_array().unwrap();
+        assert!(draws.len() == 5 && draws.iter().all(|draw| draw["heads"] != masked["top"]));
+        for name in ["model_block0.png", "model_block_top1.png", "model_block_random1.png"] {
+            assert!(place.path(&format!("p/{name}")).exists(), "{name}");
+        }
+    }
+
+    let refused = |command: String, parts: &[&str]| {
+        place.refused(&format!("{command} --out no.json"), parts);
+        assert!(!place.path("no.json").exists(), "{command}");
+    };
+    refused(
+        score("--method retrieval --min-recall 99"),
+        &["none of 16 trials counts", "--keep-failures"],
+    );
+    refused(
+        score("--method retrieval").replace("tokens 6", "tokens 0"),
+        &["`--max-new-tokens` is 0"],
+    );
+    refused(score("--method retrieval --min-recall 100"), &["`--min-recall` is 100"]);
+    refused(
+        score("--method retrieval").replace("150,200", "200000"),
+        &["haystack has", "200000 are asked for"],
+    );
+    refused(format!("{mask} --top {n_heads}"), &["`--top` is", "1 to half of them"]);
+    refused(format!("{mask} --top 1").replace("draws 5", "draws 0"), &["`--random-draws` is 0"]);
+    refused(format!("{mask} --top 3"), &["are not to be told from others"]);
+    refused(
+        format!("{mask} --top 1").replace("ranked.json", "lm.toml"),
+        &["cannot use `--mask-heads"],
+    );
+    ranked["heads"][0][0] = 7.into();
+    place.write("ranked.json", &ranked.to_string());
+    refused(format!("{mask} --top 1"), &["scores other heads than"]);
+    for wrong in [
+        "score-heads --model a/model --method retrieval --out no.json".into(),
+        "score-heads --model a/model --out no.json".into(),
+        score("--method michel --out no.json"),
+        score("--method retrieval --task text.txt --out no.json"),
+    ] {
+        assert_eq!(place.attn(&wrong).code, 2, "{wrong}");
+    }
+}
+
+#[test]
+fn needles_and_texts_of_the_users_own_are_hidden() {
+    let place = place();
+    place.done("pretrain lm.toml --out a --set train.max_steps=2");
+    let text = place.read("text.txt").replace(". ", ".\n");
+    place.write("essays/b.txt", &text[..text.len() / 2]);
+    place.write("essays/a.txt", &text[text.len() / 2..]);
+    let own = [
+        r#"{"needle": "The best of all is a big cake.", "question": "What is best?", "real_needle": "A big cake"}"#,
+        r#"{"needle": "He left as it rained.", "question": "Why did he leave?", "real_needle": "it rained"}"#,
+    ];
+    place.write("own.jsonl", &own.join("\n"));
+    let base = "needle --model a/model --haystack essays --needles own.jsonl --depths 3 --trials 2 --lengths 240 --max-new-tokens 4";
+
+    place.done(&format!("{base} --distractors 1 --out out.json"));
+
+    let json = place.json("out.json");
+    assert_eq!(json["split"], Value::Null);
+    let trials = json["trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 2 * 3 * 2);
+    for trial in trials {
+        let expected = ["a big cake", "it rained"][trial["own"].as_u64().unwrap() as usize];
+        assert_eq!((&trial["kind"], &trial["expected"]), (&"own".into(), &expected.into()));
+        let [wanted, depth] = ["wanted_depth", "depth"].map(|key| trial[key].as_f64().unwrap());
+        assert!((wanted - depth).abs() < 0.35, "{trial}");
+        assert!(trial["n_tokens"].as_u64().unwrap() <= 240);
+    }
+    let refused = |command: String, parts: &[&str]| {
+        place.refused(&format!("{command} --out no.json"), parts);
+    };
+    refused(format!("{base} --distractors 2"), &["`--distractors` is 2", "fewer than that"]);
+    refused(base.replace("240", "200000"), &["haystack has", "200000 are asked for"]);
+    refused(format!("{base} --template Answer:"), &["one {} in it"]);
+    place.write("own.jsonl", &own[0].replace("A big cake", "a small cake"));
+    refused(base.into(), &["line 1 of", "`real_needle` is `a small cake`", "hint: copy"]);
+}

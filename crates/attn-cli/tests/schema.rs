@@ -73,8 +73,17 @@ fn is_whole(name: &str, title: &str) -> bool {
             ["attention", "data", "interval_95", "fields", "terms", "paradigms"].contains(&name)
         }
         "OUT.json of `explain`" => ["attention", "data", "divergence", "written"].contains(&name),
-        "OUT.json of `needle`" => ["attention", "haystack"].contains(&name),
-        "OUT.json of `score-heads`" => ["attention", "data"].contains(&name),
+        "OUT.json of `needle`" => {
+            let whole =
+                ["attention", "haystack", "cells[].answers", "masked.cells", "masked.random"];
+            let of_masked = ["untouched", "without_top", "rouge1_recall_band", "word_match_band"];
+            let inner = name.strip_prefix("masked.");
+            whole.contains(&name) || inner.is_some_and(|name| of_masked.contains(&name))
+        }
+        "OUT.json of `score-heads --haystack`" => {
+            ["attention", "haystack", "interval_95"].contains(&name)
+        }
+        "OUT.json of `score-heads`" => ["attention", "data", "learning"].contains(&name),
         "OUT.json of `ablate`" => {
             let of_effect = |name: &str| ["loss", "accuracy", "kl"].contains(&name);
             let inside = |list: &str| name.strip_prefix(list).is_some_and(of_effect);
@@ -296,6 +305,26 @@ fn what_is_found_of_needles_has_the_fields_of_the_schema() {
 
     check(&place.json("lm/summary.json"), "`summary.json` of `pretrain`");
     check(&place.json("out.json"), "OUT.json of `needle`");
+
+    let documents =
+        "--model lm/model --haystack text.txt --split train --lengths 128 --trials 1 --depths 2";
+    let methods = [
+        "retrieval --keep-failures",
+        "retrieval_repeats --keep-failures",
+        "retrieval_mass --keep-failures",
+        "query_focused",
+    ];
+    for method in methods {
+        place.done(&format!(
+            "score-heads {documents} --max-new-tokens 4 --method {method} --out heads.json"
+        ));
+        check(&place.json("heads.json"), "OUT.json of `score-heads --haystack`");
+    }
+    let masked = "--mask-heads heads.json --top 1 --random-draws 2 --max-new-tokens 4";
+    place.done(&format!("needle {documents} {masked} --out masked.json"));
+    check(&place.json("masked.json"), "OUT.json of `needle`");
+    place.done(&format!("needle {documents} --max-new-tokens 0 --out unwritten.json"));
+    check(&place.json("unwritten.json"), "OUT.json of `needle`");
 }
 
 /// A sweep of two named settings with two rates each, one of which fails.
@@ -523,6 +552,9 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
         "score-heads {of} --method michel,leave_one_out --iterative 0.5 --out s.json"
     ));
     check(&place.json("s.michel.json"), "OUT.json of `score-heads`");
+    let gates = "--method hard_concrete,subset --gate-steps 5";
+    place.done(&format!("score-heads {of} {gates} --out l.json"));
+    check(&place.json("l.subset.json"), "OUT.json of `score-heads`");
     place.done(&format!("ablate {of} --pairs 3 --out a.json"));
     check(&place.json("a.json"), "OUT.json of `ablate`");
     place.done(&format!("prune-curve {of} --scores s.michel.json --remove 1,3 --out c.json"));

@@ -57,7 +57,7 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 18] = [
+const OF_THE_HUB: [&str; 20] = [
     "attn ablate --model runs/sst2/model --task sst2 --out ablation.json",
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
@@ -72,8 +72,10 @@ const OF_THE_HUB: [&str; 18] = [
     "attn finetune configs/finetune/sst2.toml --out runs/sst2",
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
+    "attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json",
     "attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller",
     "attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out c.json --plot c.png",
+    "attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 --lengths 128,256 --out heads.json",
     "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
     "attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window",
 ];
@@ -97,6 +99,8 @@ fn every_example_of_every_help_text_runs() {
 
     common::model_folder(&place, "DIR", "gpt2", attn_core::config::Head::LanguageModel);
     place.write("prompt.txt", "the film was");
+    let own = r#"{"needle": "The best of all is cake.", "question": "What is best?", "real_needle": "cake"}"#;
+    place.write("needles.jsonl", own);
 
     let mut of_the_hub = Vec::new();
     let helps = commands(&place).into_iter().chain([String::new()]);
@@ -138,7 +142,7 @@ fn every_example_of_every_help_text_runs() {
             command = example.replace("wikitext-2", "notes.txt --split train");
             command += " --rows 4 --prompts 2 --blimp-pairs 0";
         }
-        if example.contains(" needle") {
+        if example.contains("--haystack") {
             let decoder = "results/models/wikitext-gpt2";
             command = example.replace("runs/mine/model", decoder).replace("DIR", decoder);
         }

@@ -298,6 +298,14 @@ pub trait Attention: std::fmt::Debug + Send {
         z
     }
 
+    /// The keys and values of all tokens so far that a state of this kind holds, as [`AttnInput`] has them: with them
+    /// [`Self::weights`] gives the attention rows of the new queries while decoding. `None` of a kind that keeps fewer
+    /// tokens, or something else.
+    fn cache<'s>(&self, state: &'s mut dyn State) -> Option<&'s KvCache> {
+        let cache: Option<&mut KvCache> = state.as_any_mut().downcast_mut();
+        cache.filter(|cache| cache.limit.is_none()).map(|cache| &*cache)
+    }
+
     /// What the kind asks of training, beside the task: a scalar that is added to the loss as it is, in each layer that has
     /// one. Gradients flow to the kind's own parameters.
     fn penalty(&self) -> Option<Tensor> {
@@ -355,6 +363,12 @@ impl KvCache {
     /// Tokens held.
     pub fn n_tokens(&self) -> i64 {
         self.held.as_ref().map_or(0, |(_, _, length)| *length)
+    }
+
+    /// All keys and values that are held; `None` before the first token.
+    pub fn held(&self) -> Option<(Tensor, Tensor)> {
+        let (keys, values, length) = self.held.as_ref()?;
+        Some((keys.narrow(2, 0, *length), values.narrow(2, 0, *length)))
     }
 
     /// Adds keys and values and returns all that are held.

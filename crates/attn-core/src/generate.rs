@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error,
     attention::Stream,
+    gate::Gate,
     model::{ForwardOptions, Model, ModelInput},
 };
 
@@ -192,18 +193,34 @@ pub fn generate(
     limits: &Limits,
     on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>, Error> {
+    generate_gated(model, prompts, sampling, limits, &[], on_token)
+}
+
+/// As [`generate`], with `gates` at the heads in every step, the reading of the prompt included: as
+/// [`ForwardOptions::gates`], the same for each row.
+///
+/// # Errors
+/// As [`generate`]; [`Error::Input`] for gates that do not fit.
+pub fn generate_gated(
+    model: &Model,
+    prompts: &[Vec<i64>],
+    sampling: &Sampling,
+    limits: &Limits,
+    gates: &[Option<Gate>],
+    on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
+) -> Result<Vec<Generated>, Error> {
     sampling.validate()?;
     check(model, prompts, limits)?;
     let _no_grad = tch::no_grad_guard();
     let mut rows: Vec<Row> =
         prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, sampling)).collect();
     if model.layers().iter().all(|layer| layer.decodes_padded()) {
-        write_on(model, rows.iter_mut().collect(), sampling, limits, on_token)?;
+        write_on(model, rows.iter_mut().collect(), sampling, limits, gates, on_token)?;
     } else {
         let lengths: BTreeSet<usize> = prompts.iter().map(Vec::len).collect();
         for length in lengths {
             let alike = rows.iter_mut().filter(|row| row.n_prompt == length).collect();
-            write_on(model, alike, sampling, limits, on_token)?;
+            write_on(model, alike, sampling, limits, gates, on_token)?;
         }
     }
     Ok(rows.into_iter().map(Row::finish).collect())
@@ -215,6 +232,7 @@ fn write_on(
     mut rows: Vec<&mut Row>,
     sampling: &Sampling,
     limits: &Limits,
+    gates: &[Option<Gate>],
     on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let mut state = model.start();
@@ -223,6 +241,7 @@ fn write_on(
         let places = last_places(&next.input_ids);
         let options = ForwardOptions {
             logits_at: Some(&places),
+            gates,
             stream: Stream { seed: sampling.seed, step: n_done as u64, layer: 0 },
             ..ForwardOptions::default()
         };

@@ -430,18 +430,29 @@ impl AttnLayer {
             selection: None,
         };
 
-        match &pass.tap.rows {
-            Rows::None => {}
-            Rows::All => {
-                pass.tap.weights.push(self.weights(&input, &(0..q_len).collect::<Vec<_>>()))
-            }
-            Rows::Some(rows) => pass.tap.weights.push(self.weights(&input, rows)),
+        let rows = match &pass.tap.rows {
+            Rows::None => None,
+            Rows::All => Some((0..q_len).collect::<Vec<_>>()),
+            Rows::Some(rows) => Some(rows.clone()),
+        };
+        if let (Some(rows), None) = (&rows, &pass.state) {
+            pass.tap.weights.push(self.weights(&input, rows));
         }
         if pass.train {
             pass.tap.own_losses.extend(self.kind.own_loss(&input));
         }
         let z = match &mut pass.state {
-            Some(state) => self.kind.step(&input, &mut **state),
+            Some(state) => {
+                let z = self.kind.step(&input, &mut **state);
+                if let Some(rows) = &rows {
+                    let cache = self.kind.cache(&mut **state).expect("checked before the step");
+                    let (k, v) = cache.held().expect("a step leaves its tokens");
+                    let mask = &mask.tail(k.size()[2]);
+                    let all = AttnInput { k: &k, v: &v, mask, ..input };
+                    pass.tap.weights.push(self.kind.weights(&all, rows));
+                }
+                z
+            }
             None if self.kind.masks() == Masks::Contiguous => {
                 attention::rolled(&input, self.kind.as_ref())
             }
@@ -451,6 +462,11 @@ impl AttnLayer {
             pass.tap.z.push(z.shallow_clone());
         }
         Ok(z)
+    }
+
+    /// Whether attention rows can be had while decoding: whether `state` holds all that they are made of.
+    pub(crate) fn shows_rows(&self, state: &mut dyn State) -> bool {
+        self.dims.n_heads == 0 || self.kind.cache(state).is_some()
     }
 
     /// Whether [`Self::forward`] decodes batches in which shorter rows are padded on the left.

@@ -529,8 +529,13 @@ impl Model {
 
     /// Runs the model on the next tokens of each row: `input` holds them alone, `state` what came before.
     ///
+    /// Attention rows ([`ForwardOptions::attentions`], queries counted in `input`) span all tokens so far,
+    /// `[batch, n_heads, rows, n_tokens]` a layer. One row costs time and memory in proportion to them.
+    ///
     /// # Errors
-    /// As [`Self::forward`]; for an encoder, which does not decode. The state is then not to be used further.
+    /// As [`Self::forward`]; for an encoder, which does not decode; [`Error::Refused`] for attention rows of a kind that does
+    /// not keep the keys of all tokens ([`Attention::cache`](crate::attention::Attention::cache)). The state is then not to
+    /// be used further.
     pub fn step(
         &self,
         input: &ModelInput,
@@ -543,8 +548,17 @@ impl Model {
             return Err(Error::Input { name: "state", problem });
         }
         if options.attentions != Rows::None {
-            let problem = "cannot be kept while decoding: a step sees the new tokens' keys alone\nhint: run the whole text";
-            return Err(Error::Input { name: "attention rows", problem: problem.into() });
+            for (layer, state) in self.layers().into_iter().zip(&mut state.layers) {
+                if layer.shows_rows(state.as_mut()) {
+                    continue;
+                }
+                return Err(Error::Refused {
+                    kind: layer.variant().name(),
+                    what: "show attention rows while decoding",
+                    reason: "it does not keep the keys of all tokens\nhint: run the whole text"
+                        .into(),
+                });
+            }
         }
         if let (Some(&rows), Some(held)) = (input.input_ids.size().first(), state.n_rows)
             && rows != held

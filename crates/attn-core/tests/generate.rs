@@ -3,8 +3,9 @@
 use std::{fs, ops::ControlFlow, path::Path};
 
 use attn_core::{
-    Config, Error, ForwardOptions, LoadOptions, Model, ModelInput, Rows, Variant,
-    generate::{Ending, Generated, Limits, Sampling, generate},
+    Config, Error, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Rows, Variant,
+    generate::{Ending, Generated, Limits, Sampling, generate, generate_gated},
+    testing::{assert_close, random_ids},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -80,8 +81,8 @@ fn rows_of_several_lengths_do_not_depend_on_each_other() {
     }
 }
 
-#[test]
-fn each_kind_decodes_as_a_full_pass_would() {
+/// Two layers of four heads on two key/value heads, in `f64`.
+fn small_llama() -> Model {
     let config = Config::from_json(
         json!({
             "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 31, "hidden_size": 16,
@@ -94,11 +95,16 @@ fn each_kind_decodes_as_a_full_pass_would() {
     )
     .unwrap();
     let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+    Model::init(config, &options).unwrap()
+}
+
+#[test]
+fn each_kind_decodes_as_a_full_pass_would() {
     for variant in attn_core::testing::kinds() {
         if matches!(variant, Variant::Cross(_)) {
             continue; // refuses decoders
         }
-        let mut model = Model::init(config.clone(), &options).unwrap();
+        let mut model = small_llama();
         model.swap(&[0, 1], &variant, 1).unwrap();
         let mut ids = vec![5, 9, 2];
         let out = all(&model, &[ids.clone()], &Sampling::default(), 10);
@@ -185,7 +191,7 @@ fn no_temperature_is_too_low_and_broken_logits_are_no_text() {
 }
 
 #[test]
-fn a_state_serves_its_own_batch_and_no_attention_rows() {
+fn a_state_serves_its_own_batch() {
     let (_, model, _) = goldens().swap_remove(0);
     let mut state = model.start();
     let input =
@@ -194,9 +200,101 @@ fn a_state_serves_its_own_batch_and_no_attention_rows() {
     model.step(&input(2), &mut state, &options).unwrap();
     let error = model.step(&input(3), &mut state, &options).unwrap_err().to_string();
     assert!(error.contains("has 3 rows, and the state was begun with 2"), "{error}");
-    let options = ForwardOptions { attentions: Rows::All, ..options };
-    let error = model.step(&input(2), &mut state, &options).unwrap_err().to_string();
-    assert!(error.contains("cannot be kept while decoding"), "{error}");
+}
+
+#[test]
+fn attention_rows_of_decoding_are_those_of_a_full_pass() {
+    let mut shown = Vec::new();
+    for variant in attn_core::testing::kinds() {
+        if matches!(variant, Variant::Cross(_)) {
+            continue; // refuses decoders
+        }
+        let (name, mut model) = (variant.name(), small_llama());
+        model.swap(&[0, 1], &variant, 1).unwrap();
+        let ids = random_ids(3, [2, 19], 31);
+        let all = ForwardOptions { attentions: Rows::All, ..ForwardOptions::default() };
+        let last = |n: i64| ForwardOptions {
+            attentions: Rows::Some(vec![n - 1]),
+            ..ForwardOptions::default()
+        };
+        let full = tch::no_grad(|| model.forward(&ModelInput::new(ids.shallow_clone()), &all));
+        let full = full.unwrap().attentions;
+        let mut state = model.start();
+        let mut at = 0;
+        // The prompt in two pieces, then token by token.
+        for n in [7, 5].into_iter().chain([1; 7]) {
+            let input = ModelInput::new(ids.narrow(1, at, n));
+            let step = tch::no_grad(|| model.step(&input, &mut state, &last(n)));
+            at += n;
+            let rows = match step {
+                Ok(output) => output.attentions,
+                Err(error) => {
+                    assert!(
+                        matches!(error, Error::Refused { kind, .. } if kind == name),
+                        "{error}"
+                    );
+                    assert!(error.to_string().contains("hint: run the whole text"), "{error}");
+                    break;
+                }
+            };
+            for (layer, rows) in rows.iter().enumerate() {
+                let expected = full[layer].narrow(2, at - 1, 1).narrow(3, 0, at);
+                assert_close(&format!("{name}, layer {layer}, {at}"), rows, &expected, 1e-12);
+            }
+            if at == ids.size()[1] {
+                shown.push(name);
+            }
+        }
+    }
+    assert_eq!(shown, ["softmax", "gated", "big_bird", "moba"], "kinds that keep all keys");
+}
+
+#[test]
+fn attention_rows_of_a_padded_batch_are_those_of_each_row() {
+    let model = small_llama();
+    let rows = ForwardOptions { attentions: Rows::Some(vec![0]), ..ForwardOptions::default() };
+    let ids = random_ids(4, [2, 9], 31);
+    let (keep, n_pad) = (Tensor::ones([2, 9], (Kind::Int64, tch::Device::Cpu)), 3);
+    let _ = keep.i((1, ..n_pad)).fill_(0);
+    let mut state = model.start();
+    let prompt = ModelInput::masked(ids.narrow(1, 0, 8), keep.narrow(1, 0, 8));
+    model.step(&prompt, &mut state, &ForwardOptions::default()).unwrap();
+    let both = model.step(&ModelInput::new(ids.narrow(1, 8, 1)), &mut state, &rows).unwrap();
+    for (row, from) in [(0, 0), (1, n_pad)] {
+        let alone = ModelInput::new(ids.narrow(0, row, 1).narrow(1, from, 9 - from));
+        let last =
+            ForwardOptions { attentions: Rows::Some(vec![8 - from]), ..ForwardOptions::default() };
+        let expected = model.forward(&alone, &last).unwrap().attentions;
+        for (layer, expected) in expected.iter().enumerate() {
+            let found = both.attentions[layer].narrow(0, row, 1);
+            let name = format!("row {row}, layer {layer}");
+            assert_close(&name, &found.narrow(3, from, 9 - from), expected, 1e-12);
+            assert_eq!(found.narrow(3, 0, from).abs().sum(Kind::Double).double_value(&[]), 0.0);
+        }
+    }
+}
+
+#[test]
+fn gates_hold_while_decoding() {
+    let model = small_llama();
+    let gate = |closed: &[f64]| Some(Gate::per_head(&Tensor::from_slice(closed)));
+    let gates = [gate(&[1.0, 0.0, 1.0, 1.0]), gate(&[0.0, 1.0, 1.0, 0.0])];
+    let greedy = Sampling::default();
+    let go_on = &mut |_: usize, _: i64| ControlFlow::Continue(());
+    let mut ids = vec![5, 9, 2];
+    let prompts = [ids.clone()];
+    let out = generate_gated(&model, &prompts, &greedy, &limits(10), &gates, go_on).unwrap();
+    let open = all(&model, &prompts, &greedy, 10);
+    assert_ne!(out, open, "a test of nothing");
+    for &id in &out[0].ids {
+        let input = ModelInput::new(Tensor::from_slice(&ids).unsqueeze(0));
+        let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+        let logits = tch::no_grad(|| model.forward(&input, &options)).unwrap().logits;
+        assert_eq!(id, logits.i((0, -1)).argmax(-1, false).int64_value(&[]), "after {ids:?}");
+        ids.push(id);
+    }
+    let error = generate_gated(&model, &prompts, &greedy, &limits(1), &gates[..1], go_on);
+    assert!(error.unwrap_err().to_string().contains("expected one for each of 2 layers"));
 }
 
 #[test]

@@ -434,6 +434,17 @@ pub enum Error {
         expected: usize,
     },
 
+    /// A line of a file of needles that says no needle.
+    #[error("line {line} of `{}` is no needle: {problem}", path.display())]
+    Needle {
+        /// The file.
+        path: PathBuf,
+        /// 1 is the first.
+        line: usize,
+        /// What is wrong, what was expected, and a hint.
+        problem: String,
+    },
+
     /// A text that is shorter than the documents to be made of it.
     #[error(
         "the haystack has {n_tokens} tokens, and documents of {asked} are asked for\nhint: take a longer text, or \

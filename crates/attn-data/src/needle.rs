@@ -4,8 +4,11 @@
 //! drawn at random, so that nothing but the text itself tells them: a model answers by finding the needle and copying,
 //! which is what retrieval heads do (Wu et al. 2024, <https://arxiv.org/abs/2404.15574>).
 
+mod own;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     ops::Range,
 };
 
@@ -22,6 +25,8 @@ use crate::{
     tokenizer::{EncodeOptions, Input, TextTokenizer},
 };
 
+pub use own::{OwnNeedle, paragraphs, read_needles, read_texts};
+
 /// Fewer words than this would make needles alike.
 const MIN_WORDS: usize = 100;
 
@@ -37,6 +42,9 @@ pub enum NeedleKind {
     /// A statement that ends in 3 to 6 words, asked for by what it is about (Kamradt 2023,
     /// <https://github.com/gkamradt/LLMTest_NeedleInAHaystack>).
     Sentence,
+    /// What the user wrote: an [`OwnNeedle`]. Of [`Haystack::hide`] alone.
+    #[serde(skip_deserializing)]
+    Own,
 }
 
 impl NeedleKind {
@@ -46,6 +54,7 @@ impl NeedleKind {
             Self::Repeat => "repeat",
             Self::Passkey => "passkey",
             Self::Sentence => "sentence",
+            Self::Own => "own",
         }
     }
 }
@@ -83,6 +92,8 @@ struct Fact {
     question: String,
     /// With the space before it and the full stop behind.
     answer: String,
+    /// Where in the statement the answer stands without them, in bytes: each place that tells it.
+    told: Vec<Range<usize>>,
 }
 
 impl Fact {
@@ -102,19 +113,24 @@ impl Fact {
                 let list = draw(16);
                 let n = rng.random_range(4..=16);
                 let (begin, rest) = (key, list[..n - 2].join(" "));
-                Self {
-                    statement: format!("The list: {begin} {rest}."),
-                    question: format!("Once more the list: {begin}"),
-                    answer: format!(" {rest}."),
-                }
+                Self::ending(
+                    format!("The list: {begin}"),
+                    format!("Once more the list: {begin}"),
+                    &rest,
+                )
             }
             NeedleKind::Passkey => {
                 let number = rng.random_range(10_000..100_000);
                 let of = if alone { String::new() } else { format!(" of {key}") };
+                let statement = format!(
+                    "The pass key{of} is {number}. Remember it. {number} is the pass key{of}."
+                );
+                // No key has digits.
+                let digits = number.to_string();
+                let told = statement.match_indices(&digits).map(|(at, _)| at..at + digits.len());
                 Self {
-                    statement: format!(
-                        "The pass key{of} is {number}. Remember it. {number} is the pass key{of}."
-                    ),
+                    told: told.collect(),
+                    statement,
                     question: format!("What is the pass key{of}? The pass key{of} is"),
                     answer: format!(" {number}."),
                 }
@@ -124,12 +140,22 @@ impl Fact {
                 let answer = list[..rng.random_range(3..=6)].join(" ");
                 let (statement, question) = SENTENCES.choose(rng).expect("there are some");
                 let about = capitals(key);
-                Self {
-                    statement: format!("{} {answer}.", statement.replace("{}", &about)),
-                    question: question.replace("{}", &about),
-                    answer: format!(" {answer}."),
-                }
+                let [statement, question] =
+                    [statement, question].map(|text| text.replace("{}", &about));
+                Self::ending(statement, question, &answer)
             }
+            NeedleKind::Own => unreachable!("a recipe has no such kind"),
+        }
+    }
+
+    /// A statement that begins with `begin` and ends in `answer`.
+    fn ending(begin: String, question: String, answer: &str) -> Self {
+        let start = begin.len() + 1;
+        Self {
+            statement: format!("{begin} {answer}."),
+            question,
+            answer: format!(" {answer}."),
+            told: iter::once(start..start + answer.len()).collect(),
         }
     }
 }
@@ -165,6 +191,19 @@ impl Haystack {
     /// [`Error::FewWords`] for a text with less than a hundred such words, [`Error::Tokenizer`] where the library
     /// refuses.
     pub fn new(texts: &[&str], tokenizer: &TextTokenizer) -> Result<Self> {
+        let haystack = Self::of_any(texts, tokenizer)?;
+        if haystack.words.len() < MIN_WORDS {
+            return Err(Error::FewWords { found: haystack.words.len(), expected: MIN_WORDS });
+        }
+        Ok(haystack)
+    }
+
+    /// As [`Self::new`], of a text with any words: for [`Self::hide`], which makes no needles of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] where the library refuses.
+    pub fn of_any(texts: &[&str], tokenizer: &TextTokenizer) -> Result<Self> {
         let texts: Vec<&str> = texts.iter().flat_map(|text| sentences(text)).collect();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for word in texts.iter().flat_map(|text| text.split_whitespace()) {
@@ -177,9 +216,6 @@ impl Haystack {
             counts.into_iter().filter(|(_, n)| *n > 1).map(|(word, n)| (n, word)).collect();
         counts.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
         let words: Vec<String> = counts.into_iter().map(|(_, word)| word.to_owned()).collect();
-        if words.len() < MIN_WORDS {
-            return Err(Error::FewWords { found: words.len(), expected: MIN_WORDS });
-        }
         let inputs: Vec<Input<'_>> = texts.iter().map(|&text| text.into()).collect();
         let options = EncodeOptions { add_special_tokens: false, ..EncodeOptions::default() };
         let ids = tokenizer.encode(&inputs, &options)?.ids;
@@ -212,7 +248,10 @@ impl Haystack {
         recipe.check()?;
         let mut rng = stream(seed ^ 0x6e65_6564_6c65, index);
         let kind = *recipe.kinds.choose(&mut rng).expect("checked: there is one");
-        let n_needles = rng.random_range(1..=recipe.most_needles);
+        let n_needles = match recipe.distractors {
+            0 => rng.random_range(1..=recipe.most_needles),
+            n => 1 + n,
+        };
         let words = &self.words[..recipe.words.unwrap_or(usize::MAX).min(self.words.len())];
         let mut keys = BTreeSet::new();
         while keys.len() < n_needles {
@@ -223,8 +262,11 @@ impl Haystack {
         keys.shuffle(&mut rng);
         let mut facts: Vec<Fact> =
             keys.iter().map(|key| Fact::new(kind, key, n_needles == 1, words, &mut rng)).collect();
+        if recipe.distractors > 0 {
+            return self.among(kind, &facts, (recipe.depth, recipe.max_len), tokenizer, &mut rng);
+        }
         let (mut room, mut n_kept, mut n_asks) = (recipe.max_len, 0, recipe.asks);
-        for Fact { statement, question, answer } in &facts {
+        for Fact { statement, question, answer, .. } in &facts {
             let n_tokens = |n_asks| -> Result<usize> {
                 let asked = format!("\n{question}{answer}").repeat(n_asks);
                 Ok(tokenizer.ids(&format!(" {statement}{asked}"), true)?.len())
@@ -248,18 +290,76 @@ impl Haystack {
         }
         facts.truncate(n_kept);
 
-        let mut hay = self.straw(room, recipe.max_len, &mut rng)?;
+        let hay = self.straw(room, recipe.max_len, &mut rng)?;
         let places: Vec<f64> =
             facts.iter().map(|_| recipe.depth.unwrap_or_else(|| rng.random())).collect();
         let mut order: Vec<usize> = (0..facts.len() * n_asks).map(|i| i % facts.len()).collect();
         order.shuffle(&mut rng);
-        loop {
-            let document = Self::write(kind, &facts, &places, &order, &hay, tokenizer)?;
-            // Sentences beside each other may have a token more than each by itself.
-            if document.ids.len() <= recipe.max_len || hay.pop().is_none() {
-                return Ok(document);
-            }
+        fitted(kind, &facts, (&places, &order), hay, recipe.max_len, tokenizer)
+    }
+
+    /// Hides `own` at `depth` (0 to 1) and `others` anywhere, and asks for `own` in the words of `template`, whose `{}` stands
+    /// for its question. Where in the haystack the document begins is drawn: the same for the same `seed` and `index`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ShortHaystack`] where the text has fewer tokens than `max_len`, [`Error::Setting`] for a `max_len` without room
+    /// for the needles and the question, a depth outside 0 to 1, and a template without `{}`.
+    pub fn hide(
+        &self,
+        own: &OwnNeedle,
+        others: &[&OwnNeedle],
+        template: &str,
+        (depth, max_len): (f64, usize),
+        tokenizer: &TextTokenizer,
+        (seed, index): (u64, u64),
+    ) -> Result<Document> {
+        check_depth(depth)?;
+        if template.matches("{}").count() != 1 {
+            let (name, value) = ("template", template.to_owned());
+            let expected = "one {} in it, where the question is put";
+            return Err(Error::Setting { name, value, expected });
         }
+        let fact = |own: &OwnNeedle| Fact {
+            statement: own.needle.clone(),
+            question: template.replace("{}", &own.question),
+            answer: format!(" {}", own.answer()),
+            told: iter::once(own.told()).collect(),
+        };
+        let facts: Vec<Fact> = iter::once(own).chain(others.iter().copied()).map(fact).collect();
+        let mut rng = stream(seed ^ 0x6869_6464_656e, index);
+        self.among(NeedleKind::Own, &facts, (Some(depth), max_len), tokenizer, &mut rng)
+    }
+
+    /// A document of all of `facts` that asks for the first, which stands at the depth; the others stand anywhere.
+    fn among(
+        &self,
+        kind: NeedleKind,
+        facts: &[Fact],
+        (depth, max_len): (Option<f64>, usize),
+        tokenizer: &TextTokenizer,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Document> {
+        let statements: String = facts.iter().map(|fact| format!(" {}", fact.statement)).collect();
+        let Fact { question, answer, .. } = &facts[0];
+        let n_tokens = tokenizer.ids(&format!("{statements}\n{question}{answer}"), true)?.len();
+        let Some(room) = max_len.checked_sub(n_tokens) else {
+            let (name, value) = ("max_len", max_len.to_string());
+            let expected =
+                "room for the needles and the question: a longer document, or fewer of them";
+            return Err(Error::Setting { name, value, expected });
+        };
+        let hay = self.straw(room, max_len, rng)?;
+        let depth = depth.unwrap_or_else(|| rng.random());
+        let mut others = Vec::new();
+        for Fact { statement, .. } in &facts[1..] {
+            let n_tokens = tokenizer.ids(&format!(" {statement}"), false)?.len();
+            others.push((rng.random(), n_tokens as f64));
+        }
+        let n_hay: usize = hay.iter().map(|sentence| sentence.n_tokens).sum();
+        let mut places = vec![share_of_hay(depth, n_hay as f64, &others)];
+        places.extend(others.iter().map(|(place, _)| place));
+        fitted(kind, facts, (&places, &[0]), hay, max_len, tokenizer)
     }
 
     /// Sentences one after another, from a place drawn at random, of `room` tokens at most.
@@ -324,38 +424,87 @@ impl Haystack {
         let end_of_hay = text.len();
         let mut answers = Vec::new();
         for &fact in order {
-            text = text + "\n" + &facts[fact].question;
+            text.push('\n');
+            let question = text.len();
+            text += &facts[fact].question;
             let start = text.len();
             text += &facts[fact].answer;
-            answers.push((fact, start..text.len()));
+            answers.push((fact, question..start, start..text.len()));
         }
 
         let (ids, offsets) = tokenizer.offsets(&text, true)?;
-        let tokens = |bytes: &Range<usize>| -> Range<usize> {
-            let is_of = |token: &Range<usize>| {
-                token.end > bytes.start && token.start < bytes.end && token.end > token.start
-            };
-            let first = offsets.iter().position(is_of).unwrap_or(ids.len());
-            let last = offsets.iter().rposition(is_of).map_or(first, |last| last + 1);
-            first..last
-        };
+        let tokens = |bytes: &Range<usize>| tokens_of(&offsets, bytes);
         let n_context = tokens(&(0..end_of_hay)).len();
         let needles: Vec<Needle> = needles
-            .iter()
-            .map(tokens)
-            .map(|tokens| {
+            .into_iter()
+            .zip(facts)
+            .map(|(bytes, fact)| {
+                let told =
+                    |at: &Range<usize>| tokens(&(bytes.start + at.start..bytes.start + at.end));
+                let (told, tokens) = (fact.told.iter().map(told).collect(), tokens(&bytes));
                 let room = n_context.saturating_sub(tokens.len());
                 let depth =
                     if room == 0 { 0.0 } else { (tokens.start as f64 / room as f64).min(1.0) };
-                Needle { tokens, depth }
+                Needle { tokens, depth, told, bytes }
             })
             .collect();
         let answers = answers
             .iter()
-            .map(|(needle, bytes)| Answer { needle: *needle, tokens: tokens(bytes) })
+            .map(|(needle, question, answer)| Answer {
+                needle: *needle,
+                question: tokens(question),
+                tokens: tokens(answer),
+            })
             .collect();
-        Ok(Document { ids, kind, needles, answers, text })
+        Ok(Document { ids, kind, needles, answers, text, context_len: end_of_hay })
     }
+}
+
+/// The share of the haystack that stands before a needle at `depth` of the text, where the others, of so many tokens each, stand
+/// at their own shares of the haystack: they are text around it, too.
+fn share_of_hay(depth: f64, n_hay: f64, others: &[(f64, f64)]) -> f64 {
+    let wanted = depth * (n_hay + others.iter().map(|(_, n)| n).sum::<f64>());
+    let mut others = others.to_vec();
+    others.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut before = 0.0;
+    for (place, n) in others {
+        if wanted <= place * n_hay + before {
+            break;
+        }
+        if wanted <= place * n_hay + before + n {
+            return place;
+        }
+        before += n;
+    }
+    ((wanted - before) / n_hay.max(1.0)).clamp(0.0, 1.0)
+}
+
+/// A document of `max_len` tokens at most, from a haystack that may be a little too long.
+fn fitted(
+    kind: NeedleKind,
+    facts: &[Fact],
+    (places, order): (&[f64], &[usize]),
+    mut hay: Vec<&Sentence>,
+    max_len: usize,
+    tokenizer: &TextTokenizer,
+) -> Result<Document> {
+    loop {
+        let document = Haystack::write(kind, facts, places, order, &hay, tokenizer)?;
+        // Sentences beside each other may have a token more than each by itself.
+        if document.ids.len() <= max_len || hay.pop().is_none() {
+            return Ok(document);
+        }
+    }
+}
+
+/// The tokens that have a part of `bytes`.
+fn tokens_of(offsets: &[Range<usize>], bytes: &Range<usize>) -> Range<usize> {
+    let is_of = |token: &Range<usize>| {
+        token.end > bytes.start && token.start < bytes.end && token.end > token.start
+    };
+    let first = offsets.iter().position(is_of).unwrap_or(offsets.len());
+    let last = offsets.iter().rposition(is_of).map_or(first, |last| last + 1);
+    first..last
 }
 
 /// Which documents are drawn.
@@ -374,6 +523,9 @@ pub struct Recipe {
     pub fill: f64,
     /// Where the needles stand: before the sentence nearest to this share of the haystack. Absent: anywhere.
     pub depth: Option<f64>,
+    /// A document has one needle that is asked for, which stands at `depth`, and as many others of its kind, anywhere and not
+    /// asked for; `most_needles`, `asks` and `fill` then count for nothing. 0: as those say.
+    pub distractors: usize,
     /// Most tokens of a document, what the tokenizer puts around it included. It may be shorter by less than a
     /// sentence.
     pub max_len: usize,
@@ -382,8 +534,12 @@ pub struct Recipe {
 impl Recipe {
     fn check(&self) -> Result<()> {
         let refuse = |name, value: String, expected| Err(Error::Setting { name, value, expected });
-        if self.kinds.is_empty() {
-            return refuse("kinds", "[]".into(), "at least one of repeat, passkey, sentence");
+        if self.kinds.is_empty() || self.kinds.contains(&NeedleKind::Own) {
+            return refuse(
+                "kinds",
+                format!("{:?}", self.kinds),
+                "at least one of repeat, passkey, sentence",
+            );
         }
         if self.most_needles == 0 {
             return refuse("most_needles", "0".into(), "at least 1");
@@ -397,13 +553,16 @@ impl Recipe {
         if !(0.0..=1.0).contains(&self.fill) {
             return refuse("fill", self.fill.to_string(), "a share from 0 to 1");
         }
-        match self.depth {
-            Some(depth) if !(0.0..=1.0).contains(&depth) => {
-                refuse("depth", depth.to_string(), "a share of the text from 0 to 1")
-            }
-            _ => Ok(()),
-        }
+        self.depth.map_or(Ok(()), check_depth)
     }
+}
+
+fn check_depth(depth: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&depth) {
+        return Ok(());
+    }
+    let (value, expected) = (depth.to_string(), "a share of the text from 0 to 1");
+    Err(Error::Setting { name: "depth", value, expected })
 }
 
 /// A text with needles and questions, and where they stand.
@@ -419,6 +578,43 @@ pub struct Document {
     pub answers: Vec<Answer>,
     /// What the ids stand for.
     pub text: String,
+    /// Bytes of it before the line break and the first question.
+    pub context_len: usize,
+}
+
+/// A document's text with another question behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// Those of the needle.
+    pub needle: Range<usize>,
+    /// Those of the question.
+    pub question: Range<usize>,
+}
+
+impl Document {
+    /// The text with its needles, and `question` (which has a token) in place of the first question and all behind it. `needle`
+    /// is the number of the needle to be found again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] where the library refuses.
+    pub fn asking(
+        &self,
+        needle: usize,
+        question: &str,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Asked> {
+        let text = format!("{}\n{question}", &self.text[..self.context_len]);
+        let (ids, offsets) = tokenizer.offsets(&text, true)?;
+        let asked = self.context_len + 1..text.len();
+        Ok(Asked {
+            needle: tokens_of(&offsets, &self.needles[needle].bytes),
+            question: tokens_of(&offsets, &asked),
+            ids,
+        })
+    }
 }
 
 /// A needle in its document.
@@ -428,6 +624,11 @@ pub struct Needle {
     pub tokens: Range<usize>,
     /// Tokens before it over those of the text around it: 0 at its start, 1 at its end.
     pub depth: f64,
+    /// The tokens of its answer, each place that tells it, as they were put there: without the full stop, unless one token has
+    /// both.
+    pub told: Vec<Range<usize>>,
+    /// Where it stands in [`Document::text`].
+    pub bytes: Range<usize>,
 }
 
 /// An answer in its document.
@@ -435,6 +636,8 @@ pub struct Needle {
 pub struct Answer {
     /// Which of [`Document::needles`] tells it.
     pub needle: usize,
+    /// The tokens of the question, up to the answer.
+    pub question: Range<usize>,
     /// Its tokens, the full stop included.
     pub tokens: Range<usize>,
 }
@@ -494,6 +697,7 @@ mod tests {
             asks: 1,
             fill: 0.5,
             depth: None,
+            distractors: 0,
             max_len,
         }
     }
@@ -528,8 +732,15 @@ mod tests {
                 let asked: BTreeSet<usize> =
                     document.answers.iter().map(|answer| answer.needle).collect();
                 assert_eq!(asked.len(), document.needles.len(), "once");
-                for Answer { needle, tokens } in &document.answers {
-                    let (answer, needle) = (read(tokens), read(&document.needles[*needle].tokens));
+                for Answer { needle, tokens, question } in &document.answers {
+                    assert_eq!(question.end, tokens.start);
+                    let Needle { tokens: needle, told, .. } = &document.needles[*needle];
+                    for told in told {
+                        let told = read(told);
+                        assert_eq!(told.trim(), read(tokens).trim().trim_end_matches('.'));
+                    }
+                    assert_eq!(told.len(), if kind == NeedleKind::Passkey { 2 } else { 1 });
+                    let (answer, needle) = (read(tokens), read(needle));
                     let fact = answer.trim_end_matches('.');
                     assert!(answer.starts_with(' ') && answer.ends_with('.'), "{answer:?}");
                     assert!(needle.contains(fact), "{answer:?} is not in {needle:?}");
@@ -579,7 +790,7 @@ mod tests {
             for index in 0..10 {
                 let recipe = Recipe { depth: Some(wanted), ..recipe(NeedleKind::Passkey, 1, 600) };
                 let document = haystack.document(&recipe, &tokenizer, 0, index).unwrap();
-                let Needle { depth, tokens } = &document.needles[0];
+                let Needle { depth, tokens, .. } = &document.needles[0];
                 let slack = 0.6 * longest as f64 / 500.0;
                 assert!((depth - wanted).abs() <= slack, "{depth} for {wanted}");
                 if wanted == 0.0 {
@@ -590,6 +801,96 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_of_several_is_asked_for_at_its_depth() {
+        let (haystack, tokenizer) = haystack();
+        for kind in ALL {
+            let recipe = Recipe { depth: Some(0.5), distractors: 3, ..recipe(kind, 1, 700) };
+            let document = haystack.document(&recipe, &tokenizer, 0, 5).unwrap();
+            assert_eq!((document.needles.len(), document.answers.len()), (4, 1));
+            assert_eq!(document.answers[0].needle, 0);
+            assert!((document.needles[0].depth - 0.5).abs() < 0.1, "{:?}", document.needles[0]);
+            assert!(document.ids.len() <= 700);
+            let read = |tokens: &Range<usize>| {
+                tokenizer.decode(&document.ids[tokens.clone()], false).unwrap()
+            };
+            let answer = read(&document.answers[0].tokens);
+            let told: Vec<bool> = document
+                .needles
+                .iter()
+                .map(|needle| read(&needle.tokens).contains(answer.trim().trim_end_matches('.')))
+                .collect();
+            assert_eq!(told, [true, false, false, false]);
+        }
+        let full = Recipe { distractors: 50, ..recipe(NeedleKind::Passkey, 1, 300) };
+        let error = haystack.document(&full, &tokenizer, 0, 0).unwrap_err().to_string();
+        assert!(error.contains("`max_len` is 300") && error.contains("fewer of them"), "{error}");
+    }
+
+    #[test]
+    fn other_needles_are_text_around_one() {
+        let others = [(0.5, 30.0), (0.1, 20.0)];
+        assert_eq!(share_of_hay(0.0, 100.0, &others), 0.0);
+        assert_eq!(share_of_hay(1.0, 100.0, &others), 1.0);
+        assert_eq!(share_of_hay(0.1, 100.0, &others), 0.1, "within the first");
+        assert!(
+            (share_of_hay(0.4, 100.0, &others) - 0.4).abs() < 1e-12,
+            "60 tokens, 20 of them needle"
+        );
+        assert!((share_of_hay(0.8, 100.0, &others) - 0.7).abs() < 1e-12);
+        assert_eq!(share_of_hay(0.3, 100.0, &[]), 0.3);
+    }
+
+    #[test]
+    fn own_needles_stand_where_they_are_put() {
+        let (haystack, tokenizer) = haystack();
+        let own = OwnNeedle::new(
+            "Mr Green is late because he lost his hat.",
+            "Why is Mr Green late?",
+            "Because he lost his HAT",
+        );
+        let own = own.unwrap();
+        let other = OwnNeedle::new("The best of all is cake.", "What is best?", "cake").unwrap();
+        let template = "Question: {}\nAnswer:";
+        for wanted in [0.0, 0.3, 1.0] {
+            let hide = |seed| {
+                haystack.hide(&own, &[&other], template, (wanted, 400), &tokenizer, seed).unwrap()
+            };
+            let document = hide((3, 4));
+            assert_eq!(document, hide((3, 4)));
+            assert_ne!(document, hide((3, 5)));
+            let read = |tokens: &Range<usize>| {
+                tokenizer.decode(&document.ids[tokens.clone()], false).unwrap()
+            };
+            let Needle { tokens, depth, told, bytes } = &document.needles[0];
+            assert_eq!(&document.text[bytes.clone()], own.needle);
+            assert_eq!(read(tokens).trim(), own.needle);
+            assert_eq!(read(&told[0]).trim(), "because he lost his hat");
+            assert!((depth - wanted).abs() < 0.1, "{depth} for {wanted}");
+            let Answer { question, tokens, .. } = &document.answers[0];
+            assert_eq!(read(question).trim(), "Question: Why is Mr Green late?\nAnswer:");
+            assert_eq!(read(tokens), " because he lost his hat");
+            let border = document.text[..bytes.start].trim_end();
+            assert!(border.is_empty() || border.ends_with('.'), "{border:?}");
+
+            let null = document.asking(0, "N/A", &tokenizer).unwrap();
+            let read =
+                |tokens: &Range<usize>| tokenizer.decode(&null.ids[tokens.clone()], false).unwrap();
+            assert_eq!(read(&null.needle).trim(), own.needle);
+            assert_eq!(read(&null.question), "N/A");
+            assert_eq!(null.question.end, null.ids.len());
+        }
+        let refused = |template, place| {
+            let error = haystack.hide(&own, &[], template, place, &tokenizer, (0, 0)).unwrap_err();
+            error.to_string()
+        };
+        assert!(refused("Answer:", (0.5, 400)).contains("one {} in it"));
+        assert!(refused(template, (0.5, 9)).contains("`max_len` is 9"));
+        assert!(refused(template, (-0.5, 400)).contains("`depth` is -0.5"));
+        assert!(refused(template, (0.5, 100_000)).contains("documents of 100000 are asked for"));
+        assert!(serde_json::from_str::<NeedleKind>("\"own\"").is_err(), "no config names it");
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub struct HeadScores {
 }
 
 /// Draws of the intervals.
-const N_RESAMPLES: usize = 1000;
+pub(crate) const N_RESAMPLES: usize = 1000;
 
 /// Scores the query heads of `model` on `rows`, by the loss that it has on them, by each of `methods`. Those that are made of the
 /// slopes at the gates share a pass.
@@ -199,7 +199,7 @@ impl Run<'_> {
 }
 
 /// Values of all heads, layer after layer, as layers × heads.
-fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>> {
+pub(crate) fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>> {
     let mut rest = values;
     let take = |layer: &Vec<i64>| {
         let (own, behind) = rest.split_at(layer.len());

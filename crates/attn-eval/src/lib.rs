@@ -2,7 +2,7 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`ablate()`] what is lost without them,
+//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`ablate()`] what is lost without them, [`retrieval()`] which look up facts in long texts,
 //! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
@@ -23,6 +23,8 @@ mod likelihood;
 mod patch;
 mod pruning;
 mod recall;
+mod retrieval;
+mod rouge;
 mod row_loss;
 mod rows;
 mod sensitivity;
@@ -46,9 +48,15 @@ pub use likelihood::{
 };
 pub use patch::{Patched, Patching, Prompts, patch};
 pub use pruning::{
-    Band, ByScore, Curve, CurvePoint, Grid, Order, Picked, Scope, curve, pick, score_iteratively,
+    ByScore, Curve, CurvePoint, Grid, Order, Picked, RandomBand, Scope, curve, pick,
+    score_iteratively,
 };
-pub use recall::{Recall, Recalled, recall};
+pub use recall::{Recall, Recalled, recall, recall_gated};
+pub use retrieval::{
+    AnswerScore, Answered, Answering, Band, MaskFill, Query, Read, RetrievalScore, Trial, answer,
+    band, closed, draw_heads, over_trials, query_focused, retrieval,
+};
+pub use rouge::{rouge1_recall, says};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};
 pub use sensitivity::{Probing, Swapped, sensitivity};

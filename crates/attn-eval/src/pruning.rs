@@ -171,7 +171,7 @@ pub struct Grid<'a> {
 
 /// Loss and accuracy over random choices of heads.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Band {
+pub struct RandomBand {
     /// Choices drawn.
     pub n_draws: usize,
     /// Mean loss, in nats, and the lowest and highest of a choice.
@@ -214,7 +214,7 @@ pub struct CurvePoint {
     /// Of the model.
     pub n_heads: usize,
     /// Random choices.
-    pub random: Band,
+    pub random: RandomBand,
     /// Top and bottom of each score.
     pub by_score: Vec<ByScore>,
 }
@@ -339,7 +339,7 @@ fn summarize(grid: &Grid<'_>, found: &Ablated, choices: &[Vec<Head>], ties: &[us
             k,
             n_heads: choices[first..].first().map_or(0, Vec::len),
             by_score: by_score.collect(),
-            random: Band {
+            random: RandomBand {
                 n_draws: grid.n_draws,
                 loss: band(|it| it.0),
                 accuracy: band(|it| it.1),
@@ -363,6 +363,13 @@ fn summarize(grid: &Grid<'_>, found: &Ablated, choices: &[Vec<Head>], ties: &[us
 }
 
 impl HeadScores {
+    /// Scores of the heads of `model` that come without intervals: each is its score alone.
+    pub fn learned(model: &Model, scores: Vec<Vec<f64>>, n_rows: usize) -> Self {
+        let heads = model.layers().iter().map(|layer| layer.spec().kept_heads).collect();
+        let empty = Self { heads, scores: Vec::new(), interval_95: Vec::new(), n_rows };
+        empty.with_scores(scores)
+    }
+
     /// The same heads with other scores and no intervals: each is its score alone.
     pub fn with_scores(&self, scores: Vec<Vec<f64>>) -> Self {
         let point = |&score: &f64| crate::stats::Interval { low: score, high: score };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use attn_core::{ForwardOptions, Model};
+use attn_core::{ForwardOptions, Gate, Model};
 use attn_data::batch::Encoded;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -72,6 +72,26 @@ pub fn recall(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Vec<Recalled>>> {
+    recall_gated(model, rows, answers, &[], batching, progress)
+}
+
+/// As [`recall`], with `gates` at the heads ([`ForwardOptions::gates`]; none: an empty slice).
+///
+/// # Errors
+///
+/// As [`recall`].
+///
+/// # Panics
+///
+/// As [`recall`].
+pub fn recall_gated(
+    model: &Model,
+    rows: &[Encoded],
+    answers: &[Vec<Range<usize>>],
+    gates: &[Option<Gate>],
+    batching: &Batching,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<Vec<Recalled>>> {
     assert_eq!(rows.len(), answers.len(), "one list of answers a row");
     check_decoder(model.config(), "answers")?;
     if answers.iter().any(Vec::is_empty) {
@@ -90,7 +110,8 @@ pub fn recall(
         }
         let [places, targets] =
             [&places, &targets].map(|values| Tensor::from_slice(values).to_device(model.device()));
-        let options = ForwardOptions { logits_at: Some(&places), ..ForwardOptions::default() };
+        let options =
+            ForwardOptions { logits_at: Some(&places), gates, ..ForwardOptions::default() };
         let logits = model.forward(&to_input(&batch, model), &options)?.logits;
         let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let log_p = logits.log_softmax(-1, wide);

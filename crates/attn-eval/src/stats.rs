@@ -321,7 +321,7 @@ fn all_finite(values: &[f64]) -> Result<(), StatsError> {
 
 /// A number below `n`, each equally likely up to `n` parts in 2⁶⁴. Written out, as a library's way may change with its
 /// version and move published intervals.
-fn below(n: usize, rng: &mut ChaCha8Rng) -> usize {
+pub(crate) fn below(n: usize, rng: &mut ChaCha8Rng) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
 

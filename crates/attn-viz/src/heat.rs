@@ -8,8 +8,8 @@ use crate::error::finite;
 use crate::scale::Scale;
 use crate::{Color, Error, Picture, Size, Theme};
 
-/// A cell for each pair of a row and a column, from dark (low) to bright (high): viridis, whose steps look alike and whose
-/// order survives a grey print. Smith and van der Walt 2015, <https://bids.github.io/colormap/>.
+/// A cell for each pair of a row and a column, from dark (low) to bright (high): viridis, unless [`Shades`] say otherwise.
+/// Smith and van der Walt 2015, <https://bids.github.io/colormap/>.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeatMap {
     /// What the picture shows; empty for none.
@@ -31,16 +31,46 @@ pub struct HeatMap {
     /// The values of the darkest and the brightest colour; those of the lowest and the highest value where absent. Values
     /// beyond are drawn as these.
     pub range: Option<(f64, f64)>,
+    /// The colours of the values.
+    pub shades: Shades,
     /// The ground and its colours.
     pub theme: Theme,
     /// Pixels.
     pub size: Size,
 }
 
-/// The colour of `fraction` (0 to 1) of the range.
-fn color(fraction: f64) -> Color {
-    let plotters::style::RGBColor(r, g, b) = ViridisRGB.get_color(fraction.clamp(0., 1.));
-    [r, g, b]
+/// Colours from the lowest value to the highest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Shades {
+    /// Viridis: steps look alike, and their order survives a grey print.
+    #[default]
+    Viridis,
+    /// Red, amber, green: bad to good, as pictures of needles in haystacks have it.
+    TrafficLight,
+}
+
+/// The stops of [`Shades::TrafficLight`], evenly apart: those of <https://github.com/gkamradt/LLMTest_NeedleInAHaystack>.
+const TRAFFIC_LIGHT: [Color; 3] = [[0xF0, 0x49, 0x6E], [0xEB, 0xB8, 0x39], [0x0C, 0xD7, 0x9F]];
+
+impl Shades {
+    /// The colour of `fraction` (0 to 1) of the range.
+    fn color(self, fraction: f64) -> Color {
+        let fraction = fraction.clamp(0., 1.);
+        match self {
+            Self::Viridis => {
+                let plotters::style::RGBColor(r, g, b) = ViridisRGB.get_color(fraction);
+                [r, g, b]
+            }
+            Self::TrafficLight => {
+                let (from, to) = if fraction < 0.5 { (0, 1) } else { (1, 2) };
+                let share = 2. * fraction - from as f64;
+                let [from, to] = [from, to].map(|stop: usize| TRAFFIC_LIGHT[stop]);
+                std::array::from_fn(|i| {
+                    (f64::from(from[i]) * (1. - share) + f64::from(to[i]) * share).round() as u8
+                })
+            }
+        }
+    }
 }
 
 /// Share of the picture that the names of the rows, or of the columns, may take.
@@ -130,7 +160,7 @@ impl HeatMap {
         for (row, values) in self.values.iter().enumerate() {
             for (column, &value) in values.iter().enumerate() {
                 let (row, column) = (row as f64, column as f64);
-                let fill = color(scale.fraction(value));
+                let fill = self.shades.color(scale.fraction(value));
                 pen.rectangle(at(row, column), at(row + 1., column + 1.), fill)?;
             }
         }
@@ -156,7 +186,7 @@ impl HeatMap {
         let level = |fraction: f64| bottom - fraction * (bottom - top);
         for shade in 0..SHADES {
             let fraction = |shade: usize| shade as f64 / SHADES as f64;
-            let fill = color((shade as f64 + 0.5) / SHADES as f64);
+            let fill = self.shades.color((shade as f64 + 0.5) / SHADES as f64);
             // One over the other, so that no ground shows between them.
             let (low, high) = (level(fraction(shade)), level(1.));
             pen.rectangle((bar_left, high), (bar_left + bar, low), fill)?;
@@ -166,5 +196,18 @@ impl HeatMap {
             pen.text(&text, place, Align::Left, small)?;
         }
         pen.text_upwards(&self.value_label, (width - 24. * unit, middle.1), Align::Center, label)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traffic_light_goes_through_its_stops() {
+        let color = |fraction| Shades::TrafficLight.color(fraction);
+        assert_eq!([0., 0.5, 1.].map(color), TRAFFIC_LIGHT);
+        assert_eq!(color(0.25), [238, 129, 84], "half way from red to amber");
+        assert_eq!(color(7.), TRAFFIC_LIGHT[2]);
     }
 }

@@ -32,7 +32,7 @@ mod theme;
 pub use bar::{Bar, BarChart};
 pub use error::Error;
 pub use frame::Baseline;
-pub use heat::HeatMap;
+pub use heat::{HeatMap, Shades};
 pub use image::RgbImage;
 pub use line::{LineChart, Series, Stroke};
 pub use picture::{Picture, Size};

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use attn_eval::{Method, Order, Scope};
+use attn_eval::{Method, Order, RetrievalScore, Scope};
 use clap::{
-    ValueEnum,
+    ArgMatches, FromArgMatches as _, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
+    error::ErrorKind,
 };
 
-use super::{ComputeArgs, Dtype, RowArgs};
+use super::{ComputeArgs, DocumentArgs, Dtype, RowArgs};
 
 pub(super) const SCORE_HEADS_HELP: &str = "\
 Methods, L the loss of a row, g the gate of a head's output before the output projection:
@@ -20,12 +21,21 @@ Methods, L the loss of a row, g the gate of a head's output before the output pr
   integrated_gradients  its share of what all heads are worth
   confidence            mean over tokens of its largest attention weight (Voita et al. 2019)
   leave_one_out         what the loss rises by without it: the truth that the others estimate
+  hard_concrete         chance that a learned gate stays open, where open heads cost --gate-cost
+                        (Voita et al. 2019)
+  subset                learned weights of the --keep heads that stay (Li et al. 2021)
 The loss is that of eval: of the right class, the next token or hidden tokens, without prompts;
 with --own-output, of the model's own predictions, so that no label is needed. OUT.json has scores
 and 95 % intervals, layers x heads. Several methods go to OUT.METHOD.json each.
 
+retrieval, retrieval_repeats and retrieval_mass hide needles in --haystack as `attn needle` does and
+look where heads attend while the model answers (Wu et al. 2024, https://arxiv.org/abs/2404.15574);
+query_focused looks where the question attends, less a question that asks nothing (Zhang et al.
+2025, https://arxiv.org/abs/2506.09944). They take --haystack in place of --task.
+
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
+  attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 --lengths 128,256 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --method michel,taylor --out s.json";
 
@@ -40,7 +50,7 @@ pub(crate) struct ScoreHeadsArgs {
 
     /// How to score: one or more, with commas between
     #[arg(long, value_name = "METHOD", value_delimiter = ',', value_parser = method(), default_value = "michel")]
-    pub(crate) method: Vec<Method>,
+    pub(crate) method: Vec<ScoreMethod>,
 
     /// What to divide by: nothing, or the l2 norm of each layer's scores, as Michel et al. do
     #[arg(long, value_enum, default_value_t)]
@@ -53,6 +63,22 @@ pub(crate) struct ScoreHeadsArgs {
     /// Remove this share of all heads at a step, and score what is left anew: a head scores the step at which it goes
     #[arg(long, value_name = "SHARE")]
     pub(crate) iterative: Option<f64>,
+
+    /// hard_concrete: what an open head costs, in nats
+    #[arg(long, value_name = "NATS", default_value_t = 0.01)]
+    pub(crate) gate_cost: f64,
+
+    /// subset: heads that stay; half of them where not given
+    #[arg(long, value_name = "K")]
+    pub(crate) keep: Option<usize>,
+
+    /// Steps that gates are learned in, a batch each
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub(crate) gate_steps: usize,
+
+    /// Adam's rate for gates
+    #[arg(long, value_name = "RATE", default_value_t = 0.05)]
+    pub(crate) gate_lr: f64,
 
     /// Where to write the scores; folders that are missing are made
     #[arg(long, value_name = "OUT.json")]
@@ -71,11 +97,172 @@ pub(crate) struct ScoreHeadsArgs {
     pub(crate) seed: u64,
 }
 
+/// What else `attn score-heads` takes where heads are scored by needles.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ByNeedles {
+    /// The text to hide needles in, for the retrieval methods and query_focused, in place of --task: as `attn needle` takes it
+    #[arg(
+        long,
+        value_name = "DATA",
+        help_heading = "Scores by needles",
+        conflicts_with_all = ["task", "table", "limit", "max_len", "by_text", "normalize", "own_output", "iterative"]
+    )]
+    pub(crate) haystack: String,
+
+    #[command(flatten, next_help_heading = "Scores by needles")]
+    pub(crate) documents: DocumentArgs,
+
+    /// A retrieval head is one with a score above this
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub(crate) threshold: f64,
+
+    /// A trial counts where the answer has more than this share of the words expected (ROUGE-1 recall), in %
+    #[arg(long, value_name = "PERCENT", default_value_t = 50.0)]
+    pub(crate) min_recall: f64,
+
+    /// Every trial counts, whatever was answered
+    #[arg(long, conflicts_with = "min_recall")]
+    pub(crate) keep_failures: bool,
+
+    /// Draw how many heads have which score
+    #[arg(long, value_name = "OUT.png")]
+    pub(crate) picture: Option<PathBuf>,
+}
+
+/// `attn score-heads` by needles.
+#[derive(Debug)]
+pub(crate) struct RetrievalArgs {
+    pub(crate) model: String,
+    pub(crate) method: RetrievalScore,
+    pub(crate) split: Option<String>,
+    pub(crate) set: Vec<String>,
+    pub(crate) out: PathBuf,
+    pub(crate) needles: ByNeedles,
+    pub(crate) compute: ComputeArgs,
+    pub(crate) seed: u64,
+}
+
+/// `attn score-heads`: by the rows of a task, or by needles, as the method says.
+#[derive(Debug)]
+pub(crate) enum ScoreHeads {
+    Rows(Box<ScoreHeadsArgs>),
+    Needles(Box<RetrievalArgs>),
+}
+
+impl clap::FromArgMatches for ScoreHeads {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let methods: Vec<ScoreMethod> =
+            matches.get_many("method").into_iter().flatten().copied().collect();
+        let by_needles: Vec<RetrievalScore> =
+            methods.iter().filter_map(|method| method.by_needles()).collect();
+        let has_haystack = matches.value_source("haystack").is_some();
+        let wrong = |kind, message: &str| Err(clap::Error::raw(kind, format!("{message}\n")));
+        match (by_needles.as_slice(), has_haystack) {
+            (&[method], true) if methods.len() == 1 => {
+                let one = |name: &str| matches.get_one::<String>(name).cloned();
+                Ok(Self::Needles(Box::new(RetrievalArgs {
+                    model: one("model").unwrap_or_default(),
+                    method,
+                    split: one("split"),
+                    set: matches.get_many("set").into_iter().flatten().cloned().collect(),
+                    out: matches.get_one::<PathBuf>("out").cloned().unwrap_or_default(),
+                    needles: ByNeedles::from_arg_matches(matches)?,
+                    compute: ComputeArgs::from_arg_matches(matches)?,
+                    seed: matches.get_one("seed").copied().unwrap_or_default(),
+                })))
+            }
+            ([], false) if !matches.contains_id("task") => wrong(
+                ErrorKind::MissingRequiredArgument,
+                "this `--method` scores heads by the rows of a task\nhint: name it: --task TASK",
+            ),
+            ([], false) => Ok(Self::Rows(Box::new(ScoreHeadsArgs::from_arg_matches(matches)?))),
+            ([], true) => wrong(
+                ErrorKind::ArgumentConflict,
+                "`--haystack` is for the methods that score heads by needles\nhint: give --method retrieval, \
+                 retrieval_repeats, retrieval_mass or query_focused",
+            ),
+            ([_], false) => wrong(
+                ErrorKind::MissingRequiredArgument,
+                "this `--method` scores heads by needles in a text\nhint: name the text: --haystack DATA",
+            ),
+            _ => wrong(
+                ErrorKind::ArgumentConflict,
+                "methods that score heads by needles are given alone\nhint: one --method at a time",
+            ),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for ScoreHeads {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        // Which of the two is needed the method says.
+        let optional = |arg: clap::Arg| arg.required(false);
+        let command = ByNeedles::augment_args(ScoreHeadsArgs::augment_args(command));
+        command.mut_arg("haystack", optional).mut_arg("task", optional)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+/// How heads are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ScoreMethod {
+    /// By the loss of rows.
+    Rows(Method),
+    /// By gates that are learned on rows.
+    Learned(Gates),
+    /// By needles in a text.
+    Needles(RetrievalScore),
+}
+
+/// What gates are learned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gates {
+    /// An open head costs something.
+    HardConcrete,
+    /// So many heads stay.
+    Subset,
+}
+
+impl ScoreMethod {
+    fn all() -> impl Iterator<Item = (&'static str, Self)> {
+        let rows = Method::ALL.iter().map(|&method| (method.name(), Self::Rows(method)));
+        let others = [
+            ("hard_concrete", Self::Learned(Gates::HardConcrete)),
+            ("subset", Self::Learned(Gates::Subset)),
+            ("retrieval", Self::Needles(RetrievalScore::Retrieval)),
+            ("retrieval_repeats", Self::Needles(RetrievalScore::RetrievalRepeats)),
+            ("retrieval_mass", Self::Needles(RetrievalScore::RetrievalMass)),
+            ("query_focused", Self::Needles(RetrievalScore::QueryFocused)),
+        ];
+        rows.chain(others)
+    }
+
+    /// The name in results.
+    pub(crate) fn name(self) -> &'static str {
+        Self::all().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
+    }
+
+    fn by_needles(self) -> Option<RetrievalScore> {
+        match self {
+            Self::Needles(score) => Some(score),
+            Self::Rows(_) | Self::Learned(_) => None,
+        }
+    }
+}
+
 /// The methods by name.
-fn method() -> impl TypedValueParser<Value = Method> {
-    PossibleValuesParser::new(Method::ALL.iter().map(|method| method.name())).map(|name| {
-        let found = Method::ALL.iter().find(|method| method.name() == name);
-        *found.expect("no other name is let through")
+fn method() -> impl TypedValueParser<Value = ScoreMethod> {
+    PossibleValuesParser::new(ScoreMethod::all().map(|(name, _)| name)).map(|name| {
+        let found = ScoreMethod::all().find(|(known, _)| *known == name);
+        found.expect("no other name is let through").1
     })
 }
 

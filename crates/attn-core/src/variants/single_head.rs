@@ -329,6 +329,10 @@ impl Attention for SingleHead {
             + pairs::projecting(&self.dims, n_tokens, 2 * own)
     }
 
+    fn cache<'s>(&self, _: &'s mut dyn State) -> Option<&'s KvCache> {
+        None // What is kept are the one head's keys.
+    }
+
     fn step(&self, input: &AttnInput, state: &mut dyn State) -> Tensor {
         // Kept as they are used: the one head's keys, and the values side by side.
         let (k, v) = KvCache::of(state).append(&self.keys(input), &merged(input.v));
