@@ -54,6 +54,16 @@ pub enum Error {
         hint: &'static str,
     },
 
+    /// Attention between two sequences, where that within one is asked for.
+    #[error(
+        "some layers of the model attend to another sequence, and {measure} is told of attention within one text\nhint: \
+         name a model without `cross` layers"
+    )]
+    Source {
+        /// What was to be measured.
+        measure: &'static str,
+    },
+
     /// A budget below the cheapest choice.
     #[error(
         "a budget of {most} {cost} cannot be met: the cheapest choice costs {least}\nhint: give at least that, or name \

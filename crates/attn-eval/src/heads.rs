@@ -109,7 +109,7 @@ pub fn score_heads(
 }
 
 /// Values of all heads, layer after layer, as layers × heads.
-fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>> {
+pub(crate) fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>> {
     let mut rest = values;
     let take = |layer: &Vec<i64>| {
         let (own, behind) = rest.split_at(layer.len());

@@ -3,7 +3,7 @@
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
 //! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses,
-//! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
+//! [`head_roles()`] where each head looks, [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
@@ -20,6 +20,7 @@ mod heads;
 mod language;
 mod likelihood;
 mod recall;
+mod roles;
 mod row_loss;
 mod rows;
 mod sensitivity;
@@ -39,6 +40,7 @@ pub use likelihood::{
     Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
 };
 pub use recall::{Recall, Recalled, recall};
+pub use roles::{HeadRoles, Known, Measure, POSITIONAL, Positional, RoleScore, head_roles, repeats};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};
 pub use sensitivity::{Probing, Swapped, sensitivity};
