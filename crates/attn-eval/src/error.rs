@@ -64,6 +64,18 @@ pub enum Error {
         measure: &'static str,
     },
 
+    /// Models whose heads cannot be paired.
+    #[error(
+        "the models differ in heads or in whether a token sees the later ones: layers have {own:?} and {other:?}\nhint: \
+         name a model and what it was tuned to"
+    )]
+    Heads {
+        /// Numbers of the heads of each layer.
+        own: Vec<Vec<i64>>,
+        /// The other's.
+        other: Vec<Vec<i64>>,
+    },
+
     /// A budget below the cheapest choice.
     #[error(
         "a budget of {most} {cost} cannot be met: the cheapest choice costs {least}\nhint: give at least that, or name \

@@ -3,13 +3,14 @@
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
 //! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses,
-//! [`head_roles()`] where each head looks, [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
+//! [`head_roles()`] where each head looks and [`syntax()`] along which relations, [`attention_shift()`] how that differs between models, [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
 //! recorded, and the batch size changes nothing beyond rounding.
 
 mod allocate;
+mod attention_shift;
 mod choices;
 mod classify;
 mod cost;
@@ -28,6 +29,7 @@ pub mod stats;
 mod text;
 
 pub use allocate::{Budget, Cost, Offer, allocate};
+pub use attention_shift::{AttentionShift, Change, Control, Shift, Table, attention_shift};
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
@@ -37,10 +39,16 @@ pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Writ
 pub use heads::{HeadScores, Method, Normalize, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use likelihood::{
-    Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
+    Document, Perplexity, Preference, Window, Windows, gated_log_likelihoods, log_likelihoods,
+    perplexity,
 };
 pub use recall::{Recall, Recalled, recall};
-pub use roles::{HeadRoles, Known, Measure, POSITIONAL, Positional, RoleScore, head_roles, repeats};
+pub use roles::{
+    HeadRoles, Known, Measure, POSITIONAL, Positional, RoleScore, head_roles,
+    phenomena::{Phenomena, Phenomenon, n_passes, phenomena},
+    repeats,
+    syntax::{Direction, MIN_CASES, Relation, Syntax, syntax},
+};
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};
 pub use sensitivity::{Probing, Swapped, sensitivity};

@@ -6,15 +6,17 @@
 //! `roles/<name>.rs`, then name it in one of the lists below.
 
 mod confidence;
-mod distance;
+pub(crate) mod distance;
 mod duplicate_token;
-mod entropy;
-mod first_token;
+pub(crate) mod entropy;
+pub(crate) mod first_token;
 mod induction;
+pub(crate) mod phenomena;
 mod rare_token;
 mod relative;
 mod repeats;
 mod separator;
+pub(crate) mod syntax;
 mod tokens;
 
 use attn_core::{ForwardOptions, Model, Rows};
@@ -386,8 +388,7 @@ fn count(
         per_query.sum_dim_intlist([2i64].as_slice(), false, Kind::Double)
     };
     let with_heads = layers.iter().filter(|weights| weights.size()[1] > 0);
-    for (weights, is_model) in
-        with_heads.map(|weights| (weights, true)).chain([(&uniform, false)])
+    for (weights, is_model) in with_heads.map(|weights| (weights, true)).chain([(&uniform, false)])
     {
         let mass = on_targets(weights);
         let share = on_targets(&largest(weights, &tokens.seen));
@@ -553,7 +554,9 @@ mod tests {
                     let value = |t: usize, weight: &dyn Fn(usize) -> f64| -> f64 {
                         let all = || (0..in_sight(t)).map(|j| (j, weight(j)));
                         match *name {
-                            "entropy" => all().map(|(_, w)| if w > 0.0 { -w * w.ln() } else { 0.0 }).sum(),
+                            "entropy" => {
+                                all().map(|(_, w)| if w > 0.0 { -w * w.ln() } else { 0.0 }).sum()
+                            }
                             "confidence" => all()
                                 .filter(|(j, _)| !SPECIAL.contains(&real[*j]))
                                 .map(|(_, w)| w)

@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::tokens::Tokens;
 
 /// `[b, h, q, k] -> [b, h, q]`.
-pub(super) fn per_query(weights: &Tensor, tokens: &Tokens) -> Tensor {
+pub(crate) fn per_query(weights: &Tensor, tokens: &Tokens) -> Tensor {
     let kind = weights.kind();
     let sum_of = |x: &Tensor| x.sum_dim_intlist([-1i64].as_slice(), false, kind);
     let sum = sum_of(weights);

@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::tokens::Tokens;
 
 /// `[b, h, q, k] -> [b, h, q]`.
-pub(super) fn per_query(weights: &Tensor, _: &Tokens) -> Tensor {
+pub(crate) fn per_query(weights: &Tensor, _: &Tokens) -> Tensor {
     let kind = weights.kind();
     let sum = weights.sum_dim_intlist([-1i64].as_slice(), true, kind);
     // A query that attends to nothing has no spread.

@@ -6,7 +6,7 @@
 
 use super::tokens::{Target, Tokens};
 
-pub(super) fn targets(tokens: &Tokens) -> Vec<Target> {
+pub(crate) fn targets(tokens: &Tokens) -> Vec<Target> {
     let offsets = tokens.offsets(); // key − query
     let key = &offsets - offsets.narrow(1, 0, 1); // its position
     let role = Target::new("first_token", tokens, &key.eq(0).unsqueeze(0));

@@ -76,19 +76,19 @@ impl Tokens {
 
 /// The keys that a role looks for.
 #[derive(Debug)]
-pub(super) struct Target {
-    pub(super) role: &'static str,
+pub(crate) struct Target {
+    pub(crate) role: &'static str,
     /// Where the role is a distance: that of the key from the query.
-    pub(super) offset: Option<i64>,
+    pub(crate) offset: Option<i64>,
     /// `[b, n, n]`, bool; among those that the query sees.
-    pub(super) hits: Tensor,
+    pub(crate) hits: Tensor,
     /// `[b, n]`, bool: the queries that count.
-    pub(super) counted: Tensor,
+    pub(crate) counted: Tensor,
 }
 
 impl Target {
     /// The keys `hits` among those in sight, of the queries that have one.
-    pub(super) fn new(role: &'static str, tokens: &Tokens, hits: &Tensor) -> Self {
+    pub(crate) fn new(role: &'static str, tokens: &Tokens, hits: &Tensor) -> Self {
         let hits = hits.logical_and(&tokens.seen);
         let has_one = hits.any_dim(-1, false);
         Self { role, offset: None, counted: tokens.asking.logical_and(&has_one), hits }
