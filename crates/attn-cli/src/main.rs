@@ -4,6 +4,8 @@
 //! where the user interrupted.
 
 mod args;
+mod attended;
+mod attention_shift;
 mod attention_table;
 mod blimp;
 mod choose;
@@ -17,6 +19,7 @@ mod explain;
 mod finetune;
 mod forward;
 mod generate;
+mod head_roles;
 mod heatmap;
 mod leaderboard;
 mod list;
@@ -88,6 +91,8 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Explain(args) => outcome = explain::run(&args, &mut out)?,
         Command::ScoreHeads(args) => score_heads::run(&args, &mut out)?,
+        Command::HeadRoles(args) => head_roles::run(&args, &mut out)?,
+        Command::AttentionShift(args) => attention_shift::run(&args, &mut out)?,
         Command::Leaderboard(args) => leaderboard::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,

@@ -39,7 +39,7 @@ const REACH: i64 = 10;
 pub const MIN_CASES: usize = 50;
 
 /// How far above the baseline a head is syntactic.
-pub const MARGIN: f64 = 0.1;
+pub(crate) const MARGIN: f64 = 0.1;
 
 /// Which word attends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
