@@ -870,7 +870,7 @@ OUT.json has all heads with 95 % intervals, and how many were tried.
 Examples:
   attn head-roles --model DIR --task notes.txt --split train --limit 200 --out roles.json
   attn head-roles --model results/models/wikitext-gpt2 --task wikitext-2 --limit 500 --blimp 20 \\
-                  --treebank universal-dependencies/universal_dependencies --out roles.json";
+                  --treebank ud_english_ewt --out roles.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HeadRolesArgs {
@@ -881,8 +881,8 @@ pub(crate) struct HeadRolesArgs {
     #[command(flatten)]
     pub(crate) rows: RowArgs,
 
-    /// A treebank with splits `validation` and `test`: parquet with lists `tokens`, `head`, `deprel`
-    #[arg(long, value_name = "DIR|ID")]
+    /// A folder with a treebank, splits `validation` and `test`: parquet with lists `tokens`, `head`, `deprel`
+    #[arg(long, value_name = "DIR")]
     pub(crate) treebank: Option<String>,
 
     /// Most sentences of each of its splits

@@ -112,7 +112,8 @@ fn same_attention(before: &Folder, other: &Folder) -> Result<()> {
         format!("a {} with {counts:?} heads", of.config.base_model_type())
     };
     ensure!(
-        heads(before) == heads(other) && before.config.is_causal() == other.config.is_causal(),
+        heads(before) == heads(other)
+            && before.config.base_model_type() == other.config.base_model_type(),
         "`{}` is {}, `{}` is {}: their heads are not the same ones\nhint: name a model and what it was tuned to",
         before.name,
         shape(before),

@@ -11,8 +11,8 @@ use attn_data::{
     treebank::{Tree, sentences},
 };
 use attn_eval::{
-    Batching, Direction, HeadRoles, Phenomena, Syntax, check_decoder, head_roles, n_passes,
-    phenomena, repeats, stats::Interval, syntax,
+    Batching, Direction, HeadRoles, MIN_CASES, Phenomena, Syntax, check_decoder, head_roles,
+    n_passes, n_relations, phenomena, repeats, stats::Interval, syntax,
 };
 use serde::Serialize;
 
@@ -219,6 +219,13 @@ impl Trees {
         };
         let mut read = || -> Result<[Vec<Tree>; 2]> { Ok([split(SPLITS[0])?, split(SPLITS[1])?]) };
         let splits = read().with_context(|| format!("cannot use the treebank `{source}`"))?;
+        ensure!(
+            n_relations(&splits[0], &splits[1], folder.config.is_causal()) > 0,
+            "the treebank `{source}` is too small: no relation occurs {MIN_CASES} times in each of `{}` and `{}`\nhint: \
+             name a larger one, or leave `--treebank-limit` away",
+            SPLITS[0],
+            SPLITS[1]
+        );
         Ok(Self { splits, n_left_out })
     }
 
@@ -361,8 +368,8 @@ fn print_syntax(found: &Syntax, out: &mut dyn Write) -> Result<()> {
     let n_above = found.relations.iter().filter(|one| one.is_syntactic).count();
     writeln!(
         out,
-        "{n_above} of {} relations and directions have a head 10 points above a fixed distance; {} heads are syntactic in \
-         both splits. {} pairs of head and relation were tried.",
+        "{n_above} of {} relations and directions have a head 10 points above a fixed distance. Heads that are syntactic in both \
+         splits: {}. {} pairs of head and relation were tried.",
         found.relations.len(),
         found.n_syntactic_heads,
         grouped(found.n_tested)

@@ -57,7 +57,7 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 15] = [
+const OF_THE_HUB: [&str; 16] = [
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
     "attn eval --model openai-community/gpt2 --task blimp --limit 100 --out blimp.json",
@@ -70,6 +70,8 @@ const OF_THE_HUB: [&str; 15] = [
     "attn finetune configs/finetune/sst2.toml",
     "attn finetune configs/finetune/sst2.toml --out runs/sst2",
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
+    "attn head-roles --model results/models/wikitext-gpt2 --task wikitext-2 --limit 500 --blimp 20 --treebank \
+     ud_english_ewt --out roles.json",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
     "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
     "attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window",
@@ -134,6 +136,9 @@ fn every_example_of_every_help_text_runs() {
             place.done("distill teach.toml --out runs/attention/window");
             command = example.replace("wikitext-2", "notes.txt --split train");
             command += " --rows 4 --prompts 2 --blimp-pairs 0";
+        }
+        if example.contains(" attention-shift") {
+            command = example.replace("DIR2", "DIR"); // Nothing has been tuned here.
         }
         if example.contains(" needle") {
             let decoder = "results/models/wikitext-gpt2";

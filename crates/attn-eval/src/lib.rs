@@ -47,7 +47,7 @@ pub use roles::{
     HeadRoles, Known, Measure, POSITIONAL, Positional, RoleScore, head_roles,
     phenomena::{Phenomena, Phenomenon, n_passes, phenomena},
     repeats,
-    syntax::{Direction, MIN_CASES, Relation, Syntax, syntax},
+    syntax::{Direction, MIN_CASES, Relation, Syntax, n_relations, syntax},
 };
 pub use row_loss::RowLoss;
 pub use rows::{Batching, Progress, to_input};

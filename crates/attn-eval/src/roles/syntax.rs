@@ -117,14 +117,30 @@ pub fn syntax(
 ) -> Result<Syntax> {
     check_attention(model, "syntax")?;
     let heads = numbers(model)?;
+    if n_relations(validation, test, model.config().is_causal()) == 0 {
+        return Err(Error::Nothing("no relation occurs 50 times in each split of the treebank"));
+    }
     let chosen_on = tally(model, validation, batching, progress)?;
     let mut behind = |n_done| progress(validation.len() + n_done);
     let reported_on = tally(model, test, batching, &mut behind)?;
     let found = report(&chosen_on, &reported_on, &heads, model.config().is_causal());
-    if found.relations.is_empty() {
-        return Err(Error::Nothing("no relation occurs 50 times in each split of the treebank"));
-    }
     Ok(Syntax { n_validation: validation.len(), n_test: test.len(), ..found })
+}
+
+/// Relations and directions that have [`MIN_CASES`] in both splits.
+pub fn n_relations(validation: &[Tree], test: &[Tree], causal: bool) -> usize {
+    let count = |trees: &[Tree]| {
+        let mut counts: BTreeMap<(String, Direction), usize> = BTreeMap::new();
+        for tree in trees {
+            for case in cases(&tree.heads, &tree.relations, causal) {
+                *counts.entry((case.relation.to_owned(), case.direction)).or_default() += 1;
+            }
+        }
+        counts.retain(|_, n| *n >= MIN_CASES);
+        counts
+    };
+    let test = count(test);
+    count(validation).keys().filter(|key| test.contains_key(key)).count()
 }
 
 /// A word that is asked, and the words that are right.
