@@ -923,15 +923,15 @@ Example:
 #[command(mut_arg("init", |arg| arg.hide(true)))]
 pub(crate) struct AttentionShiftArgs {
     /// The model as it was: folder or Hub id
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(long, value_name = "DIR")]
     pub(crate) before: String,
 
     /// What it was tuned to
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(long, value_name = "DIR")]
     pub(crate) after: String,
 
     /// The same, tuned with another seed
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(long, value_name = "DIR")]
     pub(crate) control: Option<String>,
 
     #[command(flatten)]

@@ -343,8 +343,8 @@ fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()
 fn print_syntax(found: &Syntax, out: &mut dyn Write) -> Result<()> {
     writeln!(
         out,
-        "\n{:<30} {:>6} {:>8}   {:<13} {:>15} {:>7}   95 %",
-        "relation (head chosen on", "head", "right", "95 %", "fixed distance", "above"
+        "\n{:<34} {:>6} {:>8}   {:<13} {:>15} {:>8} {:>7}   95 %",
+        "relation (head chosen on", "head", "right", "95 %", "fixed distance", "chance", "above"
     )?;
     writeln!(out, "validation, shown on test)")?;
     for one in found.relations.iter().take(N_LINES) {
@@ -354,13 +354,14 @@ fn print_syntax(found: &Syntax, out: &mut dyn Write) -> Result<()> {
         };
         writeln!(
             out,
-            "{:<30} {:>6} {:>6.1} %   {:<13} {:>8.1} % ({:+}) {:>7.1}   {}",
+            "{:<34} {:>6} {:>6.1} %   {:<13} {:>8.1} % ({:+}) {:>6.1} % {:>7.1}   {}",
             format!("{}, {way}", one.relation),
             format!("{}-{}", one.layer, one.head),
             100.0 * one.accuracy,
             percent(one.interval_95),
             100.0 * one.baseline,
             one.baseline_offset,
+            100.0 * one.chance,
             100.0 * one.above_baseline,
             percent(one.above_baseline_interval_95)
         )?;
