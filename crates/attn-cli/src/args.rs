@@ -99,6 +99,14 @@ pub(crate) enum Command {
     #[command(after_long_help = PRUNE_HELP)]
     Prune(PruneArgs),
 
+    /// Say what each head does: where it looks, along which syntactic relations, for which phenomena
+    #[command(after_long_help = HEAD_ROLES_HELP)]
+    HeadRoles(HeadRolesArgs),
+
+    /// Compare the attention of each head before and after tuning, or any other change of the weights
+    #[command(after_long_help = ATTENTION_SHIFT_HELP)]
+    AttentionShift(AttentionShiftArgs),
+
     /// Hide facts in long texts, and see which of them a language model finds, by length and depth
     #[command(after_long_help = NEEDLE_HELP)]
     Needle(NeedleArgs),

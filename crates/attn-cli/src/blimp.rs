@@ -139,8 +139,8 @@ pub(crate) fn data(written: &Written, source: String) -> Result<DatasetSpec> {
 
 /// The paradigm of each pair, and the two sentences, the good one first.
 pub(crate) struct Pairs {
-    of: Vec<Paradigm>,
-    sentences: Vec<Window>,
+    pub(crate) of: Vec<Paradigm>,
+    pub(crate) sentences: Vec<Window>,
 }
 
 /// Sentences as lm-evaluation-harness puts them: behind the token that begins texts, and a blank.

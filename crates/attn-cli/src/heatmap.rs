@@ -107,14 +107,14 @@ pub(crate) fn run(args: &HeatmapArgs, out: &mut dyn Write) -> Result<()> {
 }
 
 /// The tokens of one row.
-fn names(tokenizer: &TextTokenizer, ids: &Tensor) -> Result<Vec<String>> {
+pub(crate) fn names(tokenizer: &TextTokenizer, ids: &Tensor) -> Result<Vec<String>> {
     let ids = Vec::<i64>::try_from(ids.view([-1]))?;
     let name = |id: i64| u32::try_from(id).ok().and_then(|id| tokenizer.token(id));
     Ok(ids.into_iter().map(|id| name(id).unwrap_or_else(|| id.to_string())).collect())
 }
 
 /// Room for every name, within reason.
-fn size(n_rows: usize, n_columns: usize) -> Size {
+pub(crate) fn size(n_rows: usize, n_columns: usize) -> Size {
     let extent = |n: usize, around: u32, least: u32| (n as u32 * 24 + around).clamp(least, 2400);
     Size { width: extent(n_columns, 340, 640), height: extent(n_rows, 280, 480) }
 }

@@ -5,6 +5,8 @@
 
 mod ablate;
 mod args;
+mod attended;
+mod attention_shift;
 mod attention_table;
 mod blimp;
 mod choose;
@@ -21,6 +23,7 @@ mod forward;
 mod generate;
 mod haystack;
 mod head_names;
+mod head_roles;
 mod heatmap;
 mod leaderboard;
 mod list;
@@ -102,6 +105,8 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::PruneCurve(args) => prune_curve::run(&args, &mut out)?,
         Command::Patch(args) => patch::run(&args, &mut out)?,
         Command::Prune(args) => prune::run(&args, &mut out)?,
+        Command::HeadRoles(args) => head_roles::run(&args, &mut out)?,
+        Command::AttentionShift(args) => attention_shift::run(&args, &mut out)?,
         Command::Leaderboard(args) => leaderboard::run(&args, &mut out)?,
         Command::Needle(args) => needle::run(&args, &mut out)?,
         Command::Forward(args) => forward::run(&args)?,

@@ -42,10 +42,10 @@ pub(crate) struct Task<'a> {
 #[derive(Serialize)]
 pub(crate) struct Which<'a> {
     pub(crate) task: &'a str,
-    data: &'a DatasetSpec,
+    pub(crate) data: &'a DatasetSpec,
     pub(crate) split: &'a str,
-    limit: Option<usize>,
-    max_len: usize,
+    pub(crate) limit: Option<usize>,
+    pub(crate) max_len: usize,
 }
 
 /// Where the rows of `source` are: what an option names for itself, and `set` more of, as in a config's `[data]`.

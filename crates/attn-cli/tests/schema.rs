@@ -98,6 +98,13 @@ fn is_whole(name: &str, title: &str) -> bool {
         "OUT.json of `compare-scores`" => name == "pairs[].spearman",
         "OUT.json of `patch`" => name == "attention",
         "`pruning.json` of `prune`" => name == "target",
+        "OUT.json of `head-roles`" => {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            ["attention", "data", "positional"].contains(&last) || last.ends_with("interval_95")
+        }
+        "OUT.json of `attention-shift`" => {
+            ["attention", "data", "control.shift", "control.between"].contains(&name)
+        }
         "`choice.json` of `choose`" => ["attention", "data", "divergence"].contains(&name),
         _ => ["attention", "untouched", "before.needles", "after", "prompt", "after_per_byte"]
             .contains(&name),
@@ -505,6 +512,32 @@ fn scores_of_heads_have_the_fields_of_the_schema() {
     assert_eq!(words[..3], [&scores.len().to_string(), "True", "True"], "{}", ran.stderr);
     let sum: f64 = words[3].parse().unwrap();
     assert!((sum - scores.iter().sum::<f64>()).abs() < 1e-12 * sum, "{sum}");
+}
+
+#[test]
+fn roles_of_heads_and_shifts_of_attention_have_the_fields_of_the_schema() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    let lines: Vec<String> = rows(40).into_iter().map(|(text, _)| text).collect();
+    place.write("notes.txt", &lines.join("\n"));
+    for paradigm in attn_data::blimp::paradigms() {
+        let line = r#"{"sentence_good": "the film was good", "sentence_bad": "film the was good"}"#;
+        place.write(&format!("pairs/{}/train.jsonl", paradigm.name), &format!("{line}\n"));
+    }
+    common::treebank(&place, "trees", 60, &["2", "4", "4", "0"]);
+    let texts = "--task notes.txt --split train";
+    let more = "--treebank trees --blimp 1 --blimp-data pairs";
+    place.done(&format!("head-roles --model m {texts} {more} --out all.json"));
+    place.done(&format!("head-roles --model m {texts} --out some.json"));
+    for name in ["all.json", "some.json"] {
+        check(&place.json(name), "OUT.json of `head-roles`");
+    }
+    assert_eq!(place.json("some.json").get("syntax"), None);
+    place.done(&format!("attention-shift --before m --after m --control m {texts} --out a.json"));
+    place.done(&format!("attention-shift --before m --after m {texts} --out b.json"));
+    for name in ["a.json", "b.json"] {
+        check(&place.json(name), "OUT.json of `attention-shift`");
+    }
 }
 
 #[test]

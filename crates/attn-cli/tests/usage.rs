@@ -57,7 +57,7 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 20] = [
+const OF_THE_HUB: [&str; 21] = [
     "attn ablate --model runs/sst2/model --task sst2 --out ablation.json",
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
@@ -71,6 +71,8 @@ const OF_THE_HUB: [&str; 20] = [
     "attn finetune configs/finetune/sst2.toml",
     "attn finetune configs/finetune/sst2.toml --out runs/sst2",
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
+    "attn head-roles --model results/models/wikitext-gpt2 --task wikitext-2 --limit 500 --blimp 20 --treebank \
+     ud_english_ewt --out roles.json",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
     "attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json",
     "attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller",
@@ -141,6 +143,9 @@ fn every_example_of_every_help_text_runs() {
             place.done("distill teach.toml --out runs/attention/window");
             command = example.replace("wikitext-2", "notes.txt --split train");
             command += " --rows 4 --prompts 2 --blimp-pairs 0";
+        }
+        if example.contains(" attention-shift") {
+            command = example.replace("DIR2", "DIR"); // Nothing has been tuned here.
         }
         if example.contains("--haystack") {
             let decoder = "results/models/wikitext-gpt2";

@@ -322,6 +322,31 @@ pub enum Error {
         found: String,
     },
 
+    /// A sentence of a treebank that is no tree.
+    #[error("row {row} of `{}` {problem}\nhint: correct the row, or take it out", path.display())]
+    Tree {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        row: u64,
+        /// What is wrong, and what was expected.
+        problem: String,
+    },
+
+    /// A token that stands for parts of two words.
+    #[error(
+        "the tokenizer makes one token, `{token}`, of the end of the word `{word}` and the beginning of the next, in \
+         sentence {sentence} (counted from 0)\nhint: name a model whose tokenizer keeps words apart"
+    )]
+    Straddles {
+        /// Its number.
+        sentence: usize,
+        /// The first of the words.
+        word: String,
+        /// The token.
+        token: String,
+    },
+
     /// A row without text.
     #[error("column `{column}` of `{}` is null in row {row}\nhint: give it a text, or take the row out", path.display())]
     NullText {

@@ -3,7 +3,7 @@
 //! From a name to numbers: [`hub`] finds and fetches files, [`dataset`] reads rows out of them, [`tokenizer`] turns
 //! text into ids, [`batch`] puts ids into rows of one length, and [`select`] says which rows are used. [`prompt`]
 //! puts a row as a question to a language model, [`chat`] writes it as a conversation, [`needle`] hides facts in long texts and
-//! asks for them; [`wikitext`] and [`blimp`] know what is particular to these data sets. Nothing here knows a model, a loss
+//! asks for them; [`wikitext`], [`blimp`] and [`treebank`] know what is particular to these data sets. Nothing here knows a model, a loss
 //! or a metric, and nothing links LibTorch: ids and masks come out as plain vectors.
 //!
 //! ```
@@ -48,6 +48,7 @@ pub mod needle;
 pub mod prompt;
 pub mod select;
 pub mod tokenizer;
+pub mod treebank;
 pub mod wikitext;
 
 pub use error::{Error, Result, Source};

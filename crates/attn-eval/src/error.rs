@@ -54,6 +54,28 @@ pub enum Error {
         hint: &'static str,
     },
 
+    /// Attention between two sequences, where that within one is asked for.
+    #[error(
+        "some layers of the model attend to another sequence, and {measure} is told of attention within one text\nhint: \
+         name a model without `cross` layers"
+    )]
+    Source {
+        /// What was to be measured.
+        measure: &'static str,
+    },
+
+    /// Models whose heads cannot be paired.
+    #[error(
+        "the models differ in heads or in whether a token sees the later ones: layers have {own:?} and {other:?}\nhint: \
+         name a model and what it was tuned to"
+    )]
+    Heads {
+        /// Numbers of the heads of each layer.
+        own: Vec<Vec<i64>>,
+        /// The other's.
+        other: Vec<Vec<i64>>,
+    },
+
     /// A budget below the cheapest choice.
     #[error(
         "a budget of {most} {cost} cannot be met: the cheapest choice costs {least}\nhint: give at least that, or name \

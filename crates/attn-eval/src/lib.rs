@@ -2,7 +2,8 @@
 //!
 //! [`classify()`] scores a classifier: accuracy with its interval, counts per class, every prediction. [`next_token()`]
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
-//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`ablate()`] what is lost without them, [`retrieval()`] which look up facts in long texts,
+//! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`ablate()`] what is lost without them, [`retrieval()`] which look up facts in long texts, [`head_roles()`] where each
+//! looks and [`syntax()`] along which relations, [`attention_shift()`] how that differs between models,
 //! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
@@ -11,6 +12,7 @@
 
 mod ablate;
 mod allocate;
+mod attention_shift;
 mod choices;
 mod classify;
 mod cost;
@@ -24,6 +26,7 @@ mod patch;
 mod pruning;
 mod recall;
 mod retrieval;
+mod roles;
 mod rouge;
 mod row_loss;
 mod rows;
@@ -35,6 +38,7 @@ pub use ablate::{
     Ablated, Effect, Estimate, Head, Outcome, Replacement, ablate, all_groups, all_heads, mean_z,
 };
 pub use allocate::{Budget, Cost, Offer, allocate};
+pub use attention_shift::{AttentionShift, Change, Control, Shift, Table, attention_shift};
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
@@ -44,7 +48,8 @@ pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Writ
 pub use heads::{Goal, HeadScores, Learning, Method, Normalize, learn_gates, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use likelihood::{
-    Document, Perplexity, Preference, Window, Windows, log_likelihoods, perplexity,
+    Document, Perplexity, Preference, Window, Windows, gated_log_likelihoods, log_likelihoods,
+    perplexity,
 };
 pub use patch::{Patched, Patching, Prompts, patch};
 pub use pruning::{
@@ -55,6 +60,12 @@ pub use recall::{Recall, Recalled, recall, recall_gated};
 pub use retrieval::{
     AnswerScore, Answered, Answering, Band, MaskFill, Query, Read, RetrievalScore, Trial, answer,
     band, closed, draw_heads, over_trials, query_focused, retrieval,
+};
+pub use roles::{
+    HeadRoles, Known, Measure, POSITIONAL, Positional, RoleScore, head_roles,
+    phenomena::{Phenomena, Phenomenon, n_passes, phenomena},
+    repeats,
+    syntax::{Direction, MIN_CASES, Relation, Syntax, n_relations, syntax},
 };
 pub use rouge::{rouge1_recall, says};
 pub use row_loss::RowLoss;

@@ -1,7 +1,7 @@
 //! How likely a causal language model holds texts, and what follows: perplexity by the conventions in use, and which of
 //! two sentences it prefers.
 
-use attn_core::{ForwardOptions, Model};
+use attn_core::{ForwardOptions, Gate, Model};
 use attn_data::batch::Encoded;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -40,6 +40,25 @@ pub fn log_likelihoods(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<f64>> {
+    gated_log_likelihoods(model, windows, &[], batching, progress)
+}
+
+/// [`log_likelihoods`] with the heads' outputs gated.
+///
+/// # Errors
+///
+/// As [`log_likelihoods`].
+///
+/// # Panics
+///
+/// As [`log_likelihoods`].
+pub fn gated_log_likelihoods(
+    model: &Model,
+    windows: &[Window],
+    gates: &[Option<Gate>],
+    batching: &Batching,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<f64>> {
     check_decoder(model.config(), "the likelihood of a text")?;
     // The last token is predicted, never read.
     let read = |(index, window): (usize, &Window)| Encoded {
@@ -68,6 +87,7 @@ pub fn log_likelihoods(
         let options = ForwardOptions {
             logits_at: Some(&at),
             before_vocabulary: true,
+            gates,
             ..ForwardOptions::default()
         };
         let features = model.forward(&to_input(&batch, model), &options)?.logits; // [n, hidden]

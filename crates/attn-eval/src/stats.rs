@@ -239,6 +239,68 @@ pub fn bootstrap_ratio(
     Ok(Interval { low: quantile(&ratios, tail), high: quantile(&ratios, 1. - tail) })
 }
 
+/// [`bootstrap_ratio`] of many columns over the same denominators, `Σ rows[row][column] / Σ denominators[row]`: one interval a
+/// column, the same rows drawn for all. A row may have a denominator of 0, as a text without a token that counts; a
+/// resample of such rows alone is left out.
+///
+/// # Errors
+///
+/// As [`bootstrap_ratio`], if rows differ in length, a denominator is negative, or all are 0.
+pub fn bootstrap_ratios(
+    rows: &[Vec<f64>],
+    denominators: &[f64],
+    confidence: f64,
+    n_resamples: usize,
+    seed: u64,
+) -> Result<Vec<Interval>, StatsError> {
+    checked(confidence)?;
+    let n_columns = rows.first().ok_or(StatsError::Empty { what: "values" })?.len();
+    let unpaired = |n_first, n_second| StatsError::Unpaired { n_first, n_second };
+    if rows.len() != denominators.len() {
+        return Err(unpaired(rows.len(), denominators.len()));
+    }
+    for row in rows {
+        if row.len() != n_columns {
+            return Err(unpaired(n_columns, row.len()));
+        }
+        if !row.is_empty() {
+            all_finite(row)?;
+        }
+    }
+    all_finite(denominators)?;
+    if let Some(index) = denominators.iter().position(|&x| x < 0.) {
+        return Err(StatsError::NotPositive { index, value: denominators[index] });
+    }
+    if denominators.iter().sum::<f64>() == 0. {
+        return Err(StatsError::NotPositive { index: 0, value: 0. });
+    }
+    if n_resamples == 0 {
+        return Err(StatsError::Empty { what: "resamples" });
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut ratios = vec![Vec::with_capacity(n_resamples); n_columns];
+    for _ in 0..n_resamples {
+        let (mut tops, mut bottom) = (vec![0.; n_columns], 0.);
+        for _ in 0..rows.len() {
+            let at = below(rows.len(), &mut rng);
+            tops.iter_mut().zip(&rows[at]).for_each(|(top, value)| *top += value);
+            bottom += denominators[at];
+        }
+        if bottom > 0. {
+            ratios.iter_mut().zip(tops).for_each(|(ratios, top)| ratios.push(top / bottom));
+        }
+    }
+    let tail = (1. - confidence) / 2.;
+    let interval = |mut ratios: Vec<f64>| -> Result<Interval, StatsError> {
+        if ratios.is_empty() {
+            return Err(StatsError::Empty { what: "resamples" });
+        }
+        ratios.sort_by(f64::total_cmp);
+        Ok(Interval { low: quantile(&ratios, tail), high: quantile(&ratios, 1. - tail) })
+    };
+    ratios.into_iter().map(interval).collect()
+}
+
 /// The bootstrap interval of the mean of `first − second`, paired by place: two models on the same examples. An interval
 /// without zero says that the difference is not one of the examples that happened to be drawn.
 ///
@@ -579,6 +641,24 @@ mod tests {
             means(&[vec![1.], vec![1., 2.]]),
             StatsError::Unpaired { n_first: 1, n_second: 2 }
         );
+    }
+
+    #[test]
+    fn ratios_are_drawn_together_each_as_if_alone() {
+        let (x, y): (Vec<f64>, Vec<f64>) =
+            (0..20).map(|i| (f64::from(i * i % 7), f64::from(i % 3))).unzip();
+        let n: Vec<f64> = (0..20).map(|i| f64::from(1 + i % 5)).collect();
+        let rows: Vec<Vec<f64>> = x.iter().zip(&y).map(|(&x, &y)| vec![x, y]).collect();
+
+        let found = bootstrap_ratios(&rows, &n, 0.9, 300, 3).unwrap();
+
+        let alone = [&x, &y].map(|column| bootstrap_ratio(column, &n, 0.9, 300, 3).unwrap());
+        assert_eq!(found, alone);
+        // A text that has none of what is counted is drawn with the others.
+        let with_none = bootstrap_ratios(&[vec![1.0], vec![0.0]], &[2.0, 0.0], 0.9, 50, 0).unwrap();
+        assert_eq!(with_none, [Interval { low: 0.5, high: 0.5 }]);
+        assert!(bootstrap_ratios(&[vec![1.0]], &[0.0], 0.9, 50, 0).is_err());
+        assert!(bootstrap_ratios(&rows, &n[1..], 0.9, 50, 0).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use attn_eval::{Method, Order, RetrievalScore, Scope};
 use clap::{
-    ArgMatches, FromArgMatches as _, ValueEnum,
+    ArgMatches, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
     error::ErrorKind,
 };
@@ -311,6 +311,103 @@ pub(crate) struct ReplaceArgs {
     /// Its first rows, so many
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) calibration_limit: usize,
+}
+
+pub(super) const HEAD_ROLES_HELP: &str = "\
+On the texts, without labels: the share of the tokens whose largest weight is on the previous
+token, the next one, others near, the first token, separators, the rarest token of the text, and
+the weight there; entropy, largest weight, distance. On random tokens said twice (decoders): the
+earlier same token, and the one behind it (induction). Heads are query heads.
+
+--treebank: for each dependency relation, how often the word that a head attends to most is the
+right one, against the best fixed distance. Heads are chosen on `validation`, reported on `test`.
+--blimp: accuracy by phenomenon with each head at zero, against the untouched model.
+OUT.json has all heads with 95 % intervals, and how many were tried.
+
+Examples:
+  attn head-roles --model DIR --task notes.txt --split train --limit 200 --out roles.json
+  attn head-roles --model results/models/wikitext-gpt2 --task wikitext-2 --limit 500 --blimp 20 \\
+                  --treebank ud_english_ewt --out roles.json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct HeadRolesArgs {
+    /// Model folder or Hub id; a classifier will do
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    /// A folder with a treebank, splits `validation` and `test`: parquet with lists `tokens`, `head`, `deprel`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) treebank: Option<String>,
+
+    /// Most sentences of each of its splits
+    #[arg(long, value_name = "N", requires = "treebank")]
+    pub(crate) treebank_limit: Option<usize>,
+
+    /// Leave each head out on N pairs of sentences of each paradigm of BLiMP (decoders)
+    #[arg(long, value_name = "N")]
+    pub(crate) blimp: Option<usize>,
+
+    /// Where these pairs are, if not on the Hub
+    #[arg(long, value_name = "DIR|ID", requires = "blimp")]
+    pub(crate) blimp_data: Option<String>,
+
+    /// Where to write the result; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of the repeated tokens, and of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+pub(super) const ATTENTION_SHIFT_HELP: &str = "\
+For each head, means over the tokens of the texts: the Jensen-Shannon distance of its weights in
+both models (the root of the divergence in nats, 0 to 0.833), and the change of entropy, of the
+mean distance attended and of the weight on the first token, with 95 % intervals over texts. The
+models may end in other heads: a language model before, a classifier after. --control is the same
+tuning under another seed: what differs between the two is the seed's.
+
+Example:
+  attn attention-shift --before DIR --after DIR2 --task notes.txt --split train --out shift.json";
+
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("init", |arg| arg.hide(true)))]
+pub(crate) struct AttentionShiftArgs {
+    /// The model as it was: folder or Hub id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) before: String,
+
+    /// What it was tuned to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) after: String,
+
+    /// The same, tuned with another seed
+    #[arg(long, value_name = "DIR")]
+    pub(crate) control: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+
+    /// Where to write the result; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: PathBuf,
+
+    /// A folder for heat maps of the heads that changed most, before and after, on the first text
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plots: Option<PathBuf>,
+
+    /// Heads to draw
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "plots")]
+    pub(crate) drawn: usize,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 }
 
 pub(super) const ABLATE_HELP: &str = "\

@@ -5,7 +5,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::Arc,
 };
+
+use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringBuilder};
 
 use attn_core::{
     Config, LoadOptions, Model, WantedHead,
@@ -13,6 +16,7 @@ use attn_core::{
     config::Head,
 };
 use attn_data::tokenizer::{Style, TextTokenizer, train_bpe};
+use parquet::arrow::ArrowWriter;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -226,6 +230,36 @@ pub(crate) fn write_data(place: &Place) {
         text += &format!("{review},{label},{part}\n");
     }
     place.write("data.csv", &text);
+}
+
+/// A treebank of `n` sentences of four words such as `the film was good` in each split, all of whose words hang on `heads`.
+pub(crate) fn treebank(place: &Place, name: &str, n: usize, heads: &[&str]) {
+    fs::create_dir_all(place.path(name)).unwrap();
+    let list = |entries: &dyn Fn(usize) -> Vec<String>| -> ArrayRef {
+        let mut lists = ListBuilder::new(StringBuilder::new());
+        for at in 0..n {
+            entries(at).iter().for_each(|text| lists.values().append_value(text));
+            lists.append(true);
+        }
+        Arc::new(lists.finish())
+    };
+    let texts = rows(80);
+    let plain: Vec<&String> =
+        texts.iter().map(|(text, _)| text).filter(|text| text.split(' ').count() == 4).collect();
+    let own = |entries: &[&str]| entries.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+    let words = |at: usize| own(&plain[at % plain.len()].split(' ').collect::<Vec<_>>());
+    for split in ["validation", "test"] {
+        let batch = RecordBatch::try_from_iter([
+            ("tokens", list(&words)),
+            ("head", list(&|_| own(heads))),
+            ("deprel", list(&|_| own(&["det", "nsubj", "cop", "root"]))),
+        ])
+        .unwrap();
+        let file = fs::File::create(place.path(&format!("{name}/{split}.parquet"))).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    }
 }
 
 /// A config that fine-tunes `model` on [`write_data`] in a second or two.

@@ -479,6 +479,15 @@ fn locate(spec: &DatasetSpec) -> Result<Located> {
     }
 }
 
+/// The files of a split, in order: for data that are no rows of text and label.
+///
+/// # Errors
+///
+/// As [`open`], for files that cannot be found.
+pub fn files_of(spec: &DatasetSpec, split: &str, hub: &Hub) -> Result<Vec<PathBuf>> {
+    split_files(&spec.resolved(), split, hub)
+}
+
 fn split_files(spec: &DatasetSpec, split: &str, hub: &Hub) -> Result<Vec<PathBuf>> {
     // With a split column, every file may hold rows of every split.
     let wanted = if spec.split_column.is_some() { None } else { Some(split) };
