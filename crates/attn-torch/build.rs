@@ -68,10 +68,9 @@ fn build() -> Result<(), String> {
     compile(&mut shim, "attn_torch_shim")?;
     // This one computes, on LibTorch's own threads, which are OpenMP's.
     let mut kernels = base.clone();
-    kernels
-        .opt_level(3)
-        .flag("-fopenmp")
-        .files(["matvec", "attend", "performer"].map(|name| format!("cpp/{name}.cpp")));
+    kernels.opt_level(3).flag("-fopenmp").files(
+        ["matvec", "attend", "performer", "vocabulary"].map(|name| format!("cpp/{name}.cpp")),
+    );
     compile(&mut kernels, "attn_torch_kernels")?;
     // Once for each set of instructions, of which the one that the processor has is taken when the program runs.
     let sets: &[(&str, &[&str])] = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
@@ -82,7 +81,9 @@ fn build() -> Result<(), String> {
         let mut set = base.clone();
         // A product and a sum in one instruction, which ISO C++ leaves apart.
         set.opt_level(3).flag("-ffp-contract=fast").flags(*flags).define("ATTN_ISA", *name);
-        set.files(["attend", "performer"].map(|name| format!("cpp/{name}_kernels.cpp")));
+        set.files(
+            ["attend", "performer", "vocabulary"].map(|name| format!("cpp/{name}_kernels.cpp")),
+        );
         compile(&mut set, &format!("attn_torch_kernels_{name}"))?;
     }
     println!("cargo:rustc-link-lib=dylib=gomp");

@@ -846,8 +846,10 @@ heads that retrieve are missed more than others.
 Examples:
   attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json
   attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json
-  attn needle --model DIR --haystack notes.txt --split train --needles needles.jsonl --lengths 128 --out needle.json
-  attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json";
+  attn needle --model DIR --haystack notes.txt --split train --needles needles.jsonl \\
+              --lengths 128 --out needle.json
+  attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 \\
+              --out masked.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NeedleArgs {

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     let [clean, corrupted] =
         [&args.clean, &args.corrupted].map(|text| tokenizer.ids(text, !is_causal));
     let (clean, corrupted) = (clean?, corrupted?);
-    ensure!(!clean.is_empty(), "`--clean` has no tokens");
+    ensure!(!clean.is_empty(), "the prompt CLEAN has no tokens");
     let at = match is_causal {
         true => clean.len() - 1,
         false => mask_place(tokenizer, &clean)?,
@@ -116,7 +116,7 @@ fn mask_place(tokenizer: &TextTokenizer, ids: &[u32]) -> Result<usize> {
     let shown = tokenizer.token(mask).unwrap_or_else(|| mask.to_string());
     ensure!(
         places.len() == 1,
-        "`--clean` has the mask token {} times, expected once\nhint: write {shown} where the answer belongs",
+        "the prompt CLEAN has the mask token {} times, expected once\nhint: write {shown} where the answer belongs",
         places.len()
     );
     Ok(places[0])

@@ -595,7 +595,7 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
     place.done("compare-scores s.michel.json s.leave_one_out.json --out g.json");
     check(&place.json("g.json"), "OUT.json of `compare-scores`");
     for by in ["head", "position"] {
-        let prompts = "--clean 'a b' --corrupted 'b b' --answer a --wrong b";
+        let prompts = "'a b' 'b b' --answer a --wrong b";
         place.shell(&format!("attn patch --model m {prompts} --by {by} --out t.json --plot t.png"));
         check(&place.json("t.json"), "OUT.json of `patch`");
     }

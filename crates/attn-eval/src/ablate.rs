@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    divergence::{log_p, rows_at_once},
     error::{Error, Result},
     row_loss::{Asked, RowLoss, of_row},
     rows::{Batching, Progress, for_each_batch, to_input},
@@ -171,7 +170,7 @@ pub fn ablate(
             }
             Ok(())
         };
-        put(&mut untouched, own.outcomes(&asked, &own.predicted))?;
+        put(&mut untouched, own.outcomes(&asked, &own.predicted)?)?;
         let most = batching.max_tokens.unwrap_or(MAX_TOKENS).max(1);
         let fan = (most / size).max(1);
         for (first, of_first) in by_first.iter().enumerate() {
@@ -180,7 +179,7 @@ pub fn ablate(
                 let predicted = pass.without(&before[first], first, &sets)?;
                 let n = own.predicted.size()[0];
                 for (copy, &choice) in (0..).zip(some) {
-                    let found = own.outcomes(&asked, &predicted.narrow(0, copy * n, n));
+                    let found = own.outcomes(&asked, &predicted.narrow(0, copy * n, n))?;
                     put(&mut without[choice], found)?;
                 }
             }
@@ -422,74 +421,129 @@ impl Pass<'_> {
     }
 }
 
+/// Bytes that the logits of one chunk of places may take: few chunks, as each reads the whole last matrix.
+const CHUNK_BYTES: i64 = 128 << 20;
+
 /// What the untouched model predicts of a batch.
 struct Own {
     /// Features of a language model before its vocabulary, logits of a classifier: `[n, ..]`.
     predicted: Tensor,
     vocabulary: Option<attn_core::Vocabulary>,
-    /// Log-probabilities, a chunk of places each.
-    log_p: Vec<Tensor>,
+    /// Places of a chunk.
     chunk: i64,
+    chunks: Vec<Chunk>,
+}
+
+/// The untouched model's predictions at a few places.
+struct Chunk {
+    start: i64,
+    /// Probabilities, `[places, classes]`.
+    p: Tensor,
+    /// Σ p ln p of each.
+    neg_entropy: Vec<f64>,
+    /// The likeliest class of each.
+    top: Vec<i64>,
+    /// What is to be predicted; absent where that is the likeliest.
+    targets: Option<Tensor>,
 }
 
 impl Own {
     fn new(model: &Model, asked: &Asked, predicted: Tensor) -> Self {
         let vocabulary = model.vocabulary();
         let n = asked.rows.len() as i64;
-        let chunk = vocabulary.as_ref().map_or(n, rows_at_once).min(n);
-        let mut own = Self { predicted, vocabulary, log_p: Vec::new(), chunk };
-        let all = (0..n).step_by(chunk as usize);
-        own.log_p = all.map(|start| own.log_p(asked, &own.predicted, start)).collect();
+        let most =
+            |vocabulary: &attn_core::Vocabulary| CHUNK_BYTES / (4 * vocabulary.weight.size()[0]);
+        let chunk = vocabulary.as_ref().map_or(n, most).clamp(1, n);
+        let mut own = Self { predicted, vocabulary, chunk, chunks: Vec::new() };
+        let of = |start: i64| {
+            let logits = own.logits(asked, &own.predicted, start);
+            let log_p = logits.log_softmax(-1, wide(&logits));
+            let p = log_p.exp();
+            let numbers = (&p * &log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
+            Chunk {
+                start,
+                neg_entropy: Vec::try_from(numbers).expect("one axis of f64"),
+                top: Vec::try_from(log_p.argmax(-1, false)).expect("one axis of i64"),
+                targets: asked.targets.as_ref().map(|all| all.narrow(0, start, p.size()[0])),
+                p,
+            }
+        };
+        own.chunks = (0..n).step_by(chunk as usize).map(of).collect();
         own
     }
 
-    /// Log-probabilities at the places from `start` on, as many as make a chunk.
-    fn log_p(&self, asked: &Asked, predicted: &Tensor, start: i64) -> Tensor {
+    /// Logits at the places from `start` on, as many as make a chunk.
+    fn logits(&self, asked: &Asked, predicted: &Tensor, start: i64) -> Tensor {
         let len = self.chunk.min(asked.rows.len() as i64 - start);
         match &self.vocabulary {
-            Some(vocabulary) => log_p(&predicted.narrow(0, start, len), vocabulary),
-            None => {
-                let logits = asked.pick(predicted).narrow(0, start, len);
-                let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-                logits.log_softmax(-1, wide)
+            Some(vocabulary) => {
+                let features = predicted.narrow(0, start, len);
+                features.linear(&vocabulary.weight, vocabulary.bias.as_ref())
             }
+            None => asked.pick(predicted).narrow(0, start, len).contiguous(),
         }
     }
 
     /// What `predicted` comes to for each row of the batch; `None` for rows without a loss.
-    fn outcomes(&self, asked: &Asked, predicted: &Tensor) -> Vec<Option<Outcome>> {
-        let mut places: [Vec<Tensor>; 3] = Default::default();
-        for (own, start) in self.log_p.iter().zip((0..).step_by(self.chunk as usize)) {
-            let log_q = self.log_p(asked, predicted, start);
-            let kl = (own.exp() * (own - &log_q)).sum_dim_intlist(
-                [-1i64].as_slice(),
-                false,
-                None::<Kind>,
-            );
-            let top = log_q.argmax(-1, false);
-            let (loss, hit) = match &asked.targets {
-                Some(targets) => {
-                    let targets = targets.narrow(0, start, log_q.size()[0]);
-                    let loss = -log_q.gather(-1, &targets.unsqueeze(-1), false).view([-1]);
-                    (loss, top.eq_tensor(&targets))
-                }
-                None => (kl.shallow_clone(), top.eq_tensor(&own.argmax(-1, false))),
-            };
-            for (into, of) in places.iter_mut().zip([loss, hit.to_kind(kl.kind()), kl]) {
-                into.push(of);
-            }
+    fn outcomes(&self, asked: &Asked, predicted: &Tensor) -> Result<Vec<Option<Outcome>>> {
+        let mut places = Vec::with_capacity(asked.rows.len());
+        for chunk in &self.chunks {
+            let logits = self.logits(asked, predicted, chunk.start);
+            places.extend(chunk.outcomes(&logits)?);
         }
-        let [loss, accuracy, kl] = places.map(|chunks| -> Vec<f64> {
-            let by_row = asked.by_row(&Tensor::cat(&chunks, 0).to_kind(Kind::Double));
-            Vec::try_from(by_row).expect("one axis of f64")
-        });
-        let outcome = |row: usize| {
-            (asked.counts[row] > 0).then(|| Outcome {
-                loss: loss[row],
-                accuracy: accuracy[row],
-                kl: kl[row],
-            })
+        let mut sums = vec![[0.0; 3]; asked.counts.len()];
+        for (&row, place) in asked.rows.iter().zip(places) {
+            sums[row].iter_mut().zip(place).for_each(|(sum, value)| *sum += value);
+        }
+        let outcome = |(&count, sum): (&usize, [f64; 3])| {
+            let [loss, accuracy, kl] = sum.map(|sum| sum / count as f64);
+            (count > 0).then_some(Outcome { loss, accuracy, kl })
         };
-        (0..asked.counts.len()).map(outcome).collect()
+        Ok(asked.counts.iter().zip(sums).map(outcome).collect())
     }
+}
+
+impl Chunk {
+    /// Loss, 1 where right, KL at each place.
+    fn outcomes(&self, logits: &Tensor) -> Result<Vec<[f64; 3]>> {
+        let read = attn_torch::read_logits(logits, Some(&self.p), self.targets.as_ref());
+        let (loss, top, kl) = match read.map_err(attn_core::Error::from)? {
+            Some(read) => {
+                let kl = read.iter().zip(&self.neg_entropy).map(|(it, &own)| it.kl(own)).collect();
+                let loss: Vec<f64> = read.iter().map(attn_torch::Reading::loss).collect();
+                (loss, read.iter().map(|it| it.top).collect::<Vec<i64>>(), kl)
+            }
+            None => self.outcomes_by_libtorch(logits),
+        };
+        let targets: Option<Vec<i64>> =
+            self.targets.as_ref().map(|targets| Vec::try_from(targets).expect("one axis of i64"));
+        let place = |at: usize| -> [f64; 3] {
+            let (loss, wanted) = match &targets {
+                Some(targets) => (loss[at], targets[at]),
+                None => (kl[at], self.top[at]),
+            };
+            [loss, f64::from(u8::from(top[at] == wanted)), kl[at]]
+        };
+        Ok((0..top.len()).map(place).collect())
+    }
+
+    /// Loss, likeliest class and KL of each place, of any kind and on any device.
+    fn outcomes_by_libtorch(&self, logits: &Tensor) -> (Vec<f64>, Vec<i64>, Vec<f64>) {
+        let log_q = logits.log_softmax(-1, wide(logits));
+        let numbers = |x: Tensor| -> Vec<f64> {
+            Vec::try_from(x.to_kind(Kind::Double).view([-1])).expect("one axis of f64")
+        };
+        let cross =
+            numbers((&self.p * &log_q).sum_dim_intlist([-1i64].as_slice(), false, Kind::Double));
+        let loss = self.targets.as_ref().map_or_else(Vec::new, |targets| {
+            numbers(-log_q.gather(-1, &targets.unsqueeze(-1), false))
+        });
+        let top = Vec::try_from(log_q.argmax(-1, false)).expect("one axis of i64");
+        let kl = self.neg_entropy.iter().zip(cross).map(|(own, cross)| own - cross).collect();
+        (loss, top, kl)
+    }
+}
+
+fn wide(x: &Tensor) -> Kind {
+    if x.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }

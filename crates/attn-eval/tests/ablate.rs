@@ -300,3 +300,28 @@ fn a_group_is_the_query_heads_that_read_one_key_value_head() {
     model.select_heads(0, &[1, 2, 3]).unwrap();
     assert_eq!(places(&model), [vec![0], vec![1, 2]]);
 }
+
+/// In `f32` on the CPU logits are read by a kernel: the same to rounding, KL of nothing left out included.
+#[test]
+fn f32_is_read_as_f64_to_rounding() {
+    for base in ["gpt2", "distilbert"] {
+        let models = [Kind::Double, Kind::Float].map(|kind| language_model(base, kind));
+        let masking = masking();
+        let kind = match base {
+            "gpt2" => RowLoss::NextToken,
+            _ => RowLoss::MaskedTokens { masking: &masking, seed: 4 },
+        };
+        let rows = rows(9, 3);
+        let [wide, narrow] = models.map(|model| {
+            let (zero, batching) = (Replacement::Zero, Batching::default());
+            let choices = choices(&model);
+            ablate(&model, &rows, &choices, zero, &kind, &batching, &mut go_on).unwrap()
+        });
+        for (a, b) in wide.without.iter().flatten().zip(narrow.without.iter().flatten()) {
+            assert!((a.loss - b.loss).abs() < 1e-4 && (a.kl - b.kl).abs() < 1e-4, "{a:?} {b:?}");
+            assert_eq!(a.accuracy, b.accuracy);
+        }
+        let nothing = &narrow.without[8]; // the empty choice
+        assert!(nothing.iter().all(|it| it.kl.abs() < 1e-6), "{nothing:?}");
+    }
+}

@@ -301,8 +301,9 @@ fn integrated_gradients_add_up_to_what_all_heads_are_worth() {
             rows.iter().filter_map(|row| Some(at(row, 0.0)? - at(row, 1.0)?)).collect();
         let expected = worth.iter().sum::<f64>() / worth.len() as f64;
         let total: f64 = found.scores.iter().flatten().sum();
-        // What 16 nodes leave of the integral: 8 leave 3e-2.
-        assert!((total - expected).abs() < 5e-3 * expected.abs(), "{base}: {total}, {expected}");
+        // What the sum over nodes may leave, of what rows are worth.
+        let size = worth.iter().map(|worth| worth.abs()).sum::<f64>() / worth.len() as f64;
+        assert!((total - expected).abs() <= 0.01 * size, "{base}: {total}, {expected} of {size}");
     }
 }
 

@@ -111,6 +111,14 @@ unsafe extern "C" {
         err: ErrorSlot,
     ) -> c_int;
 
+    pub(crate) fn attn_read_logits(
+        logits: *const C_tensor,
+        p: *const C_tensor,
+        targets: *const C_tensor,
+        out: *mut *mut C_tensor,
+        err: ErrorSlot,
+    ) -> c_int;
+
     pub(crate) fn attn_count_memory(err: ErrorSlot) -> c_int;
     pub(crate) fn attn_counted_memory(now: *mut i64, most: *mut i64);
     pub(crate) fn attn_reset_peak_memory();

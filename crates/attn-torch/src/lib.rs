@@ -6,6 +6,7 @@
 //! - decoding: a matrix times one row at the speed of memory ([`matvec`]);
 //! - attention in which a query sees a few stretches of keys ([`attend`], [`choose_blocks`]), and by positive random features
 //!   ([`performer`()]), in `f32` on the CPU;
+//! - predictions: what rows of logits say, in one reading ([`read_logits`]);
 //! - process state: [`rng_state`], [`Autocast`], [`InferenceMode`], [`set_deterministic`], [`set_tf32`], [`SdpFlags`];
 //! - memory: tensors laid over a file or any other bytes without a copy ([`Bytes`]), [`tune_allocator`], counted
 //!   ([`count_cpu_memory`]);
@@ -29,6 +30,7 @@ mod optim;
 mod performer;
 mod random;
 mod settings;
+mod vocabulary;
 
 pub use attend::{BlockChoice, Choices, Seen, attend, attends, choose_blocks};
 pub use autograd::{BoxError, Forward, Function, GradOptions, apply, backward, grad, take_grads};
@@ -49,3 +51,4 @@ pub use settings::{
     LIBTORCH_BUILT, LIBTORCH_WANTED, SdpFlags, is_deterministic, libtorch_config, libtorch_path,
     libtorch_version, multiplies_bf16, set_deterministic, set_tf32, tf32, tune_allocator,
 };
+pub use vocabulary::{Reading, read_logits};

@@ -35,7 +35,8 @@ query_focused looks where the question attends, less a question that asks nothin
 
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
-  attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 --lengths 128,256 --out heads.json
+  attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 \\
+                   --lengths 128,256 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --method michel,taylor --out s.json";
 
@@ -579,28 +580,28 @@ is the whole difference between the prompts. Both have the same number of tokens
 for the next token, an encoder for the prompt's one mask token; an answer is one token.
 
 Example:
-  attn patch --model DIR --clean \"a b\" --corrupted \"b b\" --answer a --wrong b --out patch.json";
+  attn patch \"a b\" \"b b\" --model DIR --answer a --wrong b --out patch.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PatchArgs {
+    /// The prompt whose answer is --answer
+    #[arg(value_name = "CLEAN")]
+    pub(crate) clean: String,
+
+    /// The prompt whose answer is --wrong, of as many tokens
+    #[arg(value_name = "CORRUPTED")]
+    pub(crate) corrupted: String,
+
     /// Model folder or Hub id
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
 
-    /// The prompt whose answer is --answer
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) clean: String,
-
-    /// The prompt whose answer is --wrong, of as many tokens
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) corrupted: String,
-
     /// One token, its blank in front included
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "A")]
     pub(crate) answer: String,
 
     /// The other one
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "B")]
     pub(crate) wrong: String,
 
     /// What is replaced at a time: a head at all positions, or at one
@@ -608,7 +609,7 @@ pub(crate) struct PatchArgs {
     pub(crate) by: PatchBy,
 
     /// Where to write what was found
-    #[arg(long, value_name = "OUT.json")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 
     /// Draw the shares of denoising, too, layers by heads

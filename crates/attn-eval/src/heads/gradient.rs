@@ -38,15 +38,7 @@ pub(super) fn of_batch(
     at: f64,
 ) -> Result<Vec<Option<Vec<f64>>>> {
     let n_rows = batch.rows;
-    let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    // A gate of its own for each row and head: no row's gradient meets another's.
-    let gate = |n_heads: i64| {
-        let g = Tensor::full([n_rows as i64, n_heads, 1, 1], at, (kind, model.device()));
-        Gate { g: g.set_requires_grad(true), fill: Fill::Zero }
-    };
-    let n_heads: Vec<i64> = model.layers().iter().map(|layer| layer.dims().n_heads).collect();
-    // A layer without heads has nothing to gate.
-    let gates: Vec<Option<Gate>> = n_heads.iter().map(|&n| (n > 0).then(|| gate(n))).collect();
+    let gates = gates(model, n_rows, at);
     let Some((asked, losses)) = tch::with_grad(|| loss.of_batch(model, batch, &gates))? else {
         return Ok(vec![None; n_rows]);
     };
@@ -56,6 +48,18 @@ pub(super) fn of_batch(
     let layers: Vec<Tensor> = gradients.iter().map(|gradient| gradient.flatten(1, -1)).collect();
     let with_loss = asked.counts.iter().zip(rows_of(&layers));
     Ok(with_loss.map(|(&count, values)| (count > 0).then_some(values)).collect())
+}
+
+/// A gate of its own for each row and head, all at `at`: no row's gradient meets another's. A layer without heads has none.
+pub(super) fn gates(model: &Model, n_rows: usize, at: f64) -> Vec<Option<Gate>> {
+    let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let gate = |n_heads: i64| {
+        let g = Tensor::full([n_rows as i64, n_heads, 1, 1], at, (kind, model.device()));
+        Gate { g: g.set_requires_grad(true), fill: Fill::Zero }
+    };
+    let layers = model.layers();
+    let n_heads = layers.iter().map(|layer| layer.dims().n_heads);
+    n_heads.map(|n| (n > 0).then(|| gate(n))).collect()
 }
 
 /// `fisher_block` of each row: `slopes[row][head]`, layer after layer, of layers with `n_heads` heads.

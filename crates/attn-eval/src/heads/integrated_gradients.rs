@@ -5,31 +5,84 @@
 //! ```
 //!
 //! Sundararajan, Taly, Yan 2017, "Axiomatic Attribution for Deep Networks", <https://arxiv.org/abs/1703.01365>, section 3, with
-//! the gates of all heads as the input and zeros as its baseline. The integral is a sum over the [`N_STEPS`] nodes of Gauss and
-//! Legendre, each one forward and one backward pass. Positive where the head lowers the loss.
+//! the gates of all heads as the input and zeros as its baseline. The integral is a sum over nodes of Gauss and Legendre on
+//! equal parts of the way, each node one forward and one backward pass: 16 of them, and twice as many until the equation on the
+//! right holds to a hundredth of what rows differ by. Positive where the head lowers the loss.
 
 use attn_core::Model;
 use attn_data::batch::Batch;
 
-use super::gradient;
+use super::{gradient, rows_of};
 use crate::{error::Result, row_loss::RowLoss};
 
-/// Nodes of the integral.
-const N_STEPS: usize = 16;
+/// Nodes of a part.
+const N_NODES: usize = 8;
+
+/// Parts to begin with, and the most.
+const N_PARTS: [usize; 2] = [2, 32];
+
+/// How far the sum over heads may be from what all heads are worth, as a share of what single rows are.
+const GAP: f64 = 0.01;
 
 pub(super) fn of_batch(
     model: &Model,
     loss: &RowLoss<'_>,
     batch: Batch,
 ) -> Result<Vec<Option<Vec<f64>>>> {
+    let worth = worth(model, loss, &batch)?;
+    let mut n_parts = N_PARTS[0];
+    loop {
+        let found = integral(model, loss, &batch, n_parts)?;
+        let rows = found.iter().zip(&worth).filter_map(|(row, worth)| Some((row.as_ref()?, worth)));
+        let (mut gap, mut size) = (0.0, 0.0);
+        for (row, worth) in rows {
+            gap += row.iter().sum::<f64>() - worth;
+            size += worth.abs();
+        }
+        if gap.abs() <= GAP * size {
+            return Ok(found);
+        }
+        if n_parts == N_PARTS[1] {
+            let share = 100.0 * gap.abs() / size;
+            tracing::warn!(
+                "integrated gradients miss {share:.1} % of what all heads are worth: the loss is not smooth on the way there"
+            );
+            return Ok(found);
+        }
+        n_parts *= 2;
+    }
+}
+
+/// L without any head, less L with all of them, of each row.
+fn worth(model: &Model, loss: &RowLoss<'_>, batch: &Batch) -> Result<Vec<f64>> {
+    let at = |gate: f64| -> Result<Vec<f64>> {
+        let _no_grad = tch::no_grad_guard();
+        let gates = gradient::gates(model, batch.rows, gate);
+        let found = loss.of_batch(model, batch.clone(), &gates)?;
+        let Some((_, losses)) = found else { return Ok(vec![0.0; batch.rows]) };
+        Ok(rows_of(&[losses.unsqueeze(1)]).into_iter().map(|row| row[0]).collect())
+    };
+    Ok(at(0.0)?.into_iter().zip(at(1.0)?).map(|(none, all)| none - all).collect())
+}
+
+fn integral(
+    model: &Model,
+    loss: &RowLoss<'_>,
+    batch: &Batch,
+    n_parts: usize,
+) -> Result<Vec<Option<Vec<f64>>>> {
     let mut total: Vec<Option<Vec<f64>>> = vec![None; batch.rows];
-    for (at, weight) in nodes(N_STEPS) {
-        let slopes = gradient::of_batch(model, loss, batch.clone(), at)?;
-        for (total, slopes) in total.iter_mut().zip(slopes) {
-            let Some(slopes) = slopes else { continue };
-            let total = total.get_or_insert_with(|| vec![0.0; slopes.len()]);
-            for (total, slope) in total.iter_mut().zip(slopes) {
-                *total -= weight * slope;
+    let part = 1.0 / n_parts as f64;
+    for at_part in 0..n_parts {
+        for (node, weight) in nodes(N_NODES) {
+            let at = (at_part as f64 + node) * part;
+            let slopes = gradient::of_batch(model, loss, batch.clone(), at)?;
+            for (total, slopes) in total.iter_mut().zip(slopes) {
+                let Some(slopes) = slopes else { continue };
+                let total = total.get_or_insert_with(|| vec![0.0; slopes.len()]);
+                for (total, slope) in total.iter_mut().zip(slopes) {
+                    *total -= weight * part * slope;
+                }
             }
         }
     }
@@ -65,7 +118,7 @@ mod tests {
 
     #[test]
     fn polynomials_are_integrated_exactly() {
-        for n in [2, 5, N_STEPS] {
+        for n in [2, 5, N_NODES, 16] {
             let nodes = nodes(n);
             for power in 0..2 * n as i32 {
                 let found: f64 = nodes.iter().map(|(x, weight)| weight * x.powi(power)).sum();
