@@ -848,8 +848,8 @@ Examples:
   attn needle --model DIR --haystack notes.txt --split train --lengths 128 --out needle.json
   attn needle --model DIR --haystack notes.txt --split train --needles needles.jsonl \\
               --lengths 128 --out needle.json
-  attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 \\
-              --out masked.json";
+  attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 \\
+              --mask-heads heads.json --top 2 --out masked.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NeedleArgs {

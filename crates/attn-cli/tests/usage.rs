@@ -73,8 +73,8 @@ const OF_THE_HUB: [&str; 21] = [
     "attn generate --model openai-community/gpt2 \"Once upon a time\"",
     "attn head-roles --model results/models/wikitext-gpt2 --task wikitext-2 --limit 500 --blimp 20 --treebank \
      ud_english_ewt --out roles.json",
+    "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --mask-heads heads.json --top 2 --out masked.json",
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
-    "attn needle --model runs/mine/model --haystack wikitext-2 --mask-heads heads.json --top 2 --out masked.json",
     "attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller",
     "attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out c.json --plot c.png",
     "attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 --lengths 128,256 --out heads.json",

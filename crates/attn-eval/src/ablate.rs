@@ -324,7 +324,7 @@ impl<'a> StandIn<'a> {
 
 /// The row whose heads stand in for those of row `index`: any but itself.
 fn donor(from: &[Encoded], seed: u64, index: usize) -> &Encoded {
-    let mut rng = of_row(seed ^ 0x646f_6e6f_72, index);
+    let mut rng = of_row(seed ^ 0x0064_6f6e_6f72, index);
     loop {
         let drawn = &from[(rng.next_u64() % from.len() as u64) as usize];
         if drawn.index != index {

@@ -111,7 +111,6 @@ pub fn pick(
 /// # Errors
 ///
 /// As [`score_heads`]; [`Error::Share`] for a share outside of (0, 1].
-#[expect(clippy::too_many_arguments, reason = "what to score, how, and how fast to go")]
 pub fn score_iteratively(
     model: &Model,
     rows: &[Encoded],
@@ -242,7 +241,6 @@ pub struct Curve {
 /// # Errors
 ///
 /// [`Error::TooMany`] for a k beyond the heads, [`Error::Scores`] for scores of another model, and as [`ablate`].
-#[expect(clippy::too_many_arguments, reason = "a grid, on a model and rows, by a loss")]
 pub fn curve(
     model: &Model,
     rows: &[Encoded],

@@ -231,10 +231,10 @@ fn the_slopes_make_four_scores() {
     let methods = [Method::Taylor, Method::Fisher, Method::FisherBlock];
     let found =
         score_heads(&model, &rows, &methods, &kind, &Batching::default(), &mut go_on).unwrap();
-    for at in 0..8 {
+    for (at, slopes) in all.iter().enumerate() {
         let (layer, head) = (at / 4, at % 4);
-        close(found[0].scores[layer][head], mean(&|row| -all[at][row]), "taylor");
-        close(found[1].scores[layer][head], mean(&|row| all[at][row].powi(2)), "fisher");
+        close(found[0].scores[layer][head], mean(&|row| -slopes[row]), "taylor");
+        close(found[1].scores[layer][head], mean(&|row| slopes[row].powi(2)), "fisher");
     }
     for layer in 0..2 {
         // Every order is tried: the greedy one takes the least at each step, and its scores never fall.
@@ -362,7 +362,7 @@ fn confidence_is_the_mean_of_the_largest_weights() {
         let masking = masking();
         let kind = RowLoss::MaskedTokens { masking: &masking, seed: 0 };
         let found = by(Method::Confidence, &model, &rows, &kind, &batching);
-        let mut expected = vec![0.0; 8];
+        let mut expected = [0.0; 8];
         for row in &rows {
             let input = ModelInput::new(Tensor::from_slice(&ids(row)).view([1, -1]));
             let options = ForwardOptions { attentions: Rows::All, ..ForwardOptions::default() };

@@ -67,7 +67,7 @@ fn scores_of_copying_match_their_definitions() {
         .map(|seed| Trial {
             prompt: prompt(seed, 14 + seed as i64),
             needle: 3..11,
-            told: if seed % 2 == 0 { vec![4..9] } else { vec![3..6, 8..11] },
+            told: if seed % 2 == 0 { std::iter::once(4..9).collect() } else { vec![3..6, 8..11] },
             answer: "w1 w2 w3".into(),
         })
         .collect();
@@ -194,7 +194,7 @@ fn the_head_that_copies_is_found_and_without_it_nothing_is() {
         .map(|(start, prompt)| Trial {
             prompt: prompt.clone(),
             needle: start..start + 6,
-            told: vec![start + 1..start + 5],
+            told: std::iter::once(start + 1..start + 5).collect(),
             answer: "w5 w9 w12 w7".into(),
         })
         .collect();
@@ -232,7 +232,7 @@ fn what_cannot_be_scored_is_refused() {
     let trial = |answer: &str| Trial {
         prompt: prompt(1, 9),
         needle: 2..5,
-        told: vec![3..4],
+        told: std::iter::once(3..4).collect(),
         answer: answer.into(),
     };
     let refusal = |model: &Model, trials: &[Trial], n| {

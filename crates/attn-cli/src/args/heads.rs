@@ -593,7 +593,7 @@ pub(crate) struct PatchArgs {
     pub(crate) corrupted: String,
 
     /// Model folder or Hub id
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(long, value_name = "DIR")]
     pub(crate) model: String,
 
     /// One token, its blank in front included

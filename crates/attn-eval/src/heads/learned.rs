@@ -175,8 +175,8 @@ fn gates_of(goal: Goal, values: &Tensor, noise: &Tensor) -> Tensor {
             let mut relaxed = values.zeros_like();
             for _ in 0..keep {
                 let taken = left.softmax(-1, None::<Kind>);
-                left = left + (-&taken + 1.0).clamp_min(1e-12).log();
-                relaxed = relaxed + taken;
+                left = left.g_add(&(-&taken + 1.0).clamp_min(1e-12).log()); // a new tensor: it is the noisy one at first
+                relaxed = relaxed.g_add(&taken);
             }
             let (_, best) = noisy.topk(keep as i64, -1, true, true);
             let hard = values.zeros_like().index_fill(0, &best, 1.0);

@@ -27,7 +27,7 @@ mod tests {
         let trial = Trial {
             prompt: vec![1, 7, 8, 3],
             needle: 1..3,
-            told: vec![1..3],
+            told: std::iter::once(1..3).collect(),
             answer: String::new(),
         };
         let step = |id, most: [usize; 2]| Step { id, most: most.to_vec(), mass: vec![] };

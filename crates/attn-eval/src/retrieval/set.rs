@@ -42,7 +42,7 @@ mod tests {
         let trial = Trial {
             prompt: vec![1, 2, 5, 7, 8, 7, 3, 7, 4],
             needle: 2..6,
-            told: vec![3..6],
+            told: std::iter::once(3..6).collect(),
             answer: String::new(),
         };
         let step = |id, most: [usize; 2]| Step { id, most: most.to_vec(), mass: vec![0.25, 0.5] };
