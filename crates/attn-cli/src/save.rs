@@ -60,7 +60,7 @@ pub(crate) fn write(
     write_with(model, tokenizer, out, options, &[])
 }
 
-/// As [`write`], with more files, each by its name.
+/// As [`write()`], with more files, each by its name.
 pub(crate) fn write_with(
     model: &Model,
     tokenizer: &TextTokenizer,
