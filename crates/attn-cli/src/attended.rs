@@ -12,7 +12,7 @@ use attn_eval::{Batching, Known};
 use crate::{
     args::RowArgs,
     task::{Which, dataset},
-    texts::{Folder, blocks, encode, framed_blocks, is_running, max_len, read_split},
+    texts::{Folder, max_len, read_split},
 };
 
 /// Most rows of a split whose tokens are counted, to tell rare ones.
@@ -39,27 +39,17 @@ impl<'a> Attended<'a> {
         let data = DatasetSpec { label: None, ..dataset(&args.task, &args.set)? };
         let split = args.split.as_deref().unwrap_or(&data.validation_split).to_owned();
         let max_len = max_len(args.max_len, &folder.config, &folder.tokenizer, "`--max-len`")?;
-        let texts = read_split(&data, &split, args.limit, hub)?.rows;
-        let (tokenizer, causal) = (&folder.tokenizer, folder.config.is_causal());
-        let rows = match (!args.by_text && (causal || is_running(&texts)), causal) {
-            (true, true) => blocks(tokenizer, &texts, max_len)?,
-            (true, false) => framed_blocks(tokenizer, &texts, max_len)?,
-            (false, _) => {
-                let numbered: Vec<(usize, &Example)> = texts
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, row)| !row.text.trim().is_empty())
-                    .collect();
-                encode(tokenizer, &numbered, max_len, &split)?
-            }
-        };
-        let all = match args.limit {
-            None => texts,
-            Some(_) => read_split(&data, &split, Some(COUNTED_ROWS), hub)?.rows,
-        };
+        // Read once: as many as are counted, of which the first are looked at.
+        let n_read = args.limit.map(|limit| match limit {
+            0 => 0, // refused there
+            limit => limit.max(COUNTED_ROWS),
+        });
+        let all = read_split(&data, &split, n_read, hub)?.rows;
+        let texts = &all[..all.len().min(args.limit.unwrap_or(usize::MAX))];
+        let rows = folder.read_texts(texts, args.by_text, max_len, &split)?;
         let counted = &all[..all.len().min(COUNTED_ROWS)];
-        let counts = count(tokenizer, counted)?;
-        let special = tokenizer.special_ids();
+        let counts = count(&folder.tokenizer, counted)?;
+        let special = folder.tokenizer.special_ids();
         let n_counted = counted.len();
         Ok(Self { args, data, split, max_len, rows, special, counts, n_counted })
     }

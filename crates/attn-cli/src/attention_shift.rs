@@ -21,7 +21,7 @@ use crate::{
     run_dir::{check_writable, write_json},
     subject::Subject,
     task::Which,
-    texts::{Folder, load_model},
+    texts::{Folder, load_model, read_alike},
 };
 
 /// Heads that are shown.
@@ -120,14 +120,7 @@ fn same_attention(before: &Folder, other: &Folder) -> Result<()> {
         other.name,
         shape(other)
     );
-    let text = "The 3 quick brown foxes, née Øystein, jumped over 1,024 lazy dogs.\n";
-    ensure!(
-        before.tokenizer.ids(text, true)? == other.tokenizer.ids(text, true)?,
-        "`{}` and `{}` read the same text as other tokens\nhint: name a model and what it was tuned to",
-        before.name,
-        other.name
-    );
-    Ok(())
+    read_alike(before, other, "name a model and what it was tuned to")
 }
 
 fn print(found: &AttentionShift, has_control: bool, out: &mut dyn Write) -> Result<()> {

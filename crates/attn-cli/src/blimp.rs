@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write};
 
 use anyhow::{Context, Result, ensure};
-use attn_core::{LoadOptions, Model};
+use attn_core::Model;
 use attn_data::{
     blimp::{Paradigm, paradigms},
     dataset::DatasetSpec,
@@ -20,7 +20,7 @@ use crate::{
     perplexity::begins,
     run_dir::write_json,
     subject::Subject,
-    texts::{Folder, load_model, read_split},
+    texts::{Folder, read_split},
 };
 
 /// The name of the task.
@@ -70,20 +70,13 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
     ensure!(args.rows.limit != Some(0), "`--limit` is 0, expected at least 1 pair a paradigm");
     ensure!(args.rows.batch_size > 0, "`--batch-size` is 0, expected at least 1");
     let hub = Hub::from_env().with_progress(progress_bar());
-    let device = args.compute.device()?;
+    args.compute.device()?;
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "the likelihood of a sentence")
         .with_context(|| format!("cannot score `{}`", args.model))?;
     let split = args.rows.split.as_deref().unwrap_or(&data.validation_split);
     let pairs = read(data, split, args.rows.limit, &folder, &hub)?;
-    let options = LoadOptions {
-        kind: args.compute.dtype.into(),
-        device,
-        seed: args.seed,
-        ..LoadOptions::default()
-    };
-    let model = load_model(&folder.path, args.compute.init, &options, &hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
     let batching = Batching {
         batch_size: args.rows.batch_size,
         pad_id: folder.tokenizer.fill_id(),

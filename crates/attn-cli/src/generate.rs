@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    LoadOptions, Model,
+    Model,
     checkpoint::read_json,
     generate::{Ending, Limits, Sampling, generate},
 };
@@ -19,10 +19,7 @@ use attn_data::{
 };
 use serde_json::Value;
 
-use crate::{
-    args::GenerateArgs,
-    texts::{Folder, load_model},
-};
+use crate::{args::GenerateArgs, texts::Folder};
 
 /// Tokens to write where nothing says otherwise.
 const USUAL_LENGTH: usize = 64;
@@ -38,19 +35,12 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     sampling.validate()?;
     ensure!(args.max_new_tokens != Some(0), "`--max-new-tokens` is 0, expected at least 1");
     ensure!(args.stop.iter().all(|text| !text.is_empty()), "`--stop` is empty, expected a text");
-    let device = args.compute.device()?;
+    args.compute.device()?;
     let text = prompt(args)?;
 
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
-    let options = LoadOptions {
-        kind: args.compute.dtype.into(),
-        device,
-        seed: args.seed,
-        ..LoadOptions::default()
-    };
-    let model = load_model(&folder.path, args.compute.init, &options, &hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
     let tokenizer = &folder.tokenizer;
     let ids = prompt_ids(tokenizer, &text)?;
     let limits = Limits {

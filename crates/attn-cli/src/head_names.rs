@@ -61,7 +61,7 @@ pub(crate) fn read_scores(path: &Path, config: &Config) -> Result<HeadScores> {
     let kept: Vec<Vec<i64>> = config.layers.iter().map(|layer| layer.kept_heads.clone()).collect();
     ensure!(
         scores.heads == kept,
-        "`{}` scores the heads {:?}, and the model has {kept:?}\nhint: score the heads of this very model",
+        "`{}` scores other heads than the model has: {:?}, and not {kept:?}\nhint: score the heads of this very model",
         path.display(),
         scores.heads
     );

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
-use attn_core::{LoadOptions, Model};
+use attn_core::Model;
 use attn_data::{
     dataset::DatasetSpec,
     hub::{Hub, progress_bar},
@@ -12,7 +12,7 @@ use attn_data::{
 };
 use attn_eval::{
     Batching, Direction, HeadRoles, MIN_CASES, Phenomena, Syntax, check_decoder, head_roles,
-    n_passes, n_relations, phenomena, repeats, stats::Interval, syntax,
+    n_passes, n_relations, phenomena, ranked, repeats, stats::Interval, syntax,
 };
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ use crate::{
     run_dir::{check_writable, write_json},
     subject::Subject,
     task::Which,
-    texts::{Folder, load_model},
+    texts::Folder,
 };
 
 /// Different tokens of a row of repeated ones, where model and vocabulary have room.
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &HeadRolesArgs, out: &mut dyn Write) -> Result<()> {
     {
         ensure!(!is_zero, "`{name}` is 0, expected at least 1\nhint: leave it away");
     }
-    let device = args.compute.device()?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     if args.blimp.is_some() {
@@ -112,14 +112,7 @@ pub(crate) fn run(args: &HeadRolesArgs, out: &mut dyn Write) -> Result<()> {
         .map(|source| Trees::read(source, args, &folder, &hub))
         .transpose()?;
     let pairs = args.blimp.map(|limit| read_pairs(limit, args, &folder, &hub)).transpose()?;
-    let options = LoadOptions {
-        kind: args.compute.dtype.into(),
-        device,
-        seed: args.seed,
-        ..LoadOptions::default()
-    };
-    let model = load_model(&folder.path, args.compute.init, &options, &hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
 
     let batching = texts.batching(&folder);
     let (repeated, rows) = repeated(&folder, args.seed);
@@ -258,13 +251,8 @@ fn of_pairs(model: &Model, pairs: &Pairs, batching: &Batching) -> Result<Phenome
 }
 
 /// Layer, place and value of each head, by falling value.
-fn ranked(values: &[Vec<f64>]) -> Vec<(usize, usize, f64)> {
-    let layers = values.iter().enumerate();
-    let mut all: Vec<(usize, usize, f64)> = layers
-        .flat_map(|(layer, row)| row.iter().enumerate().map(move |(at, &value)| (layer, at, value)))
-        .collect();
-    all.sort_by(|a, b| b.2.total_cmp(&a.2));
-    all
+fn with_values(values: &[Vec<f64>]) -> Vec<(usize, usize, f64)> {
+    ranked(values).into_iter().map(|(layer, at)| (layer, at, values[layer][at])).collect()
 }
 
 /// As a range in percent.
@@ -293,7 +281,8 @@ fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()
             Some(offset) => format!("{} ({offset:+})", role.role),
             None => role.role.to_owned(),
         };
-        for (shown, (layer, at, share)) in ranked(&role.share).into_iter().take(N_SHOWN).enumerate()
+        for (shown, (layer, at, share)) in
+            with_values(&role.share).into_iter().take(N_SHOWN).enumerate()
         {
             let name = if shown == 0 { &name } else { "" };
             writeln!(
@@ -309,7 +298,7 @@ fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()
     }
     writeln!(out, "\n{:<24} {:>7} {:>9}   {:<15} {:>8}", "mean", "head", "", "95 %", "uniform")?;
     for measure in measures {
-        let all = ranked(&measure.mean);
+        let all = with_values(&measure.mean);
         let ends = [all.first(), all.last()].into_iter().flatten();
         for (shown, &(layer, at, value)) in ends.enumerate() {
             let name = match shown {
@@ -382,7 +371,7 @@ fn print_phenomena(found: &Phenomena, model: &Model, out: &mut dyn Write) -> Res
     let layers = model.layers();
     let mut all = Vec::new();
     for one in &found.phenomena {
-        for (layer, at, effect) in ranked(&one.effect) {
+        for (layer, at, effect) in with_values(&one.effect) {
             all.push((one, layer, at, effect));
         }
     }

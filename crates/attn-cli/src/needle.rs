@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{Config, Gate, LoadOptions};
+use attn_core::{Config, Gate};
 use attn_data::{
     batch::Encoded,
     dataset::DatasetSpec,
@@ -18,18 +18,19 @@ use attn_data::{
     needle::NeedleKind,
 };
 use attn_eval::{
-    AnswerScore, Answered, Band, Batching, HeadScores, MaskFill, Recall, Recalled, answer, band,
-    check_decoder, closed, draw_heads, recall, stats::Interval,
+    AnswerScore, Answered, Band, Batching, MaskFill, Recall, Recalled, answer, band, check_decoder,
+    closed, draw_heads, recall, stats::Interval,
 };
 use serde::Serialize;
 
 use crate::{
     args::NeedleArgs,
     haystack::{Hiding, Place, answering, draw_grid, short_name},
+    head_names::read_scores,
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
-    texts::{Folder, load_model},
+    texts::Folder,
 };
 
 /// Draws random heads apart from the documents.
@@ -130,7 +131,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
         writes || (args.mask_heads.is_none() && args.pictures.is_none()),
         "`--max-new-tokens` is 0, and `--mask-heads` and `--pictures` go by the answers that are written"
     );
-    let device = args.compute.device()?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "answers")
@@ -143,14 +144,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(dir) = pictures {
         fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
     }
-    let options = LoadOptions {
-        kind: args.compute.dtype.into(),
-        device,
-        seed: args.seed,
-        ..LoadOptions::default()
-    };
-    let model = load_model(&folder.path, args.compute.init, &options, &hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
 
     let pad_id = folder.tokenizer.fill_id();
     let batching = Batching { batch_size: args.batch_size, pad_id, ..Batching::default() };
@@ -229,18 +223,8 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
 /// The heads to mask, where some are to be; checked against the model that the scores are to be of.
 fn choose(args: &NeedleArgs, config: &Config) -> Result<Option<Choice>> {
     let (Some(path), Some(k)) = (&args.mask_heads, args.top) else { return Ok(None) };
-    let read = || -> Result<HeadScores> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
     let shown = path.display();
-    let scores = read().with_context(|| {
-        format!("cannot use `--mask-heads {shown}`, expected what `attn score-heads` writes")
-    })?;
-    let numbers: Vec<Vec<i64>> =
-        config.layers.iter().map(|layer| layer.kept_heads.clone()).collect();
-    ensure!(
-        scores.heads == numbers,
-        "`--mask-heads {shown}` scores other heads than `{}` has\nhint: score the heads of this model",
-        args.model
-    );
+    let scores = read_scores(path, config).context("cannot use `--mask-heads`")?;
     let ranked = scores.ranked();
     ensure!(
         k > 0 && 2 * k <= ranked.len(),
@@ -259,7 +243,7 @@ fn choose(args: &NeedleArgs, config: &Config) -> Result<Option<Choice>> {
     let top = ranked[..k].to_vec();
     let seed = args.seed ^ RANDOM_HEADS;
     let random = draw_heads(&ranked, &top, k, args.random_draws, seed).expect("half are others");
-    Ok(Some(Choice { numbers, top, random }))
+    Ok(Some(Choice { numbers: scores.heads, top, random }))
 }
 
 /// The grid untouched, without the best heads, and without random ones.

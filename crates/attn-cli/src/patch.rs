@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::LoadOptions;
 use attn_data::{
     hub::{Hub, progress_bar},
     tokenizer::TextTokenizer,
@@ -16,7 +15,7 @@ use crate::{
     args::{PatchArgs, PatchBy},
     run_dir::{check_writable, write_json},
     subject::Subject,
-    texts::{Folder, load_model},
+    texts::Folder,
 };
 
 /// Heads that are shown.
@@ -45,7 +44,7 @@ struct Report<'a> {
 pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
     let _made_too = args.plot.as_deref().map(check_writable).transpose()?;
-    let device = args.compute.device()?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     let tokenizer = &folder.tokenizer;
@@ -60,14 +59,7 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     };
     let right = one_token(tokenizer, &args.answer, "--answer")?;
     let wrong = one_token(tokenizer, &args.wrong, "--wrong")?;
-    let options = LoadOptions {
-        kind: args.compute.dtype.into(),
-        device,
-        seed: args.seed,
-        ..LoadOptions::default()
-    };
-    let model = load_model(&folder.path, args.compute.init, &options, &hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
     let by = match args.by {
         PatchBy::Head => Patching::Heads,
         PatchBy::Position => Patching::Positions,

@@ -4,13 +4,13 @@ use std::{io::Write, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    ForwardOptions, Gate, LoadOptions, Model, ModelInput, Refitted, checkpoint::WriteOptions, refit,
+    ForwardOptions, LoadOptions, Model, ModelInput, Refitted, checkpoint::WriteOptions, refit,
 };
 use attn_data::{
     batch::{BatchPlan, Encoded, Side, collate},
     hub::{Hub, progress_bar},
 };
-use attn_eval::{Head, Order, Picked, Scope, pick, to_input};
+use attn_eval::{Head, MaskFill, Order, Picked, Scope, closed, pick, to_input};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
@@ -289,15 +289,9 @@ fn n_parameters(model: &Model) -> usize {
     model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
 }
 
-/// Operations of the attention layers on one text of `n` tokens: projections, two for a weight and token, and what the kind says.
+/// Operations of the attention layers on one text of `n` tokens.
 fn attention_flops(model: &Model, n: i64) -> i64 {
-    let of_layer = |layer: &&attn_core::layer::AttnLayer| {
-        let dims = layer.dims();
-        let widths = 2 * dims.n_heads * dims.head_dim + 2 * dims.n_kv_heads * dims.head_dim;
-        let mixing = if dims.n_heads > 0 { layer.kind().flops(n) } else { 0 };
-        2 * widths * dims.hidden_size * n + mixing
-    };
-    model.layers().iter().map(of_layer).sum()
+    model.layers().iter().map(|layer| layer.flops(n)).sum()
 }
 
 /// `whole` without `heads`; what is not cut lies in the same memory.
@@ -332,12 +326,8 @@ fn random_input(model: &Model, [rows, n]: [i64; 2]) -> ModelInput {
 /// How far what is left puts out something else than the whole model with these heads masked.
 fn against_masked(whole: &Model, cut: &Model, heads: &[Head]) -> Result<f64> {
     let input = random_input(whole, [2, whole.config().sizes.max_positions.clamp(1, 32)]);
-    let gate = |(layer, it): (usize, &&attn_core::layer::AttnLayer)| {
-        let open = |place| f32::from(u8::from(!heads.contains(&Head { layer, place })));
-        let open: Vec<f32> = (0..it.dims().n_heads as usize).map(open).collect();
-        Some(Gate::per_head(&Tensor::from_slice(&open).to_device(whole.device())))
-    };
-    let gates: Vec<Option<Gate>> = whole.layers().iter().enumerate().map(gate).collect();
+    let places: Vec<(usize, usize)> = heads.iter().map(|head| (head.layer, head.place)).collect();
+    let gates = closed(whole, &places, MaskFill::Zero);
     let masked = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
     let (masked, removed) = tch::no_grad(|| -> Result<_> {
         let removed = cut.forward(&input, &ForwardOptions::default())?.logits;

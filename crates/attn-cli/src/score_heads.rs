@@ -122,34 +122,26 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
     let batching = Batching { max_tokens: Some(MAX_TOKENS), ..task.batching() };
     let mut progress = count_every_row(rows.len());
     let context = || format!("cannot score the heads of `{}`", args.model);
-    let of_rows: Vec<Method> = args
-        .method
-        .iter()
-        .filter_map(|method| match method {
-            ScoreMethod::Rows(method) => Some(*method),
-            ScoreMethod::Learned(_) | ScoreMethod::Needles(_) => None,
-        })
-        .collect();
-    let mut found = score_heads(&model, &rows, &of_rows, &loss, &batching, &mut progress)
-        .with_context(context)?
-        .into_iter();
+    // Those by rows share passes, but where what is left is scored anew at each step.
+    let by_rows = |method: &ScoreMethod| match method {
+        ScoreMethod::Rows(method) => Some(*method),
+        ScoreMethod::Learned(_) | ScoreMethod::Needles(_) => None,
+    };
+    let of_rows: Vec<Method> = args.method.iter().filter_map(by_rows).collect();
+    let found = match args.iterative {
+        None => score_heads(&model, &rows, &of_rows, &loss, &batching, &mut progress),
+        Some(share) => {
+            let mut by_steps = |&method: &Method| {
+                score_iteratively(&model, &rows, method, share, &loss, &batching, &mut progress)
+            };
+            of_rows.iter().map(&mut by_steps).collect()
+        }
+    };
+    let mut found = found.with_context(context)?.into_iter();
     let mut all = Vec::new();
     for method in &args.method {
         let ScoreMethod::Learned(gates) = method else {
-            let mut scores = found.next().expect("one of each method by rows");
-            if let (Some(share), ScoreMethod::Rows(method)) = (args.iterative, *method) {
-                let steps = score_iteratively(
-                    &model,
-                    &rows,
-                    method,
-                    share,
-                    &loss,
-                    &batching,
-                    &mut progress,
-                );
-                scores = scores.with_scores(steps.with_context(context)?);
-            }
-            all.push(scores);
+            all.push(found.next().expect("one of each method by rows"));
             continue;
         };
         let n_heads: i64 = model.layers().iter().map(|layer| layer.dims().n_heads).sum();

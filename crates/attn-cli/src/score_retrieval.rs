@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{LoadOptions, Model};
+use attn_core::Model;
 use attn_data::{
     dataset::DatasetSpec,
     hub::{Hub, progress_bar},
@@ -22,7 +22,7 @@ use crate::{
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
-    texts::{Folder, load_model},
+    texts::Folder,
 };
 
 /// Bins of the picture, from 0 to 1.
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &RetrievalArgs, out: &mut dyn Write) -> Result<()> {
         needles.min_recall
     );
     ensure!(needles.threshold.is_finite(), "`--threshold` is {}", needles.threshold);
-    let device = args.compute.device()?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
     check_decoder(&folder.config, "answers")
@@ -92,14 +92,7 @@ pub(crate) fn run(args: &RetrievalArgs, out: &mut dyn Write) -> Result<()> {
     let source = (needles.haystack.as_str(), args.split.as_deref(), args.set.as_slice());
     let hiding = Hiding::open(source, &needles.documents, &folder, &hub)?;
     let documents = hiding.documents(&needles.documents, &folder.tokenizer, args.seed)?;
-    let options = LoadOptions {
-        kind: args.compute.dtype.into(),
-        device,
-        seed: args.seed,
-        ..LoadOptions::default()
-    };
-    let model = load_model(&folder.path, args.compute.init, &options, &hub)
-        .with_context(|| format!("cannot load the model `{}`", args.model))?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
 
     let min_recall = (writes && !needles.keep_failures).then_some(needles.min_recall / 100.0);
     let (values, answers) = match writes {

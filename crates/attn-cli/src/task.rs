@@ -1,7 +1,7 @@
 //! The rows of a task, as a model is scored on them.
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{LoadOptions, Model, config::Head};
+use attn_core::{Model, config::Head};
 use attn_data::{
     batch::{Encoded, Masking},
     dataset::{DatasetSpec, Example},
@@ -16,10 +16,7 @@ use crate::{
     args::{ComputeArgs, RowArgs},
     config::Written,
     scoring::{check_model, max_prompt_len},
-    texts::{
-        Folder, Split, blocks, encode, framed_blocks, is_running, load_model, masking, max_len,
-        read_split,
-    },
+    texts::{Folder, Split, encode, masking, max_len, read_split},
 };
 
 /// The share of tokens that is hidden from a masked language model.
@@ -141,11 +138,7 @@ impl<'a> Task<'a> {
 
     /// Loads the model, or makes its weights anew.
     pub(crate) fn load(&self, compute: &ComputeArgs, seed: u64, hub: &Hub) -> Result<Model> {
-        let device = compute.device()?;
-        let options =
-            LoadOptions { kind: compute.dtype.into(), device, seed, ..LoadOptions::default() };
-        load_model(&self.folder.path, compute.init, &options, hub)
-            .with_context(|| format!("cannot load the model `{}`", self.folder.name))
+        self.folder.load(compute, seed, hub)
     }
 
     /// How rows share a pass.
@@ -168,22 +161,12 @@ impl<'a> Task<'a> {
 
     /// Whether texts are joined and cut into blocks for a language model.
     pub(crate) fn packs(&self) -> bool {
-        !self.args.by_text && (self.folder.config.is_causal() || is_running(&self.texts))
+        self.folder.packs(&self.texts, self.args.by_text)
     }
 
     /// The texts for a language model.
     pub(crate) fn unlabelled(&self) -> Result<Vec<Encoded>> {
-        let tokenizer = &self.folder.tokenizer;
-        match (self.packs(), self.folder.config.is_causal()) {
-            (false, _) => {
-                let texts = self.texts.iter().enumerate();
-                let numbered: Vec<(usize, &Example)> =
-                    texts.filter(|(_, row)| !row.text.trim().is_empty()).collect();
-                encode(tokenizer, &numbered, self.max_len, &self.split)
-            }
-            (true, true) => blocks(tokenizer, &self.texts, self.max_len),
-            (true, false) => framed_blocks(tokenizer, &self.texts, self.max_len),
-        }
+        self.folder.read_texts(&self.texts, self.args.by_text, self.max_len, &self.split)
     }
 
     /// What is hidden from the model where it is a masked language model. A classifier hears why it is none elsewhere.

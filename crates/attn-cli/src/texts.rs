@@ -18,7 +18,12 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Kind;
 
-use crate::{args::Init, config::find_path, data::name_column, monitor::grouped};
+use crate::{
+    args::{ComputeArgs, Init},
+    config::find_path,
+    data::name_column,
+    monitor::grouped,
+};
 
 /// The most tokens of a text where nothing says otherwise.
 const USUAL_MAX_LEN: usize = 512;
@@ -53,6 +58,43 @@ impl Folder {
 }
 
 impl Folder {
+    /// Loads the model, or makes its weights anew, as `compute` says.
+    pub(crate) fn load(&self, compute: &ComputeArgs, seed: u64, hub: &Hub) -> Result<Model> {
+        let device = compute.device()?;
+        let options =
+            LoadOptions { kind: compute.dtype.into(), device, seed, ..LoadOptions::default() };
+        load_model(&self.path, compute.init, &options, hub)
+            .with_context(|| format!("cannot load the model `{}`", self.name))
+    }
+
+    /// Texts for a model of attention to them: running text as blocks, other texts one by one, but those of decoders joined
+    /// unless `by_text`.
+    pub(crate) fn read_texts(
+        &self,
+        texts: &[Example],
+        by_text: bool,
+        max_len: usize,
+        split: &str,
+    ) -> Result<Vec<Encoded>> {
+        match (self.packs(texts, by_text), self.config.is_causal()) {
+            (false, _) => {
+                let numbered: Vec<(usize, &Example)> = texts
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, row)| !row.text.trim().is_empty())
+                    .collect();
+                encode(&self.tokenizer, &numbered, max_len, split)
+            }
+            (true, true) => blocks(&self.tokenizer, texts, max_len),
+            (true, false) => framed_blocks(&self.tokenizer, texts, max_len),
+        }
+    }
+
+    /// Whether [`Self::read_texts`] joins texts and cuts them into blocks.
+    pub(crate) fn packs(&self, texts: &[Example], by_text: bool) -> bool {
+        !by_text && (self.config.is_causal() || is_running(texts))
+    }
+
     /// The commit of a folder in the Hub's cache.
     pub(crate) fn commit(&self) -> Option<String> {
         let is_snapshot = self.path.parent()?.file_name()? == "snapshots";
@@ -251,13 +293,18 @@ pub(crate) fn same_tokens(folder: &Folder, baseline: &Folder) -> Result<()> {
         baseline.config.head,
         baseline.config.sizes.vocab_size
     );
+    read_alike(folder, baseline, "name the model that this one was made of")
+}
+
+/// Refuses two models whose tokenizers read a text as other tokens, with that hint.
+pub(crate) fn read_alike(one: &Folder, other: &Folder, hint: &str) -> Result<()> {
     let text = "The 3 quick brown foxes, née Øystein, jumped over 1,024 lazy dogs.\n";
-    let [own, other] = [folder, baseline].map(|of| of.tokenizer.ids(text, true));
+    let [own, others] = [one, other].map(|of| of.tokenizer.ids(text, true));
     ensure!(
-        own? == other?,
-        "`{}` and `{}` read the same text as other tokens\nhint: name the model that this one was made of",
-        folder.name,
-        baseline.name
+        own? == others?,
+        "`{}` and `{}` read the same text as other tokens\nhint: {hint}",
+        one.name,
+        other.name
     );
     Ok(())
 }

@@ -200,6 +200,15 @@ impl AttnLayer {
         self.kind.as_ref()
     }
 
+    /// Floating point operations of the layer over `n_tokens` tokens of one sequence, a multiplication with an addition as two:
+    /// its four projections, and what the kind says ([`Attention::flops`]).
+    pub fn flops(&self, n_tokens: i64) -> i64 {
+        let Dims { n_heads, n_kv_heads, head_dim, hidden_size, .. } = self.dims;
+        let projections = 4 * (n_heads + n_kv_heads) * head_dim * hidden_size * n_tokens;
+        let mixing = if n_heads > 0 { self.kind.flops(n_tokens) } else { 0 };
+        projections + mixing
+    }
+
     /// What `config.json` says of this layer.
     pub fn spec(&self) -> LayerSpec {
         LayerSpec {

@@ -141,14 +141,7 @@ fn layers(whole: Model) -> Result<()> {
         }
         Ok(start.elapsed().as_secs_f64())
     };
-    let flops = |model: &Model| -> i64 {
-        let of_layer = |layer: &&attn_core::layer::AttnLayer| {
-            let dims = layer.dims();
-            let widths = 2 * (dims.n_heads + dims.n_kv_heads) * dims.head_dim;
-            2 * widths * dims.hidden_size * n + layer.kind().flops(n)
-        };
-        model.layers().iter().map(of_layer).sum()
-    };
+    let flops = |model: &Model| -> i64 { model.layers().iter().map(|layer| layer.flops(n)).sum() };
     let mut answer = json!({ "flops": [flops(&whole), flops(&half)] });
     loop {
         let (mut all, mut cut) = (0.0, 0.0);

@@ -11,15 +11,15 @@ use std::ops::ControlFlow;
 
 use attn_core::{Fill, ForwardOptions, Gate, Model};
 use attn_data::batch::{Batch, Encoded, Side, collate};
-use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
+    language::N_RESAMPLES,
     row_loss::{Asked, RowLoss, of_row},
     rows::{Batching, Progress, for_each_batch, to_input},
-    stats::{Interval, bootstrap_means},
+    stats::{Interval, below, bootstrap_means},
 };
 
 /// A query head: its layer, and its place among the heads that the layer has.
@@ -104,9 +104,6 @@ pub struct Effect {
     /// KL(untouched ‖ without), in nats.
     pub kl: Estimate,
 }
-
-/// Draws of the intervals.
-const N_RESAMPLES: usize = 1000;
 
 /// Most positions of the choices that share a pass, where [`Batching::max_tokens`] does not say.
 const MAX_TOKENS: usize = 4096;
@@ -326,7 +323,7 @@ impl<'a> StandIn<'a> {
 fn donor(from: &[Encoded], seed: u64, index: usize) -> &Encoded {
     let mut rng = of_row(seed ^ 0x0064_6f6e_6f72, index);
     loop {
-        let drawn = &from[(rng.next_u64() % from.len() as u64) as usize];
+        let drawn = &from[below(from.len(), &mut rng)];
         if drawn.index != index {
             return drawn;
         }

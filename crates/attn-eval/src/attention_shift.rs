@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    heads::by_layer,
+    heads::{by_layer, ranked},
     roles::{
         Known, Tokens, bounded, check_attention, distance, entropy, first_token, means_over_tokens,
         numbers, values, weights_of,
@@ -273,12 +273,7 @@ fn summarize(pairs: &[Pair], heads: &[Vec<i64>]) -> Shift {
 impl AttentionShift {
     /// Places of the heads, `(layer, place in the layer)`, by falling distance from before to after.
     pub fn ranked(&self) -> Vec<(usize, usize)> {
-        let layers = self.shift.js_distance.iter().enumerate();
-        let mut heads: Vec<(usize, usize)> =
-            layers.flat_map(|(layer, row)| (0..row.len()).map(move |head| (layer, head))).collect();
-        let distance = |(layer, head): (usize, usize)| self.shift.js_distance[layer][head];
-        heads.sort_by(|&a, &b| distance(b).total_cmp(&distance(a)));
-        heads
+        ranked(&self.shift.js_distance)
     }
 }
 

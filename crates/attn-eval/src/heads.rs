@@ -19,6 +19,7 @@ use tch::Tensor;
 use crate::{
     ablate::{Head, Replacement, ablate, all_heads},
     error::{Error, Result},
+    language::N_RESAMPLES,
     row_loss::RowLoss,
     rows::{Batching, Progress, for_each_batch},
     stats::{Interval, bootstrap_means},
@@ -97,9 +98,6 @@ pub struct HeadScores {
     /// Rows that counted.
     pub n_rows: usize,
 }
-
-/// Draws of the intervals.
-pub(crate) const N_RESAMPLES: usize = 1000;
 
 /// Scores the query heads of `model` on `rows`, by the loss that it has on them, by each of `methods`. Those that are made of the
 /// slopes at the gates share a pass.
@@ -209,6 +207,15 @@ pub(crate) fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>
     heads.iter().map(take).collect()
 }
 
+/// The heads, `(layer, place in the layer)`, by falling value of `values`, layers × heads; ties in the order of the model.
+pub fn ranked(values: &[Vec<f64>]) -> Vec<(usize, usize)> {
+    let layers = values.iter().enumerate();
+    let mut heads: Vec<(usize, usize)> =
+        layers.flat_map(|(layer, row)| (0..row.len()).map(move |head| (layer, head))).collect();
+    heads.sort_by(|a, b| values[b.0][b.1].total_cmp(&values[a.0][a.1]));
+    heads
+}
+
 impl HeadScores {
     /// Scores from `values[row][head]`, heads layer after layer; `heads` are their numbers. There is a row.
     pub(crate) fn of(values: &[Vec<f64>], heads: &[Vec<i64>]) -> Self {
@@ -244,12 +251,7 @@ impl HeadScores {
 
     /// The heads, `(layer, place in the layer)`, by falling score; ties in the order of the model.
     pub fn ranked(&self) -> Vec<(usize, usize)> {
-        let layers = self.scores.iter().enumerate();
-        let mut heads: Vec<(usize, usize)> =
-            layers.flat_map(|(layer, row)| (0..row.len()).map(move |head| (layer, head))).collect();
-        let score = |(layer, head): (usize, usize)| self.scores[layer][head];
-        heads.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
-        heads
+        ranked(&self.scores)
     }
 
     /// How many heads score exactly 0.

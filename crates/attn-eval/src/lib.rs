@@ -45,7 +45,7 @@ pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
 pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};
-pub use heads::{Goal, HeadScores, Learning, Method, Normalize, learn_gates, score_heads};
+pub use heads::{Goal, HeadScores, Learning, Method, Normalize, learn_gates, ranked, score_heads};
 pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
 pub use likelihood::{
     Document, Perplexity, Preference, Window, Windows, gated_log_likelihoods, log_likelihoods,

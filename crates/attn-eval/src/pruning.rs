@@ -5,10 +5,7 @@
 
 use attn_core::Model;
 use attn_data::batch::Encoded;
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{RngCore, SeedableRng},
-};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,7 +14,7 @@ use crate::{
     heads::{HeadScores, Method, score_heads},
     row_loss::RowLoss,
     rows::{Batching, Progress},
-    stats::{Discordant, discordant},
+    stats::{Discordant, below, discordant},
 };
 
 /// Which heads go first.
@@ -80,8 +77,7 @@ pub fn pick(
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(at as u64);
         for left in (1..pool.len()).rev() {
-            let other = (u128::from(rng.next_u64()) * (left as u128 + 1)) >> 64;
-            pool.swap(left, other as usize);
+            pool.swap(left, below(left + 1, &mut rng));
         }
         let score = |head: &Head| scores[head.layer][head.place];
         match order {
@@ -119,7 +115,7 @@ pub fn score_iteratively(
     loss: &RowLoss<'_>,
     batching: &Batching,
     progress: &mut Progress<'_>,
-) -> Result<Vec<Vec<f64>>> {
+) -> Result<HeadScores> {
     if !(share > 0.0 && share <= 1.0) {
         return Err(Error::Share { share });
     }
@@ -129,10 +125,8 @@ pub fn score_iteratively(
     let per_step = ((share * n_heads as f64).round() as usize).max(1);
     let mut steps: Vec<Vec<f64>> = left.iter().map(|layer| vec![0.0; layer.len()]).collect();
     let mut rest = model.alias()?;
+    let mut first = None;
     for step in 0.. {
-        if left.iter().all(Vec::is_empty) {
-            break;
-        }
         let scores = score_heads(&rest, rows, &[method], loss, batching, progress)?.remove(0);
         let mut going = scores.ranked();
         going.reverse();
@@ -149,8 +143,12 @@ pub fn score_iteratively(
                 *of_layer = kept.into_iter().map(|place| of_layer[place]).collect();
             }
         }
+        first.get_or_insert(scores);
+        if left.iter().all(Vec::is_empty) {
+            break;
+        }
     }
-    Ok(steps)
+    Ok(first.expect("there was a first step").with_scores(steps))
 }
 
 /// How many heads are left out, and of which scores.

@@ -28,11 +28,10 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    heads::{HeadScores, N_RESAMPLES, by_layer},
+    heads::HeadScores,
     language::check_decoder,
     rouge::{rouge1_recall, says},
     rows::{Batching, Progress},
-    stats::bootstrap_means,
 };
 
 pub use causal::{AnswerScore, Band, MaskFill, band, closed, draw_heads};
@@ -323,15 +322,5 @@ pub fn over_trials(model: &Model, values: &[Vec<f64>]) -> Result<HeadScores> {
     if values.is_empty() || n_heads(model) == 0 {
         return Err(Error::Nothing("no trial counts, or no layer of the model has a head"));
     }
-    let intervals =
-        bootstrap_means(values, 0.95, N_RESAMPLES, 0).expect("there are trials, finite ones");
-    let n_rows = values.len();
-    let mean = |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
-    let means: Vec<f64> = (0..n_heads(model)).map(mean).collect();
-    Ok(HeadScores {
-        scores: by_layer(&means, &heads),
-        interval_95: by_layer(&intervals, &heads),
-        heads,
-        n_rows,
-    })
+    Ok(HeadScores::of(values, &heads))
 }

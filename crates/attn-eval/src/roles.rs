@@ -31,6 +31,7 @@ pub(crate) use tokens::Tokens;
 use crate::{
     error::{Error, Result},
     heads::by_layer,
+    language::N_RESAMPLES,
     rows::{Batching, Progress, for_each_batch, to_input},
     stats::{Interval, bootstrap_ratios},
 };
@@ -61,7 +62,6 @@ pub const POSITIONAL: f64 = 0.9;
 const MAX_WEIGHTS: usize = 1 << 26;
 
 pub(crate) const CONFIDENCE: f64 = 0.95;
-pub(crate) const N_RESAMPLES: usize = 1000;
 
 /// What the heads of a model do. Tables are layers × heads; intervals are 95 %, by the bootstrap over texts (percentiles,
 /// 1,000 draws of seed 0, the same for all heads).

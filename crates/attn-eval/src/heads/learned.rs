@@ -29,6 +29,7 @@ use crate::{
     error::{Error, Result},
     row_loss::RowLoss,
     rows::{Batching, Progress},
+    stats::below,
 };
 
 /// What the gates are to become.
@@ -147,7 +148,7 @@ fn p_open(log_alpha: f64) -> f64 {
 
 /// Rows that are drawn at random, as many as share a pass.
 fn draw(rows: &[Encoded], batching: &Batching, rng: &mut ChaCha8Rng) -> Batch {
-    let pick = |rng: &mut ChaCha8Rng| &rows[(rng.next_u64() % rows.len() as u64) as usize];
+    let pick = |rng: &mut ChaCha8Rng| &rows[below(rows.len(), rng)];
     let mut batch: Vec<&Encoded> = (0..batching.batch_size.max(1)).map(|_| pick(rng)).collect();
     let longest = batch.iter().map(|row| row.ids.len()).max().unwrap_or(1);
     let most = batching.max_tokens.unwrap_or(usize::MAX) / longest;

@@ -16,11 +16,12 @@ use attn_core::{Gate, Model};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::{CONFIDENCE, N_RESAMPLES, numbers};
+use super::{CONFIDENCE, numbers};
 use crate::{
     attention_shift::Table,
     error::{Error, Result},
     heads::by_layer,
+    language::N_RESAMPLES,
     likelihood::{Window, gated_log_likelihoods},
     rows::{Batching, Progress},
     stats::{Interval, compare_over_seeds, wilson},

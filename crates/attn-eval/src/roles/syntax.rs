@@ -23,12 +23,11 @@ use attn_data::{batch::Encoded, treebank::Tree};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    CONFIDENCE, N_RESAMPLES, bounded, check_attention, means_over_tokens, numbers, weights_of,
-};
+use super::{CONFIDENCE, bounded, check_attention, means_over_tokens, numbers, weights_of};
 use crate::{
     error::{Error, Result},
     heads::by_layer,
+    language::N_RESAMPLES,
     rows::{Batching, Progress, for_each_batch},
     stats::{Interval, bootstrap_ratios},
 };
