@@ -15,13 +15,18 @@ GPT2 = {  # GPT-2 124M
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257, "n_positions": 1024,
     "n_embd": 768, "n_layer": 12, "n_head": 12, "bos_token_id": 50256, "eos_token_id": 50256,
 }  # fmt: skip
+BERT = {  # BERT base, whose heads can be chosen for whole texts
+    "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522, "max_position_embeddings": 512,
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+}  # fmt: skip
+SECTIONS = ["ablate", "ablate_last", "michel", "layers", "routed"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python")
     parser.add_argument("--ours", required=True)
-    parser.add_argument("--section", action="append", choices=["ablate", "ablate_last", "michel", "layers"])
+    parser.add_argument("--section", action="append", choices=SECTIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
@@ -29,8 +34,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     lines = ["| section | unit | theirs (s) | ours (s) | times faster |", "| --- | --- | --- | --- | --- |"]
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(GPT2))
-        for section in args.section or ["ablate", "ablate_last", "michel", "layers"]:
+        for section in args.section or SECTIONS:
+            Path(folder, "config.json").write_text(json.dumps(BERT if section == "routed" else GPT2))
             results, rows = run(section, folder, args)
             results["machine"] = {"cpu": platform.processor(), "cores": os.cpu_count(), "threads": args.threads}
             Path(args.out, f"{section}-{args.threads}.json").write_text(json.dumps(results, indent=2))
@@ -52,7 +57,7 @@ def run(section: str, folder: str, args):
     def seconds(result):
         return f"{result['median']:.2f} ({result['min']:.2f} to {result['max']:.2f})"
 
-    if section == "layers":
+    if section in ("layers", "routed"):
         results = take_turns([ours(20)], args.rounds)
         turns, (whole, half) = results["ours"]["turns"], results["ours"]["facts"]["flops"]
         saved = [1 - turn["half_s"] / turn["all_s"] for turn in turns]
@@ -61,7 +66,8 @@ def run(section: str, folder: str, args):
         results["summary"] = {"saved": spread(saved), "promised": promised, "share": share}
         all_s, half_s = (spread([turn[key] for turn in turns]) for key in ["all_s", "half_s"])
         text = f"saves {100 * share['median']:.0f} % ({100 * share['min']:.0f} to {100 * share['max']:.0f}) of what operations promise"
-        return results, [f"| {section} | 16 x 64 tokens, attention layers, all heads and half | {seconds(all_s)} all | {seconds(half_s)} half | {text} |"]
+        what = "half" if section == "layers" else "a half that each text chooses"
+        return results, [f"| {section} | 16 x 64 tokens, attention layers, all heads and {what} | {seconds(all_s)} all | {seconds(half_s)} half | {text} |"]
     names = {"michel": ["michel", "michel_frozen"], "ablate_last": ["ablate_last", "ablate_kept"]}.get(section, [section])
     unit = {"michel": 5}.get(section, 1)
     results = take_turns([*(theirs(name, unit) for name in names), ours(unit)], args.rounds)

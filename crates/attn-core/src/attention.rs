@@ -197,6 +197,8 @@ pub struct AttnInput<'a> {
     pub source: Option<&'a Tensor>,
     /// Share of attention weights dropped in training, 0 otherwise.
     pub dropout: f64,
+    /// Whether this is a pass of training: gates that are drawn then are.
+    pub train: bool,
     /// Random numbers for kinds that draw.
     pub stream: Stream,
     /// What to attend to, in place of what the kind would choose: [`Selection::chosen`] of an earlier call. Absent
@@ -319,6 +321,11 @@ pub trait Attention: std::fmt::Debug + Send {
         None
     }
 
+    /// The kind's choice of heads by the input, where it makes one.
+    fn routes(&self) -> Option<&dyn Routes> {
+        None
+    }
+
     /// Names the kind's own parameters.
     fn visit(&self, _: &mut crate::nn::Visitor<'_>) {}
 
@@ -333,6 +340,20 @@ pub trait Attention: std::fmt::Debug + Send {
     /// # Errors
     /// [`Error::Refused`] where the kind's parameters cannot follow.
     fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), Error>;
+}
+
+/// A choice of the heads that run, by what comes into the layer.
+pub trait Routes {
+    /// What each head's output is multiplied by outside of training, from 0, closed, to 1: `[batch, n_heads, q_len]`, or
+    /// `[batch, n_heads, 1]` where one choice serves a text. `hidden`: `[batch, q_len, hidden_size]`.
+    fn open(&self, hidden: &Tensor, mask: &Mask) -> Tensor;
+
+    /// Whether a head is closed for whole texts, so that a layer need not make its queries, keys, values and output.
+    fn spares_whole_heads(&self) -> bool;
+
+    /// The mixed values of some query heads that read one key/value head, before they are multiplied: q `[batch, heads, q_len,
+    /// head_dim]`, k and v `[batch, 1, k_len, head_dim]`.
+    fn mix(&self, qkv: [&Tensor; 3], mask: &Mask) -> Tensor;
 }
 
 /// Keys and values of the tokens so far, `[batch, n_kv_heads, len, head_dim]`, all of them or the last few.

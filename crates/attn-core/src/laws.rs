@@ -203,6 +203,7 @@ impl LayerProbe {
             mask,
             source: None,
             dropout: 0.0,
+            train: false,
             stream: Stream::default(),
             selection: None,
         })

@@ -46,6 +46,13 @@ pub struct Tap {
     pub own_losses: Vec<Tensor>,
 }
 
+impl Tap {
+    /// Whether nothing is kept of what a layer's heads make.
+    fn wants_nothing(&self) -> bool {
+        self.rows == Rows::None && !self.keep_z && !self.keep_inputs
+    }
+}
+
 /// A sequence that keys and values are taken from instead of the layer's own input.
 #[derive(Debug)]
 pub struct Source<'a> {
@@ -314,6 +321,9 @@ impl AttnLayer {
         let [b, q_len, _] = hidden.size()[..] else {
             unreachable!("hidden states have three axes")
         };
+        if let Some(out) = self.forward_open(hidden, pass)? {
+            return Ok(out);
+        }
         let z = self.mix(hidden, pass)?;
         let z = pass.fanned(&z);
         let z = match pass.gate {
@@ -329,6 +339,98 @@ impl AttnLayer {
         let z = z.transpose(1, 2).reshape([pass.fan * b, q_len, width]);
         let z = pass.at.map_or_else(|| z.shallow_clone(), |at| at_places(&z, at));
         Ok(self.out.forward(&z, pass.train))
+    }
+
+    /// [`Self::forward`] of a kind that closes heads for whole texts: without what the closed ones would be made of. A key/value
+    /// head goes with the last query head that reads it, and closed query heads beside an open one are made and multiplied by
+    /// 0. `None` where all heads are needed, or something of them is asked for.
+    fn forward_open(&self, hidden: &Tensor, pass: &LayerPass<'_>) -> Result<Option<Tensor>, Error> {
+        let routes = self.kind.routes().filter(|routes| routes.spares_whole_heads());
+        let Some(routes) = routes else { return Ok(None) };
+        let fills_zero = pass.gate.is_none_or(|gate| matches!(gate.fill, Fill::Zero));
+        let is_plain = !pass.train && fills_zero && pass.fan == 1;
+        let is_alone = pass.source.is_none() && pass.state.is_none() && pass.tap.wants_nothing();
+        if !(is_plain && is_alone && self.linears().all(|linear| linear.adapter.is_none())) {
+            return Ok(None);
+        }
+        let Dims { n_kv_heads, head_dim: d, ref kv_of_head, .. } = self.dims;
+        let [b, n, width] = hidden.size()[..] else {
+            unreachable!("hidden states have three axes")
+        };
+        let open = routes.open(hidden, pass.mask); // [b, h, 1]
+        if open.gt(0.0).all().int64_value(&[]) == 1 {
+            return Ok(None);
+        }
+        let gate = match pass.gate {
+            Some(gate) => {
+                let size = [b, self.dims.n_heads, n, d];
+                gate.check(&size)?;
+                Some(gate.g.to_kind(hidden.kind()).expand([b, size[1], n, 1], false))
+            }
+            None => None,
+        };
+        let out = match &self.out.bias {
+            Some(bias) => bias.expand([b, n, width], false).contiguous(),
+            None => Tensor::zeros([b, n, width], (hidden.kind(), hidden.device())),
+        };
+        for kv in 0..n_kv_heads {
+            let heads: Vec<i64> =
+                (0..).zip(kv_of_head).filter(|&(_, &of)| of == kv).map(|(head, _)| head).collect();
+            let index = Tensor::from_slice(&heads).to_device(hidden.device());
+            let gates = open.index_select(1, &index).unsqueeze(-1); // [b, heads, 1, 1]
+            let rows = gates.gt(0.0).flatten(1, -1).any_dim(1, false).nonzero().view([-1]);
+            let m = rows.size()[0];
+            if m == 0 {
+                continue;
+            }
+            let of_rows = |x: &Tensor| match x.size()[0] == b && m < b {
+                true => x.index_select(0, &rows),
+                false => x.shallow_clone(),
+            };
+            let x = of_rows(hidden);
+            let part = |which: usize, head: i64| {
+                let (linear, start) = self.outputs(which);
+                linear.some_outputs(&x, start + head * d, d).unsqueeze(1) // [m, 1, n, d]
+            };
+            let q = Tensor::cat(&heads.iter().map(|&head| part(0, head)).collect::<Vec<_>>(), 1);
+            let [k, v] = [1, 2].map(|which| part(which, kv));
+            let [q, k] = match pass.rotary {
+                Some((cos, sin)) => {
+                    let tables = (of_rows(cos), of_rows(sin));
+                    [q, k].map(|x| rotate(&x, &tables))
+                }
+                None => [q, k],
+            };
+            let mask = if m < b { pass.mask.rows(&rows) } else { pass.mask.clone() };
+            let z = routes.mix([&q, &k, &v], &mask) * of_rows(&gates);
+            let z = match &gate {
+                Some(gate) => z * of_rows(&gate.index_select(1, &index)),
+                None => z,
+            };
+            for (place, &head) in (0..).zip(&heads) {
+                let of_head = self.out.some_inputs(&z.select(1, place), head * d, d);
+                let _ = out.shallow_clone().index_add_(0, &rows, &of_head);
+            }
+        }
+        Ok(Some(pass.at.map_or_else(|| out.shallow_clone(), |at| at_places(&out, at))))
+    }
+
+    /// The matrix that makes q, k or v (0, 1, 2), and the first of its outputs that are theirs.
+    fn outputs(&self, which: usize) -> (&Linear, i64) {
+        let Dims { n_heads, n_kv_heads, head_dim, .. } = self.dims;
+        match &self.qkv {
+            Qkv::Fused(fused) => (fused, [0, n_heads, n_heads + n_kv_heads][which] * head_dim),
+            Qkv::Split(three) => (&three[which], 0),
+        }
+    }
+
+    /// The projections.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let of_input = match &self.qkv {
+            Qkv::Fused(fused) => std::slice::from_ref(fused),
+            Qkv::Split(three) => three,
+        };
+        of_input.iter().chain([&self.out])
     }
 
     /// What stands in for the heads that `gate` lets go, where that is what they make of queries of zeros.
@@ -435,6 +537,7 @@ impl AttnLayer {
             mask,
             source: pass.source.as_ref().map(|source| source.hidden),
             dropout: if pass.train { self.dropout } else { 0.0 },
+            train: pass.train,
             stream: pass.stream,
             selection: None,
         };
@@ -504,11 +607,7 @@ impl AttnLayer {
 
     /// Names the parameters.
     pub fn visit(&self, f: &mut Visitor<'_>) {
-        match &self.qkv {
-            Qkv::Fused(fused) => fused.visit(f),
-            Qkv::Split(three) => three.iter().for_each(|linear| linear.visit(f)),
-        }
-        self.out.visit(f);
+        self.linears().for_each(|linear| linear.visit(f));
         self.kind.visit(f);
     }
 

@@ -53,6 +53,12 @@ impl Mask {
         Self { keep, ..self.clone() }
     }
 
+    /// The mask of some rows of the batch, `[n]` int64.
+    pub(crate) fn rows(&self, rows: &Tensor) -> Self {
+        let keep = self.keep.as_ref().map(|keep| keep.index_select(0, rows));
+        Self { keep, ..self.clone() }
+    }
+
     /// Whether a query is kept from seeing later keys.
     pub fn causal(&self) -> bool {
         self.causal

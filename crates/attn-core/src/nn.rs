@@ -70,6 +70,17 @@ impl Linear {
         }
     }
 
+    /// [`Self::forward`] of the outputs `start` to `start + n` alone, without an adapter.
+    pub(crate) fn some_outputs(&self, x: &Tensor, start: i64, n: i64) -> Tensor {
+        let bias = self.bias.as_ref().map(|bias| bias.narrow(0, start, n));
+        product(x, &self.out_in().narrow(0, start, n), bias.as_ref())
+    }
+
+    /// What the inputs `start` to `start + n` put into the output: `x`, `[.., n]`, has these alone. Neither bias nor adapter.
+    pub(crate) fn some_inputs(&self, x: &Tensor, start: i64, n: i64) -> Tensor {
+        product(x, &self.out_in().narrow(1, start, n), None)
+    }
+
     /// The matrix as `[out, in]`, a view.
     pub fn out_in(&self) -> Tensor {
         match self.layout {

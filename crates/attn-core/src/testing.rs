@@ -179,6 +179,7 @@ impl Probe {
             mask,
             source: None,
             dropout: 0.0,
+            train: false,
             stream: Stream::default(),
             selection: None,
         }

@@ -7,12 +7,13 @@ use attn_core::{
     laws::{LayerProbe, ProbeSize},
     mask::Mask,
     testing::Probe,
-    variants::performer::Features,
+    variants::{performer::Features, routed},
 };
 use tch::{Device, Kind, Tensor};
 
 /// Settings beside the defaults, at which few tokens are more than a kind sees.
-const SETTINGS: [&str; 27] = [
+const SETTINGS: [&str; 28] = [
+    r#"{"kind": "routed", "by": "text"}"#,
     r#"{"kind": "window", "size": 1}"#,
     r#"{"kind": "window", "size": 8}"#,
     r#"{"kind": "dilated", "size": 4, "dilation": 3}"#,
@@ -101,6 +102,12 @@ fn done(variant: &Variant, kind: &dyn Attention, probe: &Probe) -> i64 {
         | Variant::MaskMixture(_) => 4 * d * pairs(),
         // Each entry of a matrix meets every token.
         Variant::Gated(_) => 4 * d * pairs() + 2 * matrices * n,
+        // As if every head ran; by text the router reads once.
+        Variant::Routed(config) => {
+            let n_choices = if config.by == routed::By::Text { 1 } else { n };
+            let seen = count(mask.allowed(n, n, Device::Cpu)) * probe.dims.n_heads;
+            4 * d * seen + 2 * matrices * n_choices
+        }
         Variant::SingleHead(config) => {
             use attn_core::variants::single_head::From;
             let width = match config.from {

@@ -246,7 +246,11 @@ fn attention_rows_of_decoding_are_those_of_a_full_pass() {
             }
         }
     }
-    assert_eq!(shown, ["softmax", "gated", "big_bird", "moba"], "kinds that keep all keys");
+    assert_eq!(
+        shown,
+        ["softmax", "gated", "routed", "big_bird", "moba"],
+        "kinds that keep all keys"
+    );
 }
 
 #[test]

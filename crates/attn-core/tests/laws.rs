@@ -8,7 +8,7 @@ use attn_core::{
     laws::{self, LayerProbe, ProbeSize, Verdict},
     mask::Mask,
     testing::{Probe, assert_close, relative_rms},
-    variants::{self, hedgehog, performer, t2r, window_linear},
+    variants::{self, hedgehog, performer, routed, t2r, window_linear},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -472,6 +472,11 @@ fn with_settings() -> Vec<Variant> {
     for activation in [hedgehog::Activation::Softmax, hedgehog::Activation::Exp] {
         variants.push(Variant::Hedgehog(hedgehog::Config { feature_dim: size(6), activation }));
     }
+    variants.push(Variant::Routed(routed::Config {
+        by: routed::By::Text,
+        budget: 0.3,
+        price: 2.0,
+    }));
     variants.push(Variant::T2r(t2r::Config { feature_dim: size(9), eps: 1e-4 }));
     variants.push(Variant::WindowLinear(window_linear::Config {
         window: size(5),
@@ -515,9 +520,13 @@ fn with_settings() -> Vec<Variant> {
     variants
 }
 
-/// Whether the kind serves causal layers; all do but cross-attention.
+/// Whether the kind serves causal layers; all do but cross-attention and heads chosen by the whole text.
 fn is_causal(variant: &Variant) -> bool {
-    !matches!(variant, Variant::Cross(_))
+    match variant {
+        Variant::Cross(_) => false,
+        Variant::Routed(config) => config.by == routed::By::Token,
+        _ => true,
+    }
 }
 
 /// Causal and bidirectional, as far as the kind serves them.

@@ -10,7 +10,7 @@ use attn_core::{
 use tch::{Device, Kind, Tensor};
 
 /// Kinds that weigh every key for every query.
-const DENSE: [&str; 4] = ["cross", "softmax", "gated", "single_head"];
+const DENSE: [&str; 5] = ["cross", "softmax", "gated", "routed", "single_head"];
 
 /// Texts that are long enough for squares to show: at the second n²/16 numbers of f32 take 64 MiB.
 const LENGTHS: [i64; 2] = [4096, 16384];

@@ -81,15 +81,20 @@ fn kinds() -> Vec<Variant> {
         r#"{"kind": "sinks", "n_sinks": 2, "window": 3}"#,
         r#"{"kind": "mask_mixture", "basis": ["shift:1", "window:5", "first:2"], "coefficients": "head"}"#,
         r#"{"kind": "window_linear", "window": 4, "feature_dim": 5}"#,
+        r#"{"kind": "routed", "by": "text"}"#,
     ];
     let small = small.map(|text| serde_json::from_str(text).unwrap());
     attn_core::testing::kinds().into_iter().chain(small).collect()
 }
 
-/// Those that serve `base`: cross-attention refuses decoders.
+/// Those that serve `base`: cross-attention and heads chosen by the whole text refuse decoders.
 fn kinds_of(base: &str) -> Vec<Variant> {
     let is_causal = config(base).is_causal();
-    let serves = |variant: &Variant| !(is_causal && matches!(variant, Variant::Cross(_)));
+    let serves = |variant: &Variant| match variant {
+        Variant::Cross(_) => !is_causal,
+        Variant::Routed(config) => !(is_causal && config.by == variants::routed::By::Text),
+        _ => true,
+    };
     kinds().into_iter().filter(serves).collect()
 }
 

@@ -2,7 +2,7 @@
 //! each line of stdin asks for and prints a line when they are done. The script measures.
 //!
 //! ```text
-//! bench_heads ablate|ablate_last|michel|layers MODEL THREADS
+//! bench_heads ablate|ablate_last|michel|layers|routed MODEL THREADS
 //! ```
 //!
 //! MODEL is a folder with a config.json; weights are random.
@@ -19,7 +19,7 @@ use attn_core::{
     Config, LoadOptions, Mask, Model, WantedHead,
     attention::Stream,
     checkpoint::read_json,
-    layer::{LayerPass, Tap},
+    layer::{AttnLayer, LayerPass, Tap},
 };
 use attn_data::batch::Encoded;
 use attn_eval::{Batching, Head, Method, Replacement, RowLoss, ablate, all_heads, score_heads};
@@ -35,7 +35,9 @@ fn main() -> Result<()> {
     attn_torch::tune_allocator();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [section, folder, threads] = args.as_slice() else {
-        return Err("usage: bench_heads ablate|ablate_last|michel|layers MODEL THREADS".into());
+        return Err(
+            "usage: bench_heads ablate|ablate_last|michel|layers|routed MODEL THREADS".into()
+        );
     };
     tch::set_num_threads(threads.parse()?);
     let model = |head| -> Result<Model> {
@@ -47,7 +49,14 @@ fn main() -> Result<()> {
         "ablate" => leave_out(&model(WantedHead::LanguageModel)?, &RowLoss::NextToken),
         "ablate_last" => leave_out(&model(two())?, &RowLoss::Label),
         "michel" => michel(&model(two())?),
-        "layers" => layers(model(WantedHead::LanguageModel)?),
+        section @ ("layers" | "routed") => {
+            let _no_grad = tch::no_grad_guard();
+            let whole = model(WantedHead::LanguageModel)?;
+            let size = [LAYER_ROWS, SHAPE[1] as i64, whole.config().sizes.hidden_size];
+            let hidden = Tensor::randn(size, (Kind::Float, Device::Cpu));
+            let cut = if section == "layers" { halved(&whole)? } else { routed(&whole, &hidden)? };
+            layers(&whole, &hidden, &cut)
+        }
         other => Err(format!("there is no section `{other}`").into()),
     }
 }
@@ -108,19 +117,53 @@ fn michel(model: &Model) -> Result<()> {
     }
 }
 
-/// A unit: every attention layer once, 16 rows, with all heads and with half of them; the answer has the seconds of both.
-fn layers(whole: Model) -> Result<()> {
-    let _no_grad = tch::no_grad_guard();
+/// Rows of [`layers`].
+const LAYER_ROWS: i64 = 16;
+
+/// Half of the heads removed.
+fn halved(whole: &Model) -> Result<(Model, i64)> {
     let mut half = whole.alias()?;
     for (layer, it) in whole.layers().iter().enumerate() {
         let kept: Vec<i64> = (0..it.dims().n_heads).step_by(2).collect();
         half.select_heads(layer, &kept)?;
     }
-    let (n_rows, n) = (16, SHAPE[1] as i64);
-    let hidden_size = whole.config().sizes.hidden_size;
-    let hidden = Tensor::randn([n_rows, n, hidden_size], (Kind::Float, Device::Cpu));
+    let flops = flops(&half);
+    Ok((half, flops))
+}
+
+/// Heads chosen for whole texts, each text its own half, and the operations of those that run on `hidden`.
+fn routed(whole: &Model, hidden: &Tensor) -> Result<(Model, i64)> {
+    let mut routed = whole.alias()?;
+    let by_text = serde_json::from_value(json!({"kind": "routed", "by": "text"}))?;
+    let all: Vec<usize> = (0..whole.layers().len()).collect();
+    routed.swap(&all, &by_text, 0)?;
+    for (name, mut tensor) in routed.parameters() {
+        if name.contains("router.weight") {
+            let _ = tensor.normal_(0.0, 1.0);
+        } else if name.contains("router.bias") {
+            let _ = tensor.fill_(0.33 * (1.0_f64 / 11.0).ln()); // where a gate closes
+        }
+    }
+    let mask = Mask::new(false);
+    let of_layer = |layer: &&AttnLayer| {
+        let open = layer.kind().routes().expect("it was swapped").open(hidden, &mask).gt(0.0);
+        let share = open.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        (layer.flops(SHAPE[1] as i64) as f64 * share) as i64
+    };
+    let flops = routed.layers().iter().map(of_layer).sum();
+    Ok((routed, flops))
+}
+
+/// Operations of all attention layers on one row.
+fn flops(model: &Model) -> i64 {
+    model.layers().iter().map(|layer| layer.flops(SHAPE[1] as i64)).sum()
+}
+
+/// A unit: every attention layer once, with all heads and with those of `cut`; the answer has the seconds of both.
+fn layers(whole: &Model, hidden: &Tensor, (cut, flops_left): &(Model, i64)) -> Result<()> {
+    let n = SHAPE[1] as i64;
     let mask = Mask::new(whole.config().is_causal());
-    let positions = Tensor::arange(n, (Kind::Int64, Device::Cpu)).repeat([n_rows, 1]);
+    let positions = Tensor::arange(n, (Kind::Int64, Device::Cpu)).repeat([LAYER_ROWS, 1]);
     let pass = |model: &Model| -> Result<f64> {
         let start = Instant::now();
         for layer in model.layers() {
@@ -137,19 +180,18 @@ fn layers(whole: Model) -> Result<()> {
                 at: None,
                 tap: &mut Tap::default(),
             };
-            let _ = layer.forward(&hidden, &mut pass)?;
+            let _ = layer.forward(hidden, &mut pass)?;
         }
         Ok(start.elapsed().as_secs_f64())
     };
-    let flops = |model: &Model| -> i64 { model.layers().iter().map(|layer| layer.flops(n)).sum() };
-    let mut answer = json!({ "flops": [flops(&whole), flops(&half)] });
+    let mut answer = json!({ "flops": [flops(whole), flops_left] });
     loop {
-        let (mut all, mut cut) = (0.0, 0.0);
+        let (mut all, mut left) = (0.0, 0.0);
         let units = next_order(&answer);
         for _ in 0..units {
-            all += pass(&whole)?;
-            cut += pass(&half)?;
+            all += pass(whole)?;
+            left += pass(cut)?;
         }
-        answer = json!({ "all_s": all / units as f64, "half_s": cut / units as f64 });
+        answer = json!({ "all_s": all / units as f64, "half_s": left / units as f64 });
     }
 }

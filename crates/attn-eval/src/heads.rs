@@ -7,6 +7,7 @@ mod confidence;
 mod gradient;
 mod integrated_gradients;
 mod learned;
+mod open;
 mod plain_gradient;
 
 pub use learned::{Goal, Learning, learn_gates};
@@ -63,6 +64,8 @@ methods! {
     IntegratedGradients => "integrated_gradients",
     /// Mean over tokens of the largest attention weight; no task is asked about.
     Confidence => "confidence",
+    /// Mean over tokens of whether the head runs, where layers choose their heads by the input; no task is asked about.
+    Open => "open",
     /// What the loss rises by without the head: the truth that the others estimate.
     LeaveOneOut => "leave_one_out",
 }
@@ -122,6 +125,10 @@ pub fn score_heads(
     if heads.iter().all(Vec::is_empty) {
         return Err(Error::Nothing("no layer of the model has a head"));
     }
+    let routes = || model.layers().iter().any(|layer| layer.kind().routes().is_some());
+    if methods.contains(&Method::Open) && !routes() {
+        return Err(Error::Nothing("every head runs whatever the input: no layer is `routed`"));
+    }
     let run = Run { model, rows, loss, batching };
     let slopes = match methods.iter().any(|method| method.is_of_slopes()) {
         true => run.values(progress, |batch| gradient::of_batch(model, loss, batch, 1.0))?,
@@ -146,6 +153,7 @@ pub fn score_heads(
             Method::Confidence => {
                 run.values(progress, |batch| confidence::of_batch(model, batch))?
             }
+            Method::Open => run.values(progress, |batch| open::of_batch(model, batch))?,
             Method::LeaveOneOut => run.leave_one_out(progress)?,
         };
         Ok(HeadScores::of(&values, &heads))

@@ -2,6 +2,7 @@
 
 mod common;
 
+use attn_core::testing::randn;
 use attn_core::{Fill, ForwardOptions, Gate, Model, ModelInput, Rows};
 use attn_data::batch::{Encoded, IGNORED, Masking, Side, collate, mask_tokens};
 use attn_eval::{
@@ -379,6 +380,82 @@ fn confidence_is_the_mean_of_the_largest_weights() {
             assert!((score - expected / 7.0).abs() < 1e-12, "{at}: {score}");
         }
     }
+}
+
+/// A model whose second layer chooses its heads.
+fn routed(base: &str, by: &str) -> Model {
+    let mut model = language_model(base, Kind::Double);
+    let variant = serde_json::json!({"kind": "routed", "by": by});
+    model.swap(&[1], &serde_json::from_value(variant).unwrap(), 0).unwrap();
+    for (name, tensor) in model.parameters() {
+        if name.contains("router.") {
+            let value = randn(9, &tensor.size()) * 1.5 - if tensor.dim() == 1 { 1.0 } else { 0.0 };
+            tch::no_grad(|| tensor.shallow_clone().copy_(&value));
+        }
+    }
+    model
+}
+
+#[test]
+fn open_is_the_share_of_tokens_that_a_head_runs_for() {
+    for (base, by_what) in [("gpt2", "token"), ("distilbert", "token"), ("distilbert", "text")] {
+        let model = routed(base, by_what);
+        let rows = rows(9, 3);
+        let masking = masking();
+        let kind = match base {
+            "gpt2" => RowLoss::NextToken,
+            _ => RowLoss::MaskedTokens { masking: &masking, seed: 0 },
+        };
+        let parameter = |part: &str| {
+            let found = model.parameters().into_iter().find(|(name, _)| name.ends_with(part));
+            found.unwrap().1
+        };
+        let (weight, bias) = (parameter("router.weight"), parameter("router.bias"));
+        for batching in batchings() {
+            let found = by(Method::Open, &model, &rows, &kind, &batching);
+            assert_eq!(found.n_rows, 9);
+            let mut expected = [0.0; 4];
+            for row in &rows {
+                let input = ModelInput::new(Tensor::from_slice(&ids(row)).view([1, -1]));
+                let options =
+                    ForwardOptions { attention_inputs: true, ..ForwardOptions::default() };
+                let hidden = tch::no_grad(|| model.forward(&input, &options)).unwrap();
+                let hidden = hidden.attention_inputs[1].get(0); // [n, hidden]
+                let read = match by_what {
+                    "text" => {
+                        hidden.mean_dim([0i64].as_slice(), true, Kind::Double).expand_as(&hidden)
+                    }
+                    _ => hidden,
+                };
+                for token in 0..read.size()[0] {
+                    for (h, expected) in (0..).zip(expected.iter_mut()) {
+                        let dot =
+                            (read.get(token) * weight.get(h)).sum(Kind::Double).double_value(&[]);
+                        // 1.2 σ(r / β) − 0.1 > 0
+                        let is_open = dot + bias.double_value(&[h]) > 0.33 * (1.0_f64 / 11.0).ln();
+                        *expected += f64::from(u8::from(is_open)) / read.size()[0] as f64 / 9.0;
+                    }
+                }
+            }
+            assert!(found.scores[0].iter().all(|&score| score == 1.0), "they always run");
+            for (score, expected) in found.scores[1].iter().zip(expected) {
+                assert!((score - expected).abs() < 1e-12, "{base} {by_what}: {score}, {expected}");
+            }
+            let total: f64 = expected.iter().sum();
+            assert!((0.3..3.7).contains(&total), "some run and some do not: {expected:?}");
+        }
+    }
+    let plain = language_model("gpt2", Kind::Double);
+    let methods = [Method::Open];
+    let error = score_heads(
+        &plain,
+        &rows(3, 3),
+        &methods,
+        &RowLoss::NextToken,
+        &batchings()[0],
+        &mut go_on,
+    );
+    assert!(error.unwrap_err().to_string().contains("no layer is `routed`"));
 }
 
 /// Without labels: the slope of KL to the model's own output is zero, so answers are drawn from it.

@@ -20,6 +20,7 @@ Methods, L the loss of a row, g the gate of a head's output before the output pr
   plain_gradient        mean size of the gradient at its output, for comparison
   integrated_gradients  its share of what all heads are worth
   confidence            mean over tokens of its largest attention weight (Voita et al. 2019)
+  open                  share of tokens that it runs for, where layers are `routed`
   leave_one_out         what the loss rises by without it: the truth that the others estimate
   hard_concrete         chance that a learned gate stays open, where open heads cost --gate-cost
                         (Voita et al. 2019)

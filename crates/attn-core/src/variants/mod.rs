@@ -18,6 +18,7 @@ pub mod mask_mixture;
 pub mod moba;
 pub mod nsa;
 pub mod performer;
+pub mod routed;
 pub mod single_head;
 pub mod sinks;
 pub mod softmax;
@@ -94,6 +95,7 @@ variants! {
     Cross => cross,
     Window => window,
     Gated => gated,
+    Routed => routed,
     MaskMixture => mask_mixture,
     SingleHead => single_head,
     Dilated => dilated,

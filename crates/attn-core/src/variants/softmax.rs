@@ -15,7 +15,7 @@ use tch::Tensor;
 use crate::{
     Error,
     attention::{Attention, AttnInput, Dims, Own, Projections},
-    mask::to_bias,
+    mask::{Mask, to_bias},
     pairs,
 };
 
@@ -41,9 +41,9 @@ pub struct Softmax {
     pub(super) dims: Dims,
 }
 
-impl Attention for Softmax {
-    fn forward(&self, input: &AttnInput) -> Tensor {
-        let AttnInput { q, k, v, mask, dropout, .. } = *input; // hidden states, positions, source: unused here
+impl Softmax {
+    /// z of q, k and v as [`AttnInput`] has them.
+    pub(super) fn mix(&self, [q, k, v]: [&Tensor; 3], mask: &Mask, dropout: f64) -> Tensor {
         let (q_len, k_len) = (q.size()[2], k.size()[2]);
         // The kernel's own triangle counts from the first key, so it serves only queries that begin with the keys;
         // a single query is the last one and sees every key.
@@ -68,6 +68,13 @@ impl Attention for Softmax {
             scale,
             grouped,
         )
+    }
+}
+
+impl Attention for Softmax {
+    fn forward(&self, input: &AttnInput) -> Tensor {
+        let AttnInput { q, k, v, mask, dropout, .. } = *input; // hidden states, positions, source: unused here
+        self.mix([q, k, v], mask, dropout)
     }
 
     fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
