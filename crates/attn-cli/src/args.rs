@@ -862,6 +862,9 @@ pub(crate) struct NeedleArgs {
     #[arg(long, value_name = "DATA")]
     pub(crate) haystack: String,
 
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// The split of it; its validation split where not given
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
@@ -908,6 +911,14 @@ pub(crate) struct NeedleArgs {
     /// Seed of the documents, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// Flags that a file holds.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FlagsFile {
+    /// Take flags from a file of `flag = value`, as those in configs/heads/; what is typed goes before it
+    #[arg(long = "config", value_name = "FLAGS.toml")]
+    pub(crate) flags_file: Option<PathBuf>,
 }
 
 /// Which documents with needles are made, and how their questions are answered.

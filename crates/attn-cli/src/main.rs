@@ -19,6 +19,7 @@ mod doctor;
 mod eval;
 mod explain;
 mod finetune;
+mod flags_file;
 mod forward;
 mod generate;
 mod haystack;
@@ -71,7 +72,14 @@ enum Outcome {
 
 fn main() -> ExitCode {
     attn_torch::tune_allocator();
-    let args = Args::parse();
+    let typed = std::env::args_os().collect();
+    let args = match flags_file::with_flags(typed, &Args::command()) {
+        Ok(words) => Args::parse_from(words),
+        Err(error) => {
+            complain::print(&error);
+            return ExitCode::FAILURE;
+        }
+    };
     logging::init(args.verbose, args.quiet);
     match run(args) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -25,6 +25,40 @@ fn list(value: &Value) -> &Vec<Value> {
     value.as_array().unwrap()
 }
 
+#[test]
+fn flags_come_from_a_file_and_what_is_typed_goes_before_them() {
+    let place = place("gpt2");
+    place.write(
+        "flags.toml",
+        "model = 'm'\ntask = 'notes.txt'\nsplit = 'train'\nmax_len = 24\nmethod = ['michel', 'fisher']\n\
+         own_output = false\nout = 'file.json'\nlimit = 5\n",
+    );
+    place.done("score-heads --config flags.toml");
+    place.done(&format!("score-heads --model m {ROWS} --limit 5 --method michel --out flags.json"));
+    place.done("score-heads --config=flags.toml --limit=3 --out typed.json");
+    let scores = |file: &str| place.json(file)["scores"].clone();
+    assert_eq!(scores("file.michel.json"), scores("flags.json"));
+    assert_ne!(scores("typed.michel.json"), scores("flags.json"));
+    assert!(place.path("typed.fisher.json").exists());
+
+    for (text, parts) in [
+        (
+            "modell = 'm'",
+            ["cannot use `bad.toml`", "`modell` is no flag of `attn score-heads`", "hint:"],
+        ),
+        (
+            "own_output = 'yes'",
+            ["cannot use `bad.toml`", "`own_output` is", "expected true or false"],
+        ),
+        ("set = [['a']]", ["cannot use `bad.toml`", "`set` holds", "a list of them"]),
+        ("model = ", ["cannot use `bad.toml`", "line 1", "model"]),
+    ] {
+        place.write("bad.toml", text);
+        place.refused("score-heads --config bad.toml", &parts);
+    }
+    place.refused("score-heads --config none.toml", &["cannot use `none.toml`"]);
+}
+
 /// The loss of a model on the rows.
 fn loss(place: &Place, model: &str) -> f64 {
     place.done(&format!("eval --model {model} {ROWS} --out eval.json"));

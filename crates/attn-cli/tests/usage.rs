@@ -77,6 +77,7 @@ const OF_THE_HUB: [&str; 21] = [
     "attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json",
     "attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller",
     "attn prune-curve --model runs/sst2/model --scores heads.json --task sst2 --out c.json --plot c.png",
+    "attn score-heads --config configs/heads/importance.toml",
     "attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 --lengths 128,256 --out heads.json",
     "attn score-heads --model runs/sst2/model --task sst2 --out heads.json",
     "attn swap --model openai-community/gpt2 --attention window --set size=128 --out gpt2-window",

@@ -9,7 +9,7 @@ use clap::{
     error::ErrorKind,
 };
 
-use super::{ComputeArgs, DocumentArgs, Dtype, RowArgs};
+use super::{ComputeArgs, DocumentArgs, Dtype, FlagsFile, RowArgs};
 
 pub(super) const SCORE_HEADS_HELP: &str = "\
 Methods, L the loss of a row, g the gate of a head's output before the output projection:
@@ -38,11 +38,15 @@ Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
   attn score-heads --model runs/mine/model --method retrieval --haystack wikitext-2 \\
                    --lengths 128,256 --out heads.json
+  attn score-heads --config configs/heads/importance.toml
   attn score-heads --model DIR --task notes.txt --split train --limit 500 --out heads.json
   attn score-heads --model DIR --task notes.txt --split train --method michel,taylor --out s.json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ScoreHeadsArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// Model folder or Hub id
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
@@ -333,6 +337,9 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HeadRolesArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// Model folder or Hub id; a classifier will do
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
@@ -381,6 +388,9 @@ Example:
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("init", |arg| arg.hide(true)))]
 pub(crate) struct AttentionShiftArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// The model as it was: folder or Hub id
     #[arg(long, value_name = "DIR")]
     pub(crate) before: String,
@@ -424,6 +434,9 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AblateArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// Model folder or Hub id
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
@@ -467,6 +480,9 @@ Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompareScoresArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// OUT.json of `score-heads`, two at least
     #[arg(value_name = "SCORES.json", num_args = 2.., required = true)]
     pub(crate) scores: Vec<PathBuf>,
@@ -487,6 +503,9 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PruneCurveArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// Model folder or Hub id
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,
@@ -585,6 +604,9 @@ Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PatchArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// The prompt whose answer is --answer
     #[arg(value_name = "CLEAN")]
     pub(crate) clean: String,
@@ -655,6 +677,9 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    pub(crate) flags_file: FlagsFile,
+
     /// Model folder or Hub id; an adapter is merged into its base model
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: String,

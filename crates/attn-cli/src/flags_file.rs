@@ -1,0 +1,95 @@
+//! Flags from a file: `--config FILE.toml` of the commands that have no run of their own to configure.
+//!
+//! ```toml
+//! model = "results/models/needle-llama"   # --model results/models/needle-llama
+//! lengths = [256, 512]                    # --lengths 256 --lengths 512
+//! keep_failures = true                    # --keep-failures
+//! ```
+
+use std::{ffi::OsString, fs, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Command;
+use toml::{Table, Value};
+
+/// The flag, as clap knows it.
+pub(crate) const FLAG: &str = "flags_file";
+
+/// What was typed, the flags of its `--config` behind it; flags that were typed as well stand for themselves.
+///
+/// # Errors
+/// If the file cannot be read, is no TOML, or holds what no flag takes.
+pub(crate) fn with_flags(typed: Vec<OsString>, program: &Command) -> Result<Vec<OsString>> {
+    let texts: Vec<&str> = typed.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+    let command = texts.iter().skip(1).find_map(|word| program.find_subcommand(word));
+    let Some(command) = command.filter(|it| it.get_arguments().any(|arg| arg.get_id() == FLAG))
+    else {
+        return Ok(typed);
+    };
+    let joined = texts.iter().find_map(|word| word.strip_prefix("--config="));
+    let apart =
+        || texts.iter().position(|&word| word == "--config").and_then(|at| texts.get(at + 1));
+    let Some(file) = joined.or_else(|| apart().copied()) else { return Ok(typed) };
+    let flags = read(Path::new(file), command).with_context(|| format!("cannot use `{file}`"))?;
+    let is_typed = |flag: &str| {
+        texts.iter().any(|word| {
+            word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        })
+    };
+    let more = flags.into_iter().filter(|(flag, _)| !is_typed(flag));
+    let more = more.map(|(flag, value)| match value {
+        Some(value) => format!("{flag}={value}").into(),
+        None => flag.into(),
+    });
+    let more: Vec<OsString> = more.collect();
+    Ok(typed.into_iter().chain(more).collect())
+}
+
+/// The flags of a file, each with its value if it takes one.
+fn read(file: &Path, command: &Command) -> Result<Vec<(String, Option<String>)>> {
+    let text = fs::read_to_string(file)?;
+    let table: Table = text.parse()?;
+    let mut flags = Vec::new();
+    for (key, value) in table {
+        let flag = key.replace('_', "-");
+        let known = command
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(&flag) && arg.get_id() != FLAG);
+        let Some(known) = known else {
+            bail!(
+                "`{key}` is no flag of `attn {}`\nhint: keys are its flags without the dashes in front: `attn {} --help`",
+                command.get_name(),
+                command.get_name()
+            );
+        };
+        let takes_value = known.get_action().takes_values();
+        let flag = format!("--{flag}");
+        match value {
+            Value::Boolean(is_on) if !takes_value => {
+                if is_on {
+                    flags.push((flag, None));
+                }
+            }
+            value if !takes_value => bail!("`{key}` is {value}, expected true or false"),
+            Value::Array(items) => {
+                for item in items {
+                    flags.push((flag.clone(), Some(plain(&key, item)?)));
+                }
+            }
+            value => flags.push((flag, Some(plain(&key, value)?))),
+        }
+    }
+    Ok(flags)
+}
+
+/// A value as it is typed.
+fn plain(key: &str, value: Value) -> Result<String> {
+    ensure!(
+        !value.is_table() && !value.is_array(),
+        "`{key}` holds {value}, expected a text, a number or a list of them"
+    );
+    Ok(match value {
+        Value::String(text) => text,
+        value => value.to_string(),
+    })
+}
