@@ -1,6 +1,6 @@
 """What users run instead, for scripts/bench_heads.sh; not to be run by hand.
 
-    heads.py ablate|ablate_last|ablate_kept|michel|michel_frozen CONFIG-FOLDER THREADS
+    heads.py ablate|ablate_last|ablate_kept|michel|michel_frozen|retrieval CONFIG-FOLDER THREADS
 
 As theirs.py: a JSON line when ready, then as many units of work as each line of stdin asks for.
 """
@@ -128,6 +128,25 @@ def michel(folder: str, frozen: bool = False):
         answer = {}
 
 
+def retrieval(folder: str):
+    """Attention returned while 16 tokens are written behind 4,096; what each head looked at most, and at the needle."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    ids = torch.arange(4096)
+    ids = ((ids * 7919 + ids * ids * 31) % config.vocab_size).view(1, -1)
+    options = {"do_sample": False, "output_attentions": True, "return_dict_in_generate": True, "pad_token_id": 1}
+    answer = {}
+    while True:
+        for _ in range(next_order(answer)):
+            with torch.no_grad():
+                found = model.generate(ids, max_new_tokens=16, min_new_tokens=16, **options)
+                for step in found.attentions:
+                    rows = torch.stack([layer[0, :, -1] for layer in step])
+                    rows.argmax(-1), rows[..., 2000:2020].sum(-1)
+        answer = {}
+
+
 section, folder, threads = sys.argv[1:4]
 torch.set_num_threads(int(threads))
 {
@@ -135,5 +154,6 @@ torch.set_num_threads(int(threads))
     "ablate_last": ablate_last,
     "ablate_kept": ablate_kept,
     "michel": michel,
+    "retrieval": retrieval,
     "michel_frozen": lambda folder: michel(folder, frozen=True),
 }[section](folder)

@@ -59,6 +59,21 @@ impl Dims {
         read
     }
 
+    /// The extents of a layer of the query heads `heads` alone, in that order, and of the key/value heads that they read.
+    pub(crate) fn of_heads(&self, heads: &[i64]) -> Self {
+        let kv_heads = self.kv_heads_of(heads);
+        let new_kv = |&head: &i64| {
+            let old = self.kv_of_head[head as usize];
+            kv_heads.iter().position(|&kv| kv == old).expect("it is among those read") as i64
+        };
+        Self {
+            n_heads: heads.len() as i64,
+            n_kv_heads: kv_heads.len() as i64,
+            kv_of_head: heads.iter().map(new_kv).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Refuses to choose more than there is: the kind would be softmax attention at a higher price. `most` are the choices
     /// (`what`) of a text of n tokens, and `wanted` is what setting `field` of kind `kind` asks for.
     pub(crate) fn check_choices(
@@ -197,7 +212,7 @@ pub struct AttnInput<'a> {
     pub source: Option<&'a Tensor>,
     /// Share of attention weights dropped in training, 0 otherwise.
     pub dropout: f64,
-    /// Whether this is a pass of training: gates that are drawn then are.
+    /// Whether this is a pass of training: steps then have the slope that they learn by.
     pub train: bool,
     /// Random numbers for kinds that draw.
     pub stream: Stream,
@@ -351,9 +366,9 @@ pub trait Routes {
     /// Whether a head is closed for whole texts, so that a layer need not make its queries, keys, values and output.
     fn spares_whole_heads(&self) -> bool;
 
-    /// The mixed values of some query heads that read one key/value head, before they are multiplied: q `[batch, heads, q_len,
-    /// head_dim]`, k and v `[batch, 1, k_len, head_dim]`.
-    fn mix(&self, qkv: [&Tensor; 3], mask: &Mask) -> Tensor;
+    /// The mixed values of the query heads `heads` alone, before they are multiplied: q `[batch, heads, q_len, head_dim]`, k and v
+    /// of the key/value heads that these read, ascending.
+    fn mix(&self, heads: &[i64], qkv: [&Tensor; 3], mask: &Mask) -> Tensor;
 }
 
 /// Keys and values of the tokens so far, `[batch, n_kv_heads, len, head_dim]`, all of them or the last few.

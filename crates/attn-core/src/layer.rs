@@ -1,10 +1,12 @@
 //! One attention layer of a model: projections, the attention kind between them, gates.
 
-use tch::Tensor;
+use std::collections::BTreeMap;
+
+use tch::{Device, Tensor};
 
 use crate::{
     Error,
-    attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, State, Stream},
+    attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, Routes, State, Stream},
     config::LayerSpec,
     gate::{Fill, Gate},
     lora::Slot,
@@ -124,6 +126,20 @@ enum Qkv {
     /// One matrix whose outputs are q, k, v side by side, as GPT-2's `c_attn`.
     Fused(Linear),
     Split([Linear; 3]),
+}
+
+/// Tokens whose queries, keys, values and output of a head cost about as much as copying the head's matrices: measured with
+/// matrices of 768 channels on two threads.
+const TOKENS_PER_COPY: i64 = 200;
+
+/// Texts whose heads are the same.
+struct Texts<'a> {
+    /// `[texts, n, hidden_size]`
+    hidden: &'a Tensor,
+    /// `[texts, n_heads, 1 or n, 1]`
+    gates: &'a Tensor,
+    rotary: Option<(Tensor, Tensor)>,
+    mask: &'a Mask,
 }
 
 /// Names and options of a layer's projections, as the architecture lays them out.
@@ -275,16 +291,7 @@ impl AttnLayer {
             });
         }
         let kv_heads = self.dims.kv_heads_of(heads);
-        let new_kv = |head: &i64| {
-            let old = self.dims.kv_of_head[*head as usize];
-            kv_heads.iter().position(|&kv| kv == old).expect("it is among those read") as i64
-        };
-        let dims = Dims {
-            n_heads: heads.len() as i64,
-            n_kv_heads: kv_heads.len() as i64,
-            kv_of_head: heads.iter().map(new_kv).collect(),
-            ..self.dims.clone()
-        };
+        let dims = self.dims.of_heads(heads);
         self.kind.select_heads(heads, &dims)?;
 
         let d = self.dims.head_dim;
@@ -343,7 +350,8 @@ impl AttnLayer {
 
     /// [`Self::forward`] of a kind that closes heads for whole texts: without what the closed ones would be made of. A key/value
     /// head goes with the last query head that reads it, and closed query heads beside an open one are made and multiplied by
-    /// 0. `None` where all heads are needed, or something of them is asked for.
+    /// 0. Matrices are copied for each set of heads, which few tokens are not worth: those have all heads made. `None` where all
+    /// heads are needed, or something of them is asked for.
     fn forward_open(&self, hidden: &Tensor, pass: &LayerPass<'_>) -> Result<Option<Tensor>, Error> {
         let routes = self.kind.routes().filter(|routes| routes.spares_whole_heads());
         let Some(routes) = routes else { return Ok(None) };
@@ -353,66 +361,105 @@ impl AttnLayer {
         if !(is_plain && is_alone && self.linears().all(|linear| linear.adapter.is_none())) {
             return Ok(None);
         }
-        let Dims { n_kv_heads, head_dim: d, ref kv_of_head, .. } = self.dims;
-        let [b, n, width] = hidden.size()[..] else {
-            unreachable!("hidden states have three axes")
-        };
+        let [b, n, _] = hidden.size()[..] else { unreachable!("hidden states have three axes") };
         let open = routes.open(hidden, pass.mask); // [b, h, 1]
-        if open.gt(0.0).all().int64_value(&[]) == 1 {
+        let n_heads = self.dims.n_heads;
+        let texts_by_heads = self.texts_by_heads(&open, n);
+        if texts_by_heads.keys().all(|heads| heads.len() as i64 == self.dims.n_kv_heads) {
             return Ok(None);
         }
-        let gate = match pass.gate {
+        let gates = match pass.gate {
             Some(gate) => {
-                let size = [b, self.dims.n_heads, n, d];
-                gate.check(&size)?;
-                Some(gate.g.to_kind(hidden.kind()).expand([b, size[1], n, 1], false))
+                gate.check(&[b, n_heads, n, self.dims.head_dim])?;
+                (open.unsqueeze(-1) * gate.g.to_kind(hidden.kind()))
+                    .expand([b, n_heads, -1, 1], true)
             }
-            None => None,
-        };
-        let out = match &self.out.bias {
-            Some(bias) => bias.expand([b, n, width], false).contiguous(),
-            None => Tensor::zeros([b, n, width], (hidden.kind(), hidden.device())),
-        };
-        for kv in 0..n_kv_heads {
-            let heads: Vec<i64> =
-                (0..).zip(kv_of_head).filter(|&(_, &of)| of == kv).map(|(head, _)| head).collect();
-            let index = Tensor::from_slice(&heads).to_device(hidden.device());
-            let gates = open.index_select(1, &index).unsqueeze(-1); // [b, heads, 1, 1]
-            let rows = gates.gt(0.0).flatten(1, -1).any_dim(1, false).nonzero().view([-1]);
-            let m = rows.size()[0];
-            if m == 0 {
-                continue;
-            }
-            let of_rows = |x: &Tensor| match x.size()[0] == b && m < b {
-                true => x.index_select(0, &rows),
+            None => open.unsqueeze(-1),
+        }; // [b, h, 1 or n, 1]
+        let out = hidden.zeros_like();
+        for (kv_heads, rows) in texts_by_heads {
+            let index = Tensor::from_slice(&rows).to_device(hidden.device());
+            let of_rows = |x: &Tensor| match x.size()[0] == b && (rows.len() as i64) < b {
+                true => x.index_select(0, &index),
                 false => x.shallow_clone(),
             };
-            let x = of_rows(hidden);
-            let part = |which: usize, head: i64| {
-                let (linear, start) = self.outputs(which);
-                linear.some_outputs(&x, start + head * d, d).unsqueeze(1) // [m, 1, n, d]
+            let texts = Texts {
+                hidden: &of_rows(hidden),
+                gates: &of_rows(&gates),
+                rotary: pass.rotary.map(|(cos, sin)| (of_rows(cos), of_rows(sin))),
+                mask: &if (rows.len() as i64) < b {
+                    pass.mask.rows(&index)
+                } else {
+                    pass.mask.clone()
+                },
             };
-            let q = Tensor::cat(&heads.iter().map(|&head| part(0, head)).collect::<Vec<_>>(), 1);
-            let [k, v] = [1, 2].map(|which| part(which, kv));
-            let [q, k] = match pass.rotary {
-                Some((cos, sin)) => {
-                    let tables = (of_rows(cos), of_rows(sin));
-                    [q, k].map(|x| rotate(&x, &tables))
-                }
-                None => [q, k],
-            };
-            let mask = if m < b { pass.mask.rows(&rows) } else { pass.mask.clone() };
-            let z = routes.mix([&q, &k, &v], &mask) * of_rows(&gates);
-            let z = match &gate {
-                Some(gate) => z * of_rows(&gate.index_select(1, &index)),
-                None => z,
-            };
-            for (place, &head) in (0..).zip(&heads) {
-                let of_head = self.out.some_inputs(&z.select(1, place), head * d, d);
-                let _ = out.shallow_clone().index_add_(0, &rows, &of_head);
-            }
+            let _ =
+                out.shallow_clone().index_copy_(0, &index, &self.out_of(&kv_heads, &texts, routes));
         }
         Ok(Some(pass.at.map_or_else(|| out.shallow_clone(), |at| at_places(&out, at))))
+    }
+
+    /// Key/value heads, and the texts of `n` tokens that are to be made of these and of no others: of those that an open query head
+    /// reads, where that saves more than it costs.
+    fn texts_by_heads(&self, open: &Tensor, n: i64) -> BTreeMap<Vec<i64>, Vec<i64>> {
+        let all: Vec<i64> = (0..self.dims.n_kv_heads).collect();
+        let open = open.squeeze_dim(2).gt(0.0).to_device(Device::Cpu); // [b, h]
+        let mut texts: BTreeMap<Vec<i64>, Vec<i64>> = BTreeMap::new();
+        for row in 0..open.size()[0] {
+            let is_open: Vec<bool> = Vec::try_from(open.get(row)).expect("one axis of booleans");
+            let heads: Vec<i64> =
+                (0..).zip(&is_open).filter(|(_, is)| **is).map(|(head, _)| head).collect();
+            texts.entry(self.dims.kv_heads_of(&heads)).or_default().push(row);
+        }
+        let (worth, mut whole): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            texts.into_iter().partition(|(heads, rows)| {
+                let n_tokens = n * rows.len() as i64;
+                let n_closed = (all.len() - heads.len()) as i64;
+                n_tokens * n_closed >= TOKENS_PER_COPY * heads.len() as i64 && n_closed > 0
+            });
+        let whole: Vec<i64> = std::mem::take(&mut whole).into_values().flatten().collect();
+        let whole = (!whole.is_empty()).then_some((all, whole));
+        worth.into_iter().chain(whole).collect()
+    }
+
+    /// What the layer puts out for `texts`, made of the key/value heads `kv_heads` and of the query heads that read them.
+    fn out_of(&self, kv_heads: &[i64], texts: &Texts<'_>, routes: &dyn Routes) -> Tensor {
+        let device = texts.hidden.device();
+        let heads: Vec<i64> = (0..)
+            .zip(&self.dims.kv_of_head)
+            .filter(|(_, of)| kv_heads.contains(of))
+            .map(|(head, _)| head)
+            .collect();
+        let [m, n, _] = texts.hidden.size()[..] else {
+            unreachable!("hidden states have three axes")
+        };
+        if kv_heads.is_empty() {
+            let bias = self.out.bias.as_ref().map(|bias| bias.expand_as(texts.hidden));
+            return bias.unwrap_or_else(|| texts.hidden.zeros_like());
+        }
+        let part = |which: usize, heads: &[i64]| {
+            let (linear, start) = self.outputs(which);
+            let channels = self.channels(heads, start).to_device(device);
+            let y = linear.some_outputs(texts.hidden, &channels);
+            y.view([m, n, heads.len() as i64, self.dims.head_dim]).transpose(1, 2) // [m, heads, n, d]
+        };
+        let [q, k, v] = [part(0, &heads), part(1, kv_heads), part(2, kv_heads)];
+        let [q, k] = match &texts.rotary {
+            Some(tables) => [q, k].map(|x| rotate(&x, tables)),
+            None => [q, k],
+        };
+        let gates = texts.gates.index_select(1, &Tensor::from_slice(&heads).to_device(device));
+        let z = routes.mix(&heads, [&q, &k, &v], texts.mask) * gates;
+        let z = z.transpose(1, 2).reshape([m, n, heads.len() as i64 * self.dims.head_dim]);
+        self.out.some_inputs(&z, &self.channels(&heads, 0).to_device(device))
+    }
+
+    /// The channels of `heads`, those of the first head beginning at `start`: `[heads · head_dim]` int64.
+    fn channels(&self, heads: &[i64], start: i64) -> Tensor {
+        let d = self.dims.head_dim;
+        let channels: Vec<i64> =
+            heads.iter().flat_map(|&head| start + head * d..start + (head + 1) * d).collect();
+        Tensor::from_slice(&channels)
     }
 
     /// The matrix that makes q, k or v (0, 1, 2), and the first of its outputs that are theirs.

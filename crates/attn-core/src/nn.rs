@@ -70,15 +70,16 @@ impl Linear {
         }
     }
 
-    /// [`Self::forward`] of the outputs `start` to `start + n` alone, without an adapter.
-    pub(crate) fn some_outputs(&self, x: &Tensor, start: i64, n: i64) -> Tensor {
-        let bias = self.bias.as_ref().map(|bias| bias.narrow(0, start, n));
-        product(x, &self.out_in().narrow(0, start, n), bias.as_ref())
+    /// [`Self::forward`] of the outputs `channels` (int64) alone, without an adapter.
+    pub(crate) fn some_outputs(&self, x: &Tensor, channels: &Tensor) -> Tensor {
+        let bias = self.bias.as_ref().map(|bias| bias.index_select(0, channels));
+        product(x, &self.out_in().index_select(0, channels), bias.as_ref())
     }
 
-    /// What the inputs `start` to `start + n` put into the output: `x`, `[.., n]`, has these alone. Neither bias nor adapter.
-    pub(crate) fn some_inputs(&self, x: &Tensor, start: i64, n: i64) -> Tensor {
-        product(x, &self.out_in().narrow(1, start, n), None)
+    /// [`Self::forward`] of an input that is zero but for `channels` (int64): `x`, `[.., channels]`, has these alone. Without an
+    /// adapter.
+    pub(crate) fn some_inputs(&self, x: &Tensor, channels: &Tensor) -> Tensor {
+        product(x, &self.out_in().index_select(1, channels), self.bias.as_ref())
     }
 
     /// The matrix as `[out, in]`, a view.

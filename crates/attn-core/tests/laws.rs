@@ -115,7 +115,12 @@ fn lower_precision_agrees_with_f64() {
                 if let (Some(exact), Some(own)) = (&chosen, attention.selection(&low.input(&mask)))
                 {
                     let both = exact.logical_and(&own.chosen).sum(Kind::Double);
-                    let overlap = (both / exact.sum(Kind::Double)).double_value(&[]);
+                    let n_chosen = exact.sum(Kind::Double).double_value(&[]);
+                    // A kind that may choose nothing: then neither does.
+                    let overlap = match n_chosen {
+                        0.0 => f64::from(u8::from(own.chosen.any().int64_value(&[]) == 0)),
+                        n_chosen => both.double_value(&[]) / n_chosen,
+                    };
                     println!(
                         "{variant:?} in {kind:?}: {:.1} % of the choices are f64's",
                         100.0 * overlap

@@ -2,7 +2,7 @@
 //! each line of stdin asks for and prints a line when they are done. The script measures.
 //!
 //! ```text
-//! bench_heads ablate|ablate_last|michel|layers|routed MODEL THREADS
+//! bench_heads ablate|ablate_last|michel|layers|routed|retrieval MODEL THREADS
 //! ```
 //!
 //! MODEL is a folder with a config.json; weights are random.
@@ -22,7 +22,10 @@ use attn_core::{
     layer::{AttnLayer, LayerPass, Tap},
 };
 use attn_data::batch::Encoded;
-use attn_eval::{Batching, Head, Method, Replacement, RowLoss, ablate, all_heads, score_heads};
+use attn_eval::{
+    Answering, Batching, Head, Method, Replacement, RowLoss, Trial, ablate, all_heads, retrieval,
+    score_heads,
+};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -36,7 +39,8 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [section, folder, threads] = args.as_slice() else {
         return Err(
-            "usage: bench_heads ablate|ablate_last|michel|layers|routed MODEL THREADS".into()
+            "usage: bench_heads ablate|ablate_last|michel|layers|routed|retrieval MODEL THREADS"
+                .into(),
         );
     };
     tch::set_num_threads(threads.parse()?);
@@ -49,6 +53,7 @@ fn main() -> Result<()> {
         "ablate" => leave_out(&model(WantedHead::LanguageModel)?, &RowLoss::NextToken),
         "ablate_last" => leave_out(&model(two())?, &RowLoss::Label),
         "michel" => michel(&model(two())?),
+        "retrieval" => retrieve(&model(WantedHead::LanguageModel)?),
         section @ ("layers" | "routed") => {
             let _no_grad = tch::no_grad_guard();
             let whole = model(WantedHead::LanguageModel)?;
@@ -117,6 +122,28 @@ fn michel(model: &Model) -> Result<()> {
     }
 }
 
+/// A unit: a document of 4,096 tokens read, 16 tokens written, and where every head looked for each of them.
+fn retrieve(model: &Model) -> Result<()> {
+    let vocab_size = model.config().sizes.vocab_size as usize;
+    let trial = Trial {
+        prompt: (0..4096_usize)
+            .map(|at| ((at * 7919 + at * at * 31) % vocab_size) as u32)
+            .collect(),
+        needle: 2000..2020,
+        told: vec![2010..2014],
+        answer: "what was asked".into(),
+    };
+    let words = |ids: &[i64]| Ok(ids.iter().map(|id| format!("w{id} ")).collect());
+    let answering = Answering { max_new_tokens: 16, stop_ids: &[], decode: &words };
+    let mut answer = json!({});
+    loop {
+        for _ in 0..next_order(&answer) {
+            retrieval(model, std::slice::from_ref(&trial), &answering, &mut go_on)?;
+        }
+        answer = json!({});
+    }
+}
+
 /// Rows of [`layers`].
 const LAYER_ROWS: i64 = 16;
 
@@ -141,7 +168,7 @@ fn routed(whole: &Model, hidden: &Tensor) -> Result<(Model, i64)> {
         if name.contains("router.weight") {
             let _ = tensor.normal_(0.0, 1.0);
         } else if name.contains("router.bias") {
-            let _ = tensor.fill_(0.33 * (1.0_f64 / 11.0).ln()); // where a gate closes
+            let _ = tensor.fill_(0.0); // where a gate closes
         }
     }
     let mask = Mask::new(false);
