@@ -64,7 +64,7 @@ def run(section: str, folder: str, args):
         return f"{result['median']:.2f} ({result['min']:.2f} to {result['max']:.2f})"
 
     if section in ("layers", "routed"):
-        results = take_turns([ours(20)], args.rounds)
+        results = take_turns([ours(20 if section == "layers" else 4)], args.rounds)
         turns, (whole, half) = results["ours"]["turns"], results["ours"]["facts"]["flops"]
         saved = [1 - turn["half_s"] / turn["all_s"] for turn in turns]
         promised = 1 - half / whole
@@ -73,7 +73,8 @@ def run(section: str, folder: str, args):
         all_s, half_s = (spread([turn[key] for turn in turns]) for key in ["all_s", "half_s"])
         text = f"saves {100 * share['median']:.0f} % ({100 * share['min']:.0f} to {100 * share['max']:.0f}) of what operations promise"
         what = "half" if section == "layers" else "a half that each text chooses"
-        return results, [f"| {section} | 16 x 64 tokens, attention layers, all heads and {what} | {seconds(all_s)} all | {seconds(half_s)} half | {text} |"]
+        n = 64 if section == "layers" else 256
+        return results, [f"| {section} | 16 x {n} tokens, attention layers, all heads and {what} | {seconds(all_s)} all | {seconds(half_s)} half | {text} |"]
     names = {"michel": ["michel", "michel_frozen"], "ablate_last": ["ablate_last", "ablate_kept"]}.get(section, [section])
     unit = {"michel": 5}.get(section, 1)
     results = take_turns([*(theirs(name, unit) for name in names), ours(unit)], args.rounds)

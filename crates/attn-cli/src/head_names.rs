@@ -9,6 +9,7 @@ use attn_data::{
     hub::Hub,
 };
 use attn_eval::{Head, HeadScores, Replacement, RowLoss};
+use serde::Deserialize;
 
 use crate::{
     args::{ComputeArgs, Replace, ReplaceArgs, RowArgs},
@@ -56,8 +57,8 @@ pub(crate) fn parse(config: &Config, text: &str) -> Result<Vec<Head>> {
 }
 
 /// The scores in an OUT.json of `score-heads`, of the very heads of `config`.
-pub(crate) fn read_scores(path: &Path, config: &Config) -> Result<HeadScores> {
-    let scores = read_any_scores(path)?;
+pub(crate) fn read_scores(path: &Path, model: &str, config: &Config) -> Result<HeadScores> {
+    let Read { scores, model: scored } = read_any(path)?;
     let kept: Vec<Vec<i64>> = config.layers.iter().map(|layer| layer.kept_heads.clone()).collect();
     ensure!(
         scores.heads == kept,
@@ -65,16 +66,33 @@ pub(crate) fn read_scores(path: &Path, config: &Config) -> Result<HeadScores> {
         path.display(),
         scores.heads
     );
+    if let Some(scored) = scored.filter(|scored| scored != model) {
+        tracing::warn!("`{}` has scores of `{scored}`, used here for `{model}`", path.display());
+    }
     Ok(scores)
 }
 
-/// The scores in an OUT.json of `score-heads`.
+/// An OUT.json of `score-heads`.
+#[derive(Deserialize)]
+struct Read {
+    #[serde(flatten)]
+    scores: HeadScores,
+    /// As it was typed.
+    model: Option<String>,
+}
+
+/// The scores in an OUT.json of `score-heads`, of whatever model.
 pub(crate) fn read_any_scores(path: &Path) -> Result<HeadScores> {
+    Ok(read_any(path)?.scores)
+}
+
+fn read_any(path: &Path) -> Result<Read> {
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
-    let scores: HeadScores = serde_json::from_str(&text).with_context(|| {
+    let read: Read = serde_json::from_str(&text).with_context(|| {
         format!("`{shown}` holds no scores of heads\nhint: `attn score-heads` writes them")
     })?;
+    let scores = &read.scores;
     let shape = |of: &[Vec<f64>]| of.iter().map(Vec::len).collect::<Vec<_>>();
     let heads: Vec<usize> = scores.heads.iter().map(Vec::len).collect();
     ensure!(
@@ -87,7 +105,7 @@ pub(crate) fn read_any_scores(path: &Path) -> Result<HeadScores> {
         !scores.scores.iter().flatten().any(|score| finite(&score)),
         "`{shown}`: some score is not a number"
     );
-    Ok(scores)
+    Ok(read)
 }
 
 /// What heads are scored by, and the rows: `masking` is the task's.

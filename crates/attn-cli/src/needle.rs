@@ -224,7 +224,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
 fn choose(args: &NeedleArgs, config: &Config) -> Result<Option<Choice>> {
     let (Some(path), Some(k)) = (&args.mask_heads, args.top) else { return Ok(None) };
     let shown = path.display();
-    let scores = read_scores(path, config).context("cannot use `--mask-heads`")?;
+    let scores = read_scores(path, &args.model, config).context("cannot use `--mask-heads`")?;
     let ranked = scores.ranked();
     ensure!(
         k > 0 && 2 * k <= ranked.len(),

@@ -57,6 +57,17 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
         true => clean.len() - 1,
         false => mask_place(tokenizer, &clean)?,
     };
+    let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| id.to_string());
+    let tokens = |ids: &[u32]| ids.iter().map(token).collect::<Vec<_>>().join(" | ");
+    ensure!(
+        clean.len() == corrupted.len(),
+        "the prompts have {} and {} tokens, expected as many: positions are patched one for one\n  {}\n  {}\nhint: swap names or \
+         words for others of as many tokens",
+        clean.len(),
+        corrupted.len(),
+        tokens(&clean),
+        tokens(&corrupted)
+    );
     let right = one_token(tokenizer, &args.answer, "--answer")?;
     let wrong = one_token(tokenizer, &args.wrong, "--wrong")?;
     let model = folder.load(&args.compute, args.seed, &hub)?;
@@ -67,7 +78,6 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     let prompts = Prompts { clean: &clean, corrupted: &corrupted, at, right, wrong };
     let patched = patch(&model, &prompts, by)
         .with_context(|| format!("cannot patch the heads of `{}`", args.model))?;
-    let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| id.to_string());
     let report = Report {
         subject: Subject::new(&args.model, &args.compute, &model)?,
         clean_prompt: &args.clean,

@@ -110,7 +110,8 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, true, None, &hub)?;
     let config = folder.config.clone();
-    let scores = args.scores.as_deref().map(|path| read_scores(path, &config)).transpose()?;
+    let scores =
+        args.scores.as_deref().map(|path| read_scores(path, &args.model, &config)).transpose()?;
     // What cannot be is refused before the weights are read.
     let mut picked = match (&scores, args.remove) {
         (Some(scores), Some(k)) => by_scores(&scores.scores, k, args)?,

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data, None, &args.compute, &hub)?;
     let config = &task.folder.config;
-    let scores = args.scores.iter().map(|path| Ok(read_scores(path, config)?.scores));
+    let scores = args.scores.iter().map(|path| Ok(read_scores(path, &args.model, config)?.scores));
     let scores = scores.collect::<Result<Vec<_>>>()?;
     let scope = Scope::from(args.per);
     let n_heads = config.layers.iter().map(|layer| layer.n_heads as usize);

@@ -25,6 +25,9 @@ use crate::{
     texts::Folder,
 };
 
+/// Fewer trials than this are said to be few.
+const FEW_TRIALS: usize = 10;
+
 /// Bins of the picture, from 0 to 1.
 const N_BINS: usize = 10;
 
@@ -166,7 +169,13 @@ fn by_writing(
     let trials: Vec<Trial> = documents.iter().map(trial).collect();
     let mut progress = count_every_row(trials.len());
     let reads = answering(folder, args.needles.documents.max_new_tokens, |answering| {
-        Ok(retrieval(model, &trials, answering, &mut progress)?)
+        let read = retrieval(model, &trials, answering, &mut progress);
+        match read {
+            Err(attn_eval::Error::Model(attn_core::Error::Refused { kind, what, .. })) => bail!(
+                "`{kind}` cannot {what}\nhint: `--method query_focused` reads the whole text at once, with any attention"
+            ),
+            read => Ok(read?),
+        }
     })?;
     let values = |read: attn_eval::Read| {
         let values = match method {
@@ -214,6 +223,14 @@ fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
         grouped(scores.n_rows),
         grouped(trials.len()),
     )?;
+    if scores.n_rows < FEW_TRIALS && scores.n_rows < trials.len() {
+        tracing::warn!(
+            "the model answered {} of {} trials: scores and intervals of so few say little\nhint: give needles that it finds, \
+             shorter --lengths or more --trials",
+            scores.n_rows,
+            trials.len()
+        );
+    }
     if *n_zero == ranked.len() {
         writeln!(out, "every head scores 0: there is nothing to rank")?;
         return Ok(());

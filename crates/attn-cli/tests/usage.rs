@@ -57,7 +57,7 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 21] = [
+const OF_THE_HUB: [&str; 22] = [
     "attn ablate --model runs/sst2/model --task sst2 --out ablation.json",
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",

@@ -32,7 +32,8 @@ and 95 % intervals, layers x heads. Several methods go to OUT.METHOD.json each.
 retrieval, retrieval_repeats and retrieval_mass hide needles in --haystack as `attn needle` does and
 look where heads attend while the model answers (Wu et al. 2024, https://arxiv.org/abs/2404.15574);
 query_focused looks where the question attends, less a question that asks nothing (Zhang et al.
-2025, https://arxiv.org/abs/2506.09944). They take --haystack in place of --task.
+2025, https://arxiv.org/abs/2506.09944), and needs no answer. They take --haystack in place of --task,
+one method at a time; the first three need attention that keeps the keys of all tokens.
 
 Examples:
   attn score-heads --model runs/sst2/model --task sst2 --out heads.json
