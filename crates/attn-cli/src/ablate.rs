@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     args::AblateArgs,
-    head_names::{calibration, loss_and_rows, name, replacement},
+    head_names::{QUERY_HEAD, calibration, loss_and_rows, name, replacement},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -122,7 +122,7 @@ pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
         subject: Subject::new(&args.model, &args.compute, &model)?,
         which: task.which(),
         replace: replacement.name(),
-        unit: if args.groups { "key_value_group" } else { "query_head" },
+        unit: if args.groups { "key_value_group" } else { QUERY_HEAD },
         loss: loss.name(),
         n_rows: found.rows.len(),
         baseline_loss,

@@ -916,7 +916,8 @@ pub(crate) struct NeedleArgs {
 /// Flags that a file holds.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FlagsFile {
-    /// Take flags from a file of `flag = value`, as those in configs/heads/; what is typed goes before it
+    /// Take flags from a file of `flag = value`, as those in configs/heads/; what is typed goes before
+    /// it, and takes away flags that cannot stand beside it
     #[arg(long = "config", value_name = "FLAGS.toml")]
     pub(crate) flags_file: Option<PathBuf>,
 }

@@ -20,7 +20,8 @@ pub(crate) const FLAG: &str = "flags_file";
 /// # Errors
 /// If the file cannot be read, is no TOML, or holds what no flag takes.
 pub(crate) fn with_flags(typed: Vec<OsString>, program: &Command) -> Result<Vec<OsString>> {
-    let texts: Vec<&str> = typed.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+    let texts: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let command = texts.iter().skip(1).find_map(|word| program.find_subcommand(word));
     let Some(command) = command.filter(|it| it.get_arguments().any(|arg| arg.get_id() == FLAG))
     else {
@@ -36,7 +37,17 @@ pub(crate) fn with_flags(typed: Vec<OsString>, program: &Command) -> Result<Vec<
             word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
         })
     };
-    let more = flags.into_iter().filter(|(flag, _)| !is_typed(flag));
+    // Neither what is typed nor what cannot stand beside it.
+    let gives_way = |flag: &str| {
+        let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"));
+        let others = arg.map(|arg| command.get_arg_conflicts_with(arg)).unwrap_or_default();
+        is_typed(flag)
+            || others
+                .iter()
+                .filter_map(|other| other.get_long())
+                .any(|other| is_typed(&format!("--{other}")))
+    };
+    let more = flags.into_iter().filter(|(flag, _)| !gives_way(flag));
     let more = more.map(|(flag, value)| match value {
         Some(value) => format!("{flag}={value}").into(),
         None => flag.into(),
@@ -71,6 +82,9 @@ fn read(file: &Path, command: &Command) -> Result<Vec<(String, Option<String>)>>
                 }
             }
             value if !takes_value => bail!("`{key}` is {value}, expected true or false"),
+            Value::Array(items) if items.is_empty() => {
+                bail!("`{key}` is empty\nhint: leave it away for what is usual")
+            }
             Value::Array(items) => {
                 for item in items {
                     flags.push((flag.clone(), Some(plain(&key, item)?)));

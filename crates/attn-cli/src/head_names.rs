@@ -72,6 +72,9 @@ pub(crate) fn read_scores(path: &Path, model: &str, config: &Config) -> Result<H
     Ok(scores)
 }
 
+/// What numbers of heads in results mean where nothing else is said.
+pub(crate) const QUERY_HEAD: &str = "query_head";
+
 /// An OUT.json of `score-heads`.
 #[derive(Deserialize)]
 struct Read {

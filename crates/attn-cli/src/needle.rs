@@ -26,7 +26,7 @@ use serde::Serialize;
 use crate::{
     args::NeedleArgs,
     haystack::{Hiding, Place, answering, draw_grid, short_name},
-    head_names::read_scores,
+    head_names::{QUERY_HEAD, read_scores},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -83,6 +83,8 @@ struct Masked<'a> {
     /// Whose best heads were masked.
     scores: &'a Path,
     fill: MaskFill,
+    /// Which heads are meant.
+    unit: &'static str,
     n_heads: usize,
     /// The best, `[layer, head]`, by their numbers in the pretrained layers.
     top: Vec<[i64; 2]>,
@@ -295,6 +297,7 @@ fn compare<'a>(
         picture(args, &file("_random"), &which, places, &draws)?;
     }
     Ok(Masked {
+        unit: QUERY_HEAD,
         scores: args.mask_heads.as_deref().expect("heads were chosen by it"),
         fill: args.mask.into(),
         n_heads: choice.numbers.iter().map(Vec::len).sum(),

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::{
     args::{PatchArgs, PatchBy},
+    head_names::QUERY_HEAD,
     run_dir::{check_writable, write_json},
     subject::Subject,
     texts::Folder,
@@ -35,6 +36,8 @@ struct Report<'a> {
     /// The place that predicts the answer.
     at: usize,
     by: Patching,
+    /// Which heads are meant.
+    unit: &'static str,
     /// The number of each head in the pretrained layer.
     heads: Vec<Vec<i64>>,
     #[serde(flatten)]
@@ -79,6 +82,7 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     let patched = patch(&model, &prompts, by)
         .with_context(|| format!("cannot patch the heads of `{}`", args.model))?;
     let report = Report {
+        unit: QUERY_HEAD,
         subject: Subject::new(&args.model, &args.compute, &model)?,
         clean_prompt: &args.clean,
         corrupted_prompt: &args.corrupted,
@@ -90,6 +94,15 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
         heads: model.layers().iter().map(|layer| layer.spec().kept_heads).collect(),
         patched,
     };
+    let Patched { clean, corrupted, .. } = &report.patched;
+    if clean <= corrupted {
+        tracing::warn!(
+            "the clean prompt prefers {:?} to {:?} no more than the corrupted one does ({clean:.3}, {corrupted:.3}): there is \
+             nothing to bring back\nhint: prompts whose answers the model tells apart",
+            args.answer,
+            args.wrong
+        );
+    }
     print(&report, out)?;
     if let Some(path) = &args.plot {
         draw(&report).png(path)?;

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     args::{PruneArgs, RowArgs, dtype_name},
-    head_names::{name, parse, read_scores},
+    head_names::{QUERY_HEAD, name, parse, read_scores},
     monitor::grouped,
     run_dir::SCHEMA,
     save::{check_free, write_with},
@@ -30,6 +30,9 @@ const FILE: &str = "pruning.json";
 /// Rows of a batch that projections are fitted on.
 const ROWS: usize = 32;
 
+/// Tokens for each unknown below which a fit is said to be of few.
+const FEW_TOKENS: i64 = 10;
+
 /// Passes of which the fastest counts.
 const N_PASSES: usize = 7;
 
@@ -42,6 +45,8 @@ struct Report {
     /// The file of the scores, as typed.
     #[serde(skip_serializing_if = "Option::is_none")]
     scores: Option<String>,
+    /// Which heads `removed` names.
+    unit: &'static str,
     /// LAYER-HEAD, numbers of the model as it was.
     removed: Vec<String>,
     /// Heads with one score of which some were removed and some not.
@@ -178,6 +183,7 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         (false, true) => Loads::Yes,
     };
     let report = Report {
+        unit: QUERY_HEAD,
         schema: SCHEMA,
         attn: env!("CARGO_PKG_VERSION"),
         model: args.model.clone(),
@@ -440,9 +446,16 @@ fn print(report: &Report, args: &PruneArgs, kind: Kind, out: &mut dyn Write) -> 
     for Layer { layer, n_tokens, n_unknowns, rank, error_before, error_after } in &report.refitted {
         writeln!(
             out,
-            "layer {layer} fitted to {} tokens, rank {rank} of {n_unknowns}: error {error_before:.4} -> {error_after:.4}",
+            "layer {layer} fitted to {} tokens, rank {rank} of {n_unknowns}: error {error_before:.4} -> {error_after:.4} on these",
             grouped(*n_tokens as usize)
         )?;
+        if *n_tokens < FEW_TOKENS * n_unknowns {
+            tracing::warn!(
+                "layer {layer} was fitted to {n_tokens} tokens, with {n_unknowns} unknowns a channel: on other text it may be worse \
+                 than unfitted\nhint: a larger --limit, or more rows: {} tokens at least",
+                FEW_TOKENS * n_unknowns
+            );
+        }
     }
     writeln!(
         out,

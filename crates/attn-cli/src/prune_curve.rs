@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     args::PruneCurveArgs,
-    head_names::{calibration, loss_and_rows, read_scores, replacement},
+    head_names::{QUERY_HEAD, calibration, loss_and_rows, read_scores, replacement},
     monitor::count_every_row,
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -29,6 +29,8 @@ struct Report<'a> {
     which: Which<'a>,
     /// The files of the scores, as typed.
     scores: Vec<String>,
+    /// Which heads are meant.
+    unit: &'static str,
     replace: &'static str,
     scope: Scope,
     loss_kind: &'static str,
@@ -84,6 +86,7 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
         tracing::info!("wrote `{}`", path.display());
     }
     let report = Report {
+        unit: QUERY_HEAD,
         subject: Subject::new(&args.model, &args.compute, &model)?,
         which: task.which(),
         scores: files,

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::{
     args::{Gates, ScoreHeadsArgs, ScoreMethod, ScoreNormalize},
-    head_names::loss_and_rows,
+    head_names::{QUERY_HEAD, loss_and_rows},
     monitor::{count_every_row, grouped},
     run_dir::{self, check_writable, write_json},
     subject::Subject,
@@ -47,6 +47,8 @@ struct Report<'a> {
     #[serde(flatten)]
     which: Which<'a>,
     method: &'static str,
+    /// Which heads are meant.
+    unit: &'static str,
     /// How gates were learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     learning: Option<Gating>,
@@ -161,6 +163,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
         }
         print(&scores, &loss, method.name(), out)?;
         let report = Report {
+            unit: QUERY_HEAD,
             subject: Subject::new(&args.model, &args.compute, &model)?,
             which: task.which(),
             method: method.name(),
@@ -215,7 +218,11 @@ fn print(scores: &HeadScores, loss: &RowLoss<'_>, method: &str, out: &mut dyn Wr
             let name = format!("{layer}-{}", scores.heads[layer][place]);
             let (score, interval) = (scores.scores[layer][place], scores.interval_95[layer][place]);
             let Interval { low, high } = interval;
-            writeln!(out, "{name:>12} {score:>11.3e}   {low:.2e} to {high:.2e}")?;
+            // Gates that are learned and steps of a removal have no spread over rows, nor has a single row.
+            match low < high {
+                true => writeln!(out, "{name:>12} {score:>11.3e}   {low:.2e} to {high:.2e}")?,
+                false => writeln!(out, "{name:>12} {score:>11.3e}   -")?,
+            }
         }
         Ok(())
     };

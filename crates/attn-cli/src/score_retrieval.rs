@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::{
     args::RetrievalArgs,
     haystack::{Hiding, Place, answering, short_name},
+    head_names::QUERY_HEAD,
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -46,6 +47,8 @@ struct Report<'a> {
     split: Option<&'a str>,
     seed: u64,
     method: RetrievalScore,
+    /// Which heads are meant.
+    unit: &'static str,
     /// Above it a head counts as a retrieval head.
     threshold: f64,
     n_retrieval_heads: usize,
@@ -125,6 +128,7 @@ pub(crate) fn run(args: &RetrievalArgs, out: &mut dyn Write) -> Result<()> {
     let flat: Vec<f64> = scores.scores.iter().flatten().copied().collect();
     let n_retrieval_heads = flat.iter().filter(|&&score| score > needles.threshold).count();
     let report = Report {
+        unit: QUERY_HEAD,
         subject: Subject::new(&args.model, &args.compute, &model)?,
         haystack: &hiding.data,
         split: hiding.split.as_deref(),

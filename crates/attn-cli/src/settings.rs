@@ -770,6 +770,43 @@ mod tests {
     }
 
     #[test]
+    fn every_config_about_heads_is_what_its_command_reads() {
+        let mut n_files = 0;
+        for path in configs("heads") {
+            let shown = path.display().to_string();
+            let text = fs::read_to_string(&path).unwrap();
+            let comment: String = text.lines().take_while(|line| line.starts_with('#')).collect();
+            assert!(comment.contains("Costs "), "{shown}");
+            let file = path.file_name().unwrap().to_string_lossy().into_owned();
+            let (_, command) = comment.split_once("cargo run -p attn-cli -- ").unwrap();
+            let command = command.split_whitespace().next().unwrap();
+            match command {
+                "finetune" => {
+                    let written = Written::read(&path, &[]).unwrap();
+                    drop(written.parse::<Finetune>().unwrap().complete("x").unwrap());
+                }
+                "distill" => {
+                    let written = Written::read(&path, &[]).unwrap();
+                    drop(written.parse::<Distill>().unwrap().complete("x").unwrap());
+                }
+                "sweep" => crate::sweep::check_file(&path).unwrap(),
+                flags => {
+                    let typed = ["attn", flags, "--config", &shown].map(Into::into).to_vec();
+                    let program = <crate::args::Args as clap::CommandFactory>::command();
+                    let words = crate::flags_file::with_flags(typed, &program).unwrap();
+                    assert!(words.len() > 8, "{shown}: {words:?}");
+                    program
+                        .try_get_matches_from(words)
+                        .unwrap_or_else(|error| panic!("{shown}: {error}"));
+                }
+            }
+            assert!(comment.contains(&format!("configs/heads/{file}")), "{shown}");
+            n_files += 1;
+        }
+        assert_eq!(n_files, 7);
+    }
+
+    #[test]
     fn few_shots_can_be_drawn_from_every_bundled_data_set() {
         for path in configs("finetune") {
             let pairs = ["examples.few_shot=8", "examples.hold_out=", "examples.hold_out_by="];

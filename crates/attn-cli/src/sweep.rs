@@ -7,6 +7,8 @@
 
 mod distances;
 mod plan;
+#[cfg(test)]
+pub(crate) use plan::check_file;
 mod report;
 
 use std::{

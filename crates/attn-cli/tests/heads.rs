@@ -50,6 +50,7 @@ fn flags_come_from_a_file_and_what_is_typed_goes_before_them() {
             "own_output = 'yes'",
             ["cannot use `bad.toml`", "`own_output` is", "expected true or false"],
         ),
+        ("method = []", ["cannot use `bad.toml`", "`method` is empty", "hint:"]),
         ("set = [['a']]", ["cannot use `bad.toml`", "`set` holds", "a list of them"]),
         ("model = ", ["cannot use `bad.toml`", "line 1", "model"]),
     ] {

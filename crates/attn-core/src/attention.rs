@@ -273,7 +273,7 @@ pub trait Attention: std::fmt::Debug + Send {
     }
 
     /// What [`Self::forward`] chooses to attend to, for kinds that choose: a small change of the input may change it at
-    /// once. Gradients do not flow through it.
+    /// once. Outside of training gradients do not flow through it.
     fn selection(&self, _: &AttnInput) -> Option<Selection> {
         None
     }

@@ -132,14 +132,46 @@ enum Qkv {
 /// matrices of 768 channels on two threads.
 const TOKENS_PER_COPY: i64 = 200;
 
-/// Texts whose heads are the same.
-struct Texts<'a> {
-    /// `[texts, n, hidden_size]`
-    hidden: &'a Tensor,
-    /// `[texts, n_heads, 1 or n, 1]`
-    gates: &'a Tensor,
-    rotary: Option<(Tensor, Tensor)>,
-    mask: &'a Mask,
+/// Texts of a batch that are made of the same heads.
+#[derive(Debug, PartialEq)]
+struct Group {
+    /// Key/value heads; `None`: all, with nothing copied.
+    kv_heads: Option<Vec<i64>>,
+    /// Rows of the batch.
+    texts: Vec<i64>,
+}
+
+/// The texts, of `n` tokens each, by what they are to be made of: the key/value heads that an open query head reads, where that saves
+/// more than it costs. `open`: `[batch, n_heads, 1]`.
+fn texts_by_heads(dims: &Dims, open: &Tensor, n: i64) -> Vec<Group> {
+    let open = open.squeeze_dim(2).gt(0.0);
+    let mut groups: BTreeMap<Vec<i64>, Vec<i64>> = BTreeMap::new();
+    for row in 0..open.size()[0] {
+        let is_open: Vec<bool> = Vec::try_from(open.get(row)).expect("one axis of booleans");
+        let heads: Vec<i64> =
+            (0..).zip(&is_open).filter(|(_, is)| **is).map(|(head, _)| head).collect();
+        groups.entry(dims.kv_heads_of(&heads)).or_default().push(row);
+    }
+    let is_worth = |kv_heads: &Vec<i64>, texts: &Vec<i64>| {
+        let n_open = kv_heads.len() as i64;
+        let n_closed = dims.n_kv_heads - n_open;
+        n_closed > 0 && n * texts.len() as i64 * n_closed >= TOKENS_PER_COPY * n_open
+    };
+    let (worth, whole): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|(kv_heads, texts)| is_worth(kv_heads, texts));
+    let mut groups: Vec<Group> =
+        worth.into_iter().map(|(heads, texts)| Group { kv_heads: Some(heads), texts }).collect();
+    let texts: Vec<i64> = whole.into_iter().flat_map(|(_, texts)| texts).collect();
+    if !texts.is_empty() {
+        groups.push(Group { kv_heads: None, texts });
+    }
+    groups
+}
+
+/// The heads side by side: `[batch, heads, n, d] -> [batch, n, heads · d]`.
+fn joined(z: &Tensor) -> Tensor {
+    let [b, heads, n, d] = z.size()[..] else { unreachable!("z has four axes") };
+    z.transpose(1, 2).reshape([b, n, heads * d])
 }
 
 /// Names and options of a layer's projections, as the architecture lays them out.
@@ -294,24 +326,17 @@ impl AttnLayer {
         let dims = self.dims.of_heads(heads);
         self.kind.select_heads(heads, &dims)?;
 
-        let d = self.dims.head_dim;
-        let channels = |heads: &[i64], offset: i64| -> Vec<i64> {
-            heads.iter().flat_map(|&head| offset + head * d..offset + (head + 1) * d).collect()
-        };
-        let (q, kv) = (channels(heads, 0), channels(&kv_heads, 0));
+        let (q, kv) = (self.channels(heads, 0), self.channels(&kv_heads, 0));
+        let at_k = self.dims.n_heads * self.dims.head_dim;
+        let at_v = at_k + self.dims.n_kv_heads * self.dims.head_dim;
+        let [k_of_all, v_of_all] = [at_k, at_v].map(|start| self.channels(&kv_heads, start));
         match &mut self.qkv {
             Qkv::Split([wq, wk, wv]) => {
                 wq.select_outputs(&q);
                 wk.select_outputs(&kv);
                 wv.select_outputs(&kv);
             }
-            Qkv::Fused(fused) => {
-                let at_k = self.dims.n_heads * d;
-                let at_v = at_k + self.dims.n_kv_heads * d;
-                let kept =
-                    [q.clone(), channels(&kv_heads, at_k), channels(&kv_heads, at_v)].concat();
-                fused.select_outputs(&kept);
-            }
+            Qkv::Fused(fused) => fused.select_outputs(&[q.clone(), k_of_all, v_of_all].concat()),
         }
         self.out.select_inputs(&q);
         self.kept_heads = heads.iter().map(|&head| self.kept_heads[head as usize]).collect();
@@ -325,9 +350,6 @@ impl AttnLayer {
     /// # Errors
     /// [`Error::Refused`] where the kind cannot serve the mask, [`Error::Input`] for a gate of the wrong shape.
     pub fn forward(&self, hidden: &Tensor, pass: &mut LayerPass<'_>) -> Result<Tensor, Error> {
-        let [b, q_len, _] = hidden.size()[..] else {
-            unreachable!("hidden states have three axes")
-        };
         if let Some(out) = self.forward_open(hidden, pass)? {
             return Ok(out);
         }
@@ -341,9 +363,8 @@ impl AttnLayer {
                 gate.apply(&z, r.as_ref())?
             }
         };
-        let width = self.dims.n_heads * self.dims.head_dim;
         // Heads mix positions, and what follows does not: from here on the places wanted are enough.
-        let z = z.transpose(1, 2).reshape([pass.fan * b, q_len, width]);
+        let z = joined(&z);
         let z = pass.at.map_or_else(|| z.shallow_clone(), |at| at_places(&z, at));
         Ok(self.out.forward(&z, pass.train))
     }
@@ -354,121 +375,87 @@ impl AttnLayer {
     /// heads are needed, or something of them is asked for.
     fn forward_open(&self, hidden: &Tensor, pass: &LayerPass<'_>) -> Result<Option<Tensor>, Error> {
         let routes = self.kind.routes().filter(|routes| routes.spares_whole_heads());
-        let Some(routes) = routes else { return Ok(None) };
-        let fills_zero = pass.gate.is_none_or(|gate| matches!(gate.fill, Fill::Zero));
-        let is_plain = !pass.train && fills_zero && pass.fan == 1;
+        let (Some(routes), None, Qkv::Split(qkv)) = (routes, pass.rotary, &self.qkv) else {
+            return Ok(None);
+        };
+        // What a gate learns from heads that are closed is worth the work.
+        let is_fixed = |gate: &Gate| matches!(gate.fill, Fill::Zero) && !gate.g.requires_grad();
+        let is_plain = !pass.train && pass.gate.is_none_or(is_fixed) && pass.fan == 1;
         let is_alone = pass.source.is_none() && pass.state.is_none() && pass.tap.wants_nothing();
-        if !(is_plain && is_alone && self.linears().all(|linear| linear.adapter.is_none())) {
+        let has_adapter = self.linears().any(|linear| linear.adapter.is_some());
+        if !is_plain || !is_alone || has_adapter || hidden.device() != Device::Cpu {
             return Ok(None);
         }
         let [b, n, _] = hidden.size()[..] else { unreachable!("hidden states have three axes") };
         let open = routes.open(hidden, pass.mask); // [b, h, 1]
-        let n_heads = self.dims.n_heads;
-        let texts_by_heads = self.texts_by_heads(&open, n);
-        if texts_by_heads.keys().all(|heads| heads.len() as i64 == self.dims.n_kv_heads) {
+        let groups = texts_by_heads(&self.dims, &open, n);
+        if groups.iter().all(|group| group.kv_heads.is_none()) {
             return Ok(None);
         }
         let gates = match pass.gate {
             Some(gate) => {
+                let n_heads = self.dims.n_heads;
                 gate.check(&[b, n_heads, n, self.dims.head_dim])?;
                 (open.unsqueeze(-1) * gate.g.to_kind(hidden.kind()))
                     .expand([b, n_heads, -1, 1], true)
             }
             None => open.unsqueeze(-1),
         }; // [b, h, 1 or n, 1]
-        let out = hidden.zeros_like();
-        for (kv_heads, rows) in texts_by_heads {
-            let index = Tensor::from_slice(&rows).to_device(hidden.device());
-            let of_rows = |x: &Tensor| match x.size()[0] == b && (rows.len() as i64) < b {
-                true => x.index_select(0, &index),
-                false => x.shallow_clone(),
-            };
-            let texts = Texts {
-                hidden: &of_rows(hidden),
-                gates: &of_rows(&gates),
-                rotary: pass.rotary.map(|(cos, sin)| (of_rows(cos), of_rows(sin))),
-                mask: &if (rows.len() as i64) < b {
-                    pass.mask.rows(&index)
-                } else {
-                    pass.mask.clone()
-                },
-            };
-            let _ =
-                out.shallow_clone().index_copy_(0, &index, &self.out_of(&kv_heads, &texts, routes));
+        let mut order = Vec::new();
+        let mut outs = Vec::new();
+        for Group { kv_heads, texts } in groups {
+            let index = Tensor::from_slice(&texts);
+            let of_texts = |x: &Tensor| x.index_select(0, &index);
+            let (hidden, gates) = (of_texts(hidden), of_texts(&gates));
+            let mask = pass.mask.rows(&index);
+            outs.push(match kv_heads {
+                Some(kv_heads) => self.out_of(&kv_heads, qkv, routes, [&hidden, &gates], &mask),
+                None => {
+                    let [q, k, v] = self.heads(&hidden, None, false);
+                    let all: Vec<i64> = (0..self.dims.n_heads).collect();
+                    let z = routes.mix(&all, [&q, &k, &v], &mask) * gates;
+                    self.out.forward(&joined(&z), false)
+                }
+            });
+            order.extend(texts);
         }
+        let back = Tensor::from_slice(&order).argsort(0, false);
+        let out = Tensor::cat(&outs, 0).index_select(0, &back);
         Ok(Some(pass.at.map_or_else(|| out.shallow_clone(), |at| at_places(&out, at))))
     }
 
-    /// Key/value heads, and the texts of `n` tokens that are to be made of these and of no others: of those that an open query head
-    /// reads, where that saves more than it costs.
-    fn texts_by_heads(&self, open: &Tensor, n: i64) -> BTreeMap<Vec<i64>, Vec<i64>> {
-        let all: Vec<i64> = (0..self.dims.n_kv_heads).collect();
-        let open = open.squeeze_dim(2).gt(0.0).to_device(Device::Cpu); // [b, h]
-        let mut texts: BTreeMap<Vec<i64>, Vec<i64>> = BTreeMap::new();
-        for row in 0..open.size()[0] {
-            let is_open: Vec<bool> = Vec::try_from(open.get(row)).expect("one axis of booleans");
-            let heads: Vec<i64> =
-                (0..).zip(&is_open).filter(|(_, is)| **is).map(|(head, _)| head).collect();
-            texts.entry(self.dims.kv_heads_of(&heads)).or_default().push(row);
-        }
-        let (worth, mut whole): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            texts.into_iter().partition(|(heads, rows)| {
-                let n_tokens = n * rows.len() as i64;
-                let n_closed = (all.len() - heads.len()) as i64;
-                n_tokens * n_closed >= TOKENS_PER_COPY * heads.len() as i64 && n_closed > 0
-            });
-        let whole: Vec<i64> = std::mem::take(&mut whole).into_values().flatten().collect();
-        let whole = (!whole.is_empty()).then_some((all, whole));
-        worth.into_iter().chain(whole).collect()
-    }
-
-    /// What the layer puts out for `texts`, made of the key/value heads `kv_heads` and of the query heads that read them.
-    fn out_of(&self, kv_heads: &[i64], texts: &Texts<'_>, routes: &dyn Routes) -> Tensor {
-        let device = texts.hidden.device();
-        let heads: Vec<i64> = (0..)
-            .zip(&self.dims.kv_of_head)
-            .filter(|(_, of)| kv_heads.contains(of))
-            .map(|(head, _)| head)
-            .collect();
-        let [m, n, _] = texts.hidden.size()[..] else {
-            unreachable!("hidden states have three axes")
-        };
+    /// What the layer puts out for texts, `hidden` and `gates` theirs, made of the key/value heads `kv_heads` and of the query heads
+    /// that read them.
+    fn out_of(
+        &self,
+        kv_heads: &[i64],
+        qkv: &[Linear; 3],
+        routes: &dyn Routes,
+        [hidden, gates]: [&Tensor; 2],
+        mask: &Mask,
+    ) -> Tensor {
         if kv_heads.is_empty() {
-            let bias = self.out.bias.as_ref().map(|bias| bias.expand_as(texts.hidden));
-            return bias.unwrap_or_else(|| texts.hidden.zeros_like());
+            let bias =
+                self.out.bias.as_ref().map(|bias| bias.to_kind(hidden.kind()).expand_as(hidden));
+            return bias.unwrap_or_else(|| hidden.zeros_like());
         }
-        let part = |which: usize, heads: &[i64]| {
-            let (linear, start) = self.outputs(which);
-            let channels = self.channels(heads, start).to_device(device);
-            let y = linear.some_outputs(texts.hidden, &channels);
+        let reads = |head: &i64| kv_heads.contains(&self.dims.kv_of_head[*head as usize]);
+        let heads: Vec<i64> = (0..self.dims.n_heads).filter(reads).collect();
+        let part = |linear: &Linear, heads: &[i64]| {
+            let y = linear.some_outputs(hidden, &Tensor::from_slice(&self.channels(heads, 0)));
+            let [m, n, _] = y.size()[..] else { unreachable!("hidden states have three axes") };
             y.view([m, n, heads.len() as i64, self.dims.head_dim]).transpose(1, 2) // [m, heads, n, d]
         };
-        let [q, k, v] = [part(0, &heads), part(1, kv_heads), part(2, kv_heads)];
-        let [q, k] = match &texts.rotary {
-            Some(tables) => [q, k].map(|x| rotate(&x, tables)),
-            None => [q, k],
-        };
-        let gates = texts.gates.index_select(1, &Tensor::from_slice(&heads).to_device(device));
-        let z = routes.mix(&heads, [&q, &k, &v], texts.mask) * gates;
-        let z = z.transpose(1, 2).reshape([m, n, heads.len() as i64 * self.dims.head_dim]);
-        self.out.some_inputs(&z, &self.channels(&heads, 0).to_device(device))
+        let [q, k, v] = [part(&qkv[0], &heads), part(&qkv[1], kv_heads), part(&qkv[2], kv_heads)];
+        let gates = gates.index_select(1, &Tensor::from_slice(&heads));
+        let z = routes.mix(&heads, [&q, &k, &v], mask) * gates;
+        self.out.some_inputs(&joined(&z), &Tensor::from_slice(&self.channels(&heads, 0)))
     }
 
-    /// The channels of `heads`, those of the first head beginning at `start`: `[heads · head_dim]` int64.
-    fn channels(&self, heads: &[i64], start: i64) -> Tensor {
+    /// The channels of `heads`, those of head 0 beginning at `start`.
+    fn channels(&self, heads: &[i64], start: i64) -> Vec<i64> {
         let d = self.dims.head_dim;
-        let channels: Vec<i64> =
-            heads.iter().flat_map(|&head| start + head * d..start + (head + 1) * d).collect();
-        Tensor::from_slice(&channels)
-    }
-
-    /// The matrix that makes q, k or v (0, 1, 2), and the first of its outputs that are theirs.
-    fn outputs(&self, which: usize) -> (&Linear, i64) {
-        let Dims { n_heads, n_kv_heads, head_dim, .. } = self.dims;
-        match &self.qkv {
-            Qkv::Fused(fused) => (fused, [0, n_heads, n_heads + n_kv_heads][which] * head_dim),
-            Qkv::Split(three) => (&three[which], 0),
-        }
+        heads.iter().flat_map(|&head| start + head * d..start + (head + 1) * d).collect()
     }
 
     /// The projections.
@@ -776,5 +763,41 @@ fn projections(qkv: &Qkv, dims: &Dims) -> Projections {
         Qkv::Split([q, k, v]) => {
             Projections { q: cut(q, 0, n_q), k: cut(k, 0, n_kv), v: cut(v, 0, n_kv) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Probe;
+
+    #[test]
+    fn texts_share_matrices_where_that_pays() {
+        // Four query heads on two key/value heads, and on heads of their own.
+        let group = |kv_heads: Option<&[i64]>, texts: &[i64]| Group {
+            kv_heads: kv_heads.map(<[i64]>::to_vec),
+            texts: texts.to_vec(),
+        };
+        let open =
+            Tensor::from_slice2(&[[0.0, 1.0, 0.0, 0.0], [1.0; 4], [0.0; 4], [0.3, 1.0, 0.0, 0.0]]);
+        let open = open.unsqueeze(-1);
+        let pairs = Probe::new(1, [1, 1, 1], 4, 2, false).dims;
+        let own = Probe::new(1, [1, 1, 1], 4, 4, false).dims;
+        let found = |dims: &Dims, n| texts_by_heads(dims, &open, n);
+        assert_eq!(
+            found(&pairs, 100),
+            [group(Some(&[]), &[2]), group(Some(&[0]), &[0, 3]), group(None, &[1])]
+        );
+        assert_eq!(found(&pairs, 99), [group(Some(&[]), &[2]), group(None, &[0, 3, 1])]);
+        let each = found(&own, 200);
+        assert_eq!(
+            each,
+            [
+                group(Some(&[]), &[2]),
+                group(Some(&[0, 1]), &[3]),
+                group(Some(&[1]), &[0]),
+                group(None, &[1])
+            ]
+        );
     }
 }

@@ -109,7 +109,7 @@ fn heads_that_do_not_run_are_not_missed() {
                 assert_close(name, &some, &expected, tolerance);
             };
             compare(&model, base);
-            // Uneven heads on uneven key/value heads.
+            // Without one of the heads.
             model.select_heads(1, &[0, 2, 3]).unwrap();
             compare(&model, &format!("{base} without a head"));
         }

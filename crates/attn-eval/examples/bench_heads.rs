@@ -131,7 +131,7 @@ fn retrieve(model: &Model) -> Result<()> {
             .map(|at| ((at * 7919 + at * at * 31) % vocab_size) as u32)
             .collect(),
         needle: 2000..2020,
-        told: vec![2010..2014],
+        told: std::iter::once(2010..2014).collect(),
         answer: "what was asked".into(),
     };
     let words = |ids: &[i64]| Ok(ids.iter().map(|id| format!("w{id} ")).collect());

@@ -325,6 +325,42 @@ fn what_a_kind_asks_for_is_part_of_the_loss() {
 }
 
 #[test]
+fn a_router_learns_to_keep_its_budget() {
+    for (base, by) in [("gpt2", "token"), ("distilbert", "text")] {
+        let teacher = model(base, "lm", 0.0, Kind::Float, 1);
+        let routed = serde_json::json!({"kind": "routed", "by": by, "budget": 0.5});
+        let mut student = teacher.alias().unwrap();
+        student.swap(&[0, 1], &serde_json::from_value(routed).unwrap(), 0).unwrap();
+        let mut config = quick(120);
+        config.freeze = vec!["*".into(), "!*.kind.*".into()];
+        config.lr = 3e-2;
+        let objective = Distillation::new(&teacher, &student, &only("forward_kl", 1.0)).unwrap();
+        let data = examples(64, &config);
+        let open = |student: &Model| {
+            let batch = data.batch(0, &data.plan(0)[0]).unwrap();
+            let options = ForwardOptions { attention_inputs: true, ..ForwardOptions::default() };
+            let input = batch.input(student);
+            let is_causal = student.config().is_causal();
+            let mask = match &input.attention_mask {
+                Some(keep) => attn_core::Mask::with_keep(is_causal, keep),
+                None => attn_core::Mask::new(is_causal),
+            };
+            let inputs =
+                tch::no_grad(|| student.forward(&input, &options)).unwrap().attention_inputs;
+            let of = |(layer, hidden): (&&attn_core::layer::AttnLayer, &Tensor)| {
+                let gates = layer.kind().routes().unwrap().open(hidden, &mask);
+                gates.mean(Kind::Double).double_value(&[])
+            };
+            student.layers().iter().zip(&inputs).map(of).sum::<f64>() / 2.0
+        };
+        assert_eq!(open(&student), 1.0, "{base}: every head runs at first");
+        train(&mut student, Run::new(&config, &objective, &data)).unwrap();
+        let share = open(&student);
+        assert!((0.2..0.7).contains(&share), "{base}: {share} of the heads run");
+    }
+}
+
+#[test]
 fn what_a_kind_learns_from_by_itself_is_part_of_the_loss() {
     let teacher = model("gpt2", "lm", 0.0, Kind::Float, 1);
     let indexed = serde_json::json!({"kind": "indexed", "index_dim": 4, "top_k": 2});

@@ -25,7 +25,8 @@ Methods, L the loss of a row, g the gate of a head's output before the output pr
   hard_concrete         chance that a learned gate stays open, where open heads cost --gate-cost
                         (Voita et al. 2019)
   subset                learned weights of the --keep heads that stay (Li et al. 2021)
-The loss is that of eval: of the right class, the next token or hidden tokens, without prompts;
+The loss is that of eval, averaged over a row's tokens and then over rows: of the right class, the
+next token or hidden tokens, without prompts;
 with --own-output, of the model's own predictions, so that no label is needed. OUT.json has scores
 and 95 % intervals, layers x heads. Several methods go to OUT.METHOD.json each.
 

@@ -141,6 +141,14 @@ impl Finished {
     }
 }
 
+/// Whether `path` is a sweep whose settings can be told, for tests: its runs are not completed.
+#[cfg(test)]
+pub(crate) fn check_file(path: &Path) -> Result<()> {
+    let file: SweepFile = Written::read(path, &[])?.parse()?;
+    ensure!(path.with_file_name(&file.base).exists(), "`{}` is not there", file.base);
+    settings(&file, &[]).map(drop)
+}
+
 impl Plan {
     /// Refuses distillations whose model cannot have the attention: not an hour later, when its turn comes.
     pub(super) fn check_models(&self) -> Result<()> {

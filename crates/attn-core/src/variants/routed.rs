@@ -6,7 +6,7 @@
 //! by = "text"     r_hi = w_h·x̄ + b_h         x̄: the mean of the text's real tokens, one choice for all its queries
 //!
 //! in training     ∂g/∂r = σ'(r), as if g were σ(r)
-//! own loss        price · max(0, mean g − budget)²
+//! own loss        price · (mean g − budget)²
 //! ```
 //!
 //! Heads chosen by each token: Jin et al. 2024, "MoH: Multi-Head Attention as Mixture-of-Head Attention",
@@ -14,17 +14,18 @@
 //! <https://arxiv.org/abs/1308.3432>, section 4, with the slope of a sigmoid.
 //!
 //! Deviations: MoH keeps a fixed number of heads, some of them always, and weighs them; here as many run as the input asks for, within
-//! a budget that each layer keeps on average over a batch. At w = 0 and b = 1, the start, every head runs and the layer is what it
-//! was. Gates that are drawn in training (hard concrete, as `attn_eval` learns fixed ones by) were tried: the budget is then kept by
+//! a budget that each layer keeps on average over a batch. At w = 0 and b_h = 1 + h/n_heads, the start, every head runs and
+//! the layer is what it was; were all b alike, all heads of a layer would close at one step. Gates that are drawn in training (hard concrete, as `attn_eval` learns fixed ones by) were tried: the budget is then kept by
 //! leaving every gate half open, and nearly all heads run once nothing is drawn.
 //!
 //! - `by = "text"` closes whole heads for a text: outside of training the layer then makes no queries, keys, values or output
-//!   of them, where that saves something. It is refused in causal layers, whose first tokens would learn what the last ones say.
+//!   of them, where that saves something: on a CPU, where enough tokens go without a head to be worth a copy of the matrices of
+//!   the others, and nothing of single heads is asked for (attention rows, z, adapters, gates that learn). It is refused in causal layers, whose first tokens would learn what the last ones say.
 //! - `by = "token"` is causal and decodes. Keys and values of a head are needed by whichever later token opens it, and what its
 //!   closed queries would cost is not saved here: gates are multiplied in.
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::softmax::Softmax;
 use crate::{
@@ -45,9 +46,10 @@ const KIND: &str = "routed";
 pub struct Config {
     /// What a choice is made for.
     pub by: By,
-    /// The share of a layer's heads that may run, over 0 and at most 1, on average over the real tokens (texts) of a batch.
+    /// The share of a layer's heads that are to run, over 0 and at most 1, on average over the real tokens (texts) of a training
+    /// batch. A pull, not a bound: how many run on other text, `attn score-heads --method open` measures.
     pub budget: f64,
-    /// What exceeding the budget costs, in nats for a share of 1.
+    /// What missing the budget costs, in nats for a share of 1.
     pub price: f64,
 }
 
@@ -67,7 +69,7 @@ pub enum By {
     Text,
 }
 
-/// The first logit of every head: it runs.
+/// The first logit of head 0, the lowest: it runs.
 const START: f64 = 1.0;
 
 impl Config {
@@ -95,7 +97,8 @@ impl Config {
                     .into(),
             });
         }
-        let start = Init::Value(Tensor::full([dims.n_heads], START, (Kind::Double, Device::Cpu)));
+        let starts = (0..dims.n_heads).map(|h| START + h as f64 / dims.n_heads as f64);
+        let start = Init::Value(Tensor::from_slice(&starts.collect::<Vec<f64>>()));
         let weight = own.get("router.weight", &[dims.n_heads, dims.hidden_size], Init::Zeros)?;
         let bias = own.get("router.bias", &[dims.n_heads], start)?;
         Ok(Box::new(Routed {
@@ -154,12 +157,15 @@ fn straight_through(logits: &Tensor) -> Tensor {
 /// The mean of the real tokens' `hidden`: `[b, n, hidden_size] -> [b, 1, hidden_size]`; zero of a text without any.
 fn mean_of_real(hidden: &Tensor, mask: &Mask) -> Tensor {
     let over = [1i64].as_slice();
-    let Some(keep) = mask.keep() else { return hidden.mean_dim(over, true, None::<Kind>) };
+    let wide = wide(hidden.kind());
+    let Some(keep) = mask.keep() else {
+        return hidden.mean_dim(over, true, wide).to_kind(hidden.kind());
+    };
     let keep = keep.unsqueeze(-1); // [b, n, 1]
     // Not a product: what stands at padding may be anything.
     let real = hidden.masked_fill(&keep.logical_not(), 0.0);
-    let n_real = keep.sum_dim_intlist(over, true, hidden.kind()).clamp_min(1.0);
-    real.sum_dim_intlist(over, true, None::<Kind>) / n_real
+    let n_real = keep.sum_dim_intlist(over, true, wide).clamp_min(1.0);
+    (real.sum_dim_intlist(over, true, wide) / n_real).to_kind(hidden.kind())
 }
 
 impl Attention for Routed {
@@ -208,7 +214,7 @@ impl Attention for Routed {
                 (by_token * &real).sum(None::<Kind>) / real.sum(None::<Kind>).clamp_min(1.0)
             }
         };
-        Some((share - self.config.budget).clamp_min(0.0).square() * self.config.price)
+        Some((share - self.config.budget).square() * self.config.price)
     }
 
     fn routes(&self) -> Option<&dyn Routes> {
@@ -248,6 +254,8 @@ impl Routes for Routed {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::testing::{Probe, assert_close, naive_attention, randn};
 
@@ -341,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn its_own_loss_is_the_price_of_what_is_over_the_budget() {
+    fn its_own_loss_is_the_price_of_missing_the_budget() {
         for by in [By::Token, By::Text] {
             let probe = Probe::new(35, [2, 9, 9], 4, 2, false);
             let mask = mask(false);
@@ -379,7 +387,11 @@ mod tests {
             let expected = Tensor::from_slice2(&slopes) * (2.0 * 2.0 * over / n);
             assert_close("slopes of the router", &found, &expected, 1e-12);
             let rich = Routed { config: Config { budget: 1.0, ..kind.config.clone() }, ..kind };
-            assert_eq!(rich.own_loss(&input).unwrap().double_value(&[]), 0.0, "within its budget");
+            let under = n_open / n - 1.0;
+            assert!(
+                (rich.own_loss(&input).unwrap().double_value(&[]) - 2.0 * under * under).abs()
+                    < 1e-12
+            );
         }
     }
 
