@@ -10,9 +10,8 @@
 #
 # GPT-2 124M, random weights. Sections: `ablate`, every head left out in turn with the loss of every token; `ablate_last`, with
 # that of a row's last token alone; `michel`, the score by gradients of a classifier; `layers`, what the attention layers save with
-# half of their heads removed; `routed`, what they save in BERT base where each of
-# 16 texts of 256 tokens opens its own half; `retrieval`, retrieval scores of
-# one needle in a Llama of 8 layers, 512 wide. Our side is built in the dev profile, as every command of the README is;
+# half of their heads removed; `routed`, what they save in BERT base where each of 16 texts of 256 tokens opens its own half;
+# `retrieval`, retrieval scores of one needle in a Llama of 8 layers, 512 wide. Our side is built in the dev profile, as every command of the README is;
 # PROFILE=release builds the other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -12,6 +12,10 @@ out=${2:-runs/heads}
 attn() { if [ -n "${ATTN:-}" ]; then "$ATTN" "$@"; else cargo run --quiet --package attn-cli -- "$@"; fi; }
 task=(--task sst2 --max-len 64 --threads 1)
 
+if [ -e "$out" ]; then
+  echo "error: $out is there already; name another folder, or remove it" >&2
+  exit 1
+fi
 mkdir -p "$out"
 attn score-heads --model "$classifier" "${task[@]}" --split train --limit 2000 --method michel,leave_one_out --out "$out/scores.json"
 for per in model layer; do

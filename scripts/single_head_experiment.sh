@@ -11,6 +11,10 @@ model=results/models/wikitext-gpt2
 out=${1:-runs/single-head}
 attn() { if [ -n "${ATTN:-}" ]; then "$ATTN" "$@"; else cargo run --quiet --package attn-cli -- "$@"; fi; }
 
+if [ -e "$out" ]; then
+  echo "error: $out is there already; name another folder, or remove it" >&2
+  exit 1
+fi
 mkdir -p "$out"
 attn score-heads --model $model --task wikitext-2 --split train --limit 2000 --max-len 256 --method michel --threads 1 --out "$out/scores.json"
 prune=(attn prune --model $model --scores "$out/scores.json")
