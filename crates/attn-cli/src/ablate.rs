@@ -54,7 +54,7 @@ struct Pair {
     #[serde(flatten)]
     effect: Effect,
     /// What the loss rises by beyond the sum of both alone.
-    interaction: f64,
+    interaction: Estimate,
 }
 
 pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
@@ -113,7 +113,10 @@ pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
         pairs.iter().map(|[a, b]| [units[*a].as_slice(), &units[*b]].concat()).collect();
     let of_pairs = match together.is_empty() {
         true => Vec::new(),
-        false => leave_out(&together)?.effects(),
+        false => {
+            let together = leave_out(&together)?;
+            together.effects().into_iter().zip(found.interactions(&pairs, &together)).collect()
+        }
     };
     drop(progress);
 
@@ -137,10 +140,10 @@ pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
         pairs: pairs
             .iter()
             .zip(&of_pairs)
-            .map(|(&[a, b], &effect)| Pair {
+            .map(|(&[a, b], &(effect, interaction))| Pair {
                 without: [named(a), named(b)],
                 effect,
-                interaction: effect.loss.value - effects[a].loss.value - effects[b].loss.value,
+                interaction,
             })
             .collect(),
     };
@@ -163,35 +166,41 @@ fn print(report: &Report<'_>, order: &[usize], out: &mut dyn Write) -> Result<()
         report.replace
     )?;
     writeln!(out, "{:>8} {:>10}   95 % interval          accuracy         KL", "without", "loss")?;
-    let mut line = |name: &str, effect: &Effect| -> Result<()> {
-        let Estimate { value, interval_95: Interval { low, high } } = effect.loss;
-        let (hits, kl) = (effect.accuracy.value, effect.kl.value);
+    let line = |at: usize, out: &mut dyn Write| -> Result<()> {
+        let Entry { without, effect: Effect { loss, accuracy, kl }, .. } = &report.ablations[at];
         Ok(writeln!(
             out,
-            "{name:>8} {value:>+10.4}   {low:>+8.4} to {high:>+8.4}   {hits:>+8.4} {kl:>10.2e}"
+            "{without:>8} {:>+10.4}   {}   {:>+8.4} {:>10.2e}",
+            loss.value,
+            range(loss),
+            accuracy.value,
+            kl.value
         )?)
     };
-    for &at in order.iter().take(N_SHOWN) {
-        line(&report.ablations[at].without, &report.ablations[at].effect)?;
-    }
+    order.iter().take(N_SHOWN).try_for_each(|&at| line(at, out))?;
     if order.len() > N_SHOWN {
-        let last = order[order.len() - 1];
         writeln!(out, "{:>8}", "...")?;
-        let entry = &report.ablations[last];
-        let Estimate { value, interval_95: Interval { low, high } } = entry.effect.loss;
-        writeln!(out, "{:>8} {value:>+10.4}   {low:>+8.4} to {high:>+8.4}", entry.without)?;
+        line(order[order.len() - 1], out)?;
     }
     if !report.pairs.is_empty() {
-        writeln!(out, "\n{:>14} {:>10} {:>12}", "pair", "loss", "interaction")?;
-        for pair in &report.pairs {
-            let [a, b] = &pair.without;
-            let name = format!("{a} {b}");
+        writeln!(out, "\n{:>14} {:>10} {:>12}   95 % interval", "pair", "loss", "interaction")?;
+        for Pair { without: [a, b], effect, interaction } in &report.pairs {
             writeln!(
                 out,
-                "{name:>14} {:>+10.4} {:>+12.4}",
-                pair.effect.loss.value, pair.interaction
+                "{:>14} {:>+10.4} {:>+12.4}   {}",
+                format!("{a} {b}"),
+                effect.loss.value,
+                interaction.value,
+                range(interaction)
             )?;
         }
     }
     Ok(())
+}
+
+fn range(of: &Estimate) -> String {
+    of.interval_95.map_or_else(
+        || format!("{:>20}", "-"),
+        |Interval { low, high }| format!("{low:>+8.4} to {high:>+8.4}"),
+    )
 }

@@ -8,7 +8,7 @@ use attn_data::{
     batch::{Encoded, Side, collate},
     hub::{Hub, progress_bar},
 };
-use attn_eval::{AttentionShift, attention_shift, stats::Interval, to_input};
+use attn_eval::{AttentionShift, Head, attention_shift, stats::Interval, to_input};
 use attn_viz::{HeatMap, Picture};
 use serde::Serialize;
 use tch::Kind;
@@ -138,7 +138,7 @@ fn print(found: &AttentionShift, has_control: bool, out: &mut dyn Write) -> Resu
         write!(out, " {:>17}", change.measure)?;
     }
     writeln!(out)?;
-    for (layer, at) in found.ranked().into_iter().take(N_SHOWN) {
+    for Head { layer, place: at } in found.ranked().into_iter().take(N_SHOWN) {
         let range = |Interval { low, high }: Interval| format!("{low:.3} to {high:.3}");
         write!(
             out,
@@ -201,7 +201,7 @@ fn draw(
         weights.push(tch::no_grad(|| model.forward(&input, &options))?.attentions);
         tokens = names(&folder.tokenizer, &input.input_ids)?;
     }
-    for (layer, at) in found.ranked().into_iter().take(n_drawn) {
+    for Head { layer, place: at } in found.ranked().into_iter().take(n_drawn) {
         let values = |side: usize| -> Result<Vec<Vec<f64>>> {
             let head = weights[side][layer].get(0).get(at as i64);
             Ok(Vec::try_from(head.to_device(tch::Device::Cpu).to_kind(Kind::Double).contiguous())?)

@@ -6,10 +6,10 @@
 //! keep_failures = true                    # --keep-failures
 //! ```
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{ffi::OsString, fs, iter, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Command;
+use clap::{Arg, Command};
 use toml::{Table, Value};
 
 /// The flag, as clap knows it.
@@ -19,45 +19,47 @@ pub(crate) const FLAG: &str = "flags_file";
 ///
 /// # Errors
 /// If the file cannot be read, is no TOML, or holds what no flag takes.
-pub(crate) fn with_flags(typed: Vec<OsString>, program: &Command) -> Result<Vec<OsString>> {
+pub(crate) fn with_flags(
+    typed: Vec<OsString>,
+    program: impl FnOnce() -> Command,
+) -> Result<Vec<OsString>> {
     let texts: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let joined = texts.iter().find_map(|word| word.strip_prefix("--config="));
+    let apart =
+        || texts.iter().position(|&word| word == "--config").and_then(|at| texts.get(at + 1));
+    let Some(file) = joined.or_else(|| apart().copied()) else { return Ok(typed) };
+    let program = program();
     let command = texts.iter().skip(1).find_map(|word| program.find_subcommand(word));
     let Some(command) = command.filter(|it| it.get_arguments().any(|arg| arg.get_id() == FLAG))
     else {
         return Ok(typed);
     };
-    let joined = texts.iter().find_map(|word| word.strip_prefix("--config="));
-    let apart =
-        || texts.iter().position(|&word| word == "--config").and_then(|at| texts.get(at + 1));
-    let Some(file) = joined.or_else(|| apart().copied()) else { return Ok(typed) };
     let flags = read(Path::new(file), command).with_context(|| format!("cannot use `{file}`"))?;
     let is_typed = |flag: &str| {
         texts.iter().any(|word| {
             word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
         })
     };
-    // Neither what is typed nor what cannot stand beside it.
-    let gives_way = |flag: &str| {
-        let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"));
-        let others = arg.map(|arg| command.get_arg_conflicts_with(arg)).unwrap_or_default();
-        is_typed(flag)
-            || others
-                .iter()
-                .filter_map(|other| other.get_long())
-                .any(|other| is_typed(&format!("--{other}")))
+    // A flag gives way to itself, and to what cannot stand beside it.
+    let gives_way = |arg: &Arg| {
+        let others = command.get_arg_conflicts_with(arg);
+        let all = iter::once(arg).chain(others);
+        all.filter_map(Arg::get_long).any(|long| is_typed(&format!("--{long}")))
     };
-    let more = flags.into_iter().filter(|(flag, _)| !gives_way(flag));
-    let more = more.map(|(flag, value)| match value {
-        Some(value) => format!("{flag}={value}").into(),
-        None => flag.into(),
+    let more = flags.into_iter().filter(|(arg, _)| !gives_way(arg));
+    let more = more.map(|(arg, value)| {
+        let long = arg.get_long().expect("flags are found by their names");
+        match value {
+            Some(value) => format!("--{long}={value}").into(),
+            None => format!("--{long}").into(),
+        }
     });
-    let more: Vec<OsString> = more.collect();
-    Ok(typed.into_iter().chain(more).collect())
+    Ok(typed.iter().cloned().chain(more).collect())
 }
 
 /// The flags of a file, each with its value if it takes one.
-fn read(file: &Path, command: &Command) -> Result<Vec<(String, Option<String>)>> {
+fn read<'a>(file: &Path, command: &'a Command) -> Result<Vec<(&'a Arg, Option<String>)>> {
     let text = fs::read_to_string(file)?;
     let table: Table = text.parse()?;
     let mut flags = Vec::new();
@@ -74,11 +76,10 @@ fn read(file: &Path, command: &Command) -> Result<Vec<(String, Option<String>)>>
             );
         };
         let takes_value = known.get_action().takes_values();
-        let flag = format!("--{flag}");
         match value {
             Value::Boolean(is_on) if !takes_value => {
                 if is_on {
-                    flags.push((flag, None));
+                    flags.push((known, None));
                 }
             }
             value if !takes_value => bail!("`{key}` is {value}, expected true or false"),
@@ -87,10 +88,10 @@ fn read(file: &Path, command: &Command) -> Result<Vec<(String, Option<String>)>>
             }
             Value::Array(items) => {
                 for item in items {
-                    flags.push((flag.clone(), Some(plain(&key, item)?)));
+                    flags.push((known, Some(plain(&key, item)?)));
                 }
             }
-            value => flags.push((flag, Some(plain(&key, value)?))),
+            value => flags.push((known, Some(plain(&key, value)?))),
         }
     }
     Ok(flags)

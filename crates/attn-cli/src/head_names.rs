@@ -72,6 +72,9 @@ pub(crate) fn read_scores(path: &Path, model: &str, config: &Config) -> Result<H
     Ok(scores)
 }
 
+/// Rows below which means over them are said to be of few.
+const FEW_ROWS: usize = 20;
+
 /// What numbers of heads in results mean where nothing else is said.
 pub(crate) const QUERY_HEAD: &str = "query_head";
 
@@ -118,11 +121,18 @@ pub(crate) fn loss_and_rows<'a>(
     masking: Option<&'a Masking>,
     seed: u64,
 ) -> Result<(RowLoss<'a>, Vec<Encoded>)> {
-    Ok(match (masking, task.data.label.is_some()) {
+    let (loss, rows) = match (masking, task.data.label.is_some()) {
         (_, true) => (RowLoss::Label, task.labelled(model)?),
         (Some(masking), false) => (RowLoss::MaskedTokens { masking, seed }, task.unlabelled()?),
         (None, false) => (RowLoss::NextToken, task.unlabelled()?),
-    })
+    };
+    if rows.len() < FEW_ROWS {
+        tracing::warn!(
+            "there are {} rows: intervals by drawing so few again are too narrow\nhint: {FEW_ROWS} rows at least",
+            rows.len()
+        );
+    }
+    Ok((loss, rows))
 }
 
 /// The rows that stand-ins are made of, where any are.

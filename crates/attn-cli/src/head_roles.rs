@@ -11,8 +11,8 @@ use attn_data::{
     treebank::{Tree, sentences},
 };
 use attn_eval::{
-    Batching, Direction, HeadRoles, MIN_CASES, Phenomena, Syntax, check_decoder, head_roles,
-    n_passes, n_relations, phenomena, ranked, repeats, stats::Interval, syntax,
+    Batching, Direction, Head, HeadRoles, MIN_CASES, Phenomena, Phenomenon, Syntax, check_decoder,
+    head_roles, n_passes, n_relations, phenomena, ranked, repeats, stats::Interval, syntax,
 };
 use serde::Serialize;
 
@@ -250,11 +250,6 @@ fn of_pairs(model: &Model, pairs: &Pairs, batching: &Batching) -> Result<Phenome
     Ok(phenomena(model, &pairs.sentences, &terms, batching, &mut progress)?)
 }
 
-/// Layer, place and value of each head, by falling value.
-fn with_values(values: &[Vec<f64>]) -> Vec<(usize, usize, f64)> {
-    ranked(values).into_iter().map(|(layer, at)| (layer, at, values[layer][at])).collect()
-}
-
 /// As a range in percent.
 fn percent(Interval { low, high }: Interval) -> String {
     format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)
@@ -281,35 +276,41 @@ fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()
             Some(offset) => format!("{} ({offset:+})", role.role),
             None => role.role.to_owned(),
         };
-        for (shown, (layer, at, share)) in
-            with_values(&role.share).into_iter().take(N_SHOWN).enumerate()
-        {
-            let name = if shown == 0 { &name } else { "" };
+        // Those that beat chance alone have the role.
+        let plays = |head: &Head| head.of(&role.share_interval_95).low > role.chance;
+        let shown: Vec<Head> =
+            ranked(&role.share).into_iter().take(N_SHOWN).filter(plays).collect();
+        if shown.is_empty() {
+            writeln!(out, "{name:<24} {:>7} {:>29.1} %", "none", 100.0 * role.chance)?;
+        }
+        for (at, head) in shown.into_iter().enumerate() {
             writeln!(
                 out,
-                "{name:<24} {:>7} {:>7.1} %   {:<15} {:>6.1} % {:>7.3}",
-                format!("{layer}-{}", heads[layer][at]),
-                100.0 * share,
-                percent(role.share_interval_95[layer][at]),
+                "{:<24} {:>7} {:>7.1} %   {:<15} {:>6.1} % {:>7.3}",
+                if at == 0 { &name } else { "" },
+                format!("{}-{}", head.layer, head.of(heads)),
+                100.0 * head.of(&role.share),
+                percent(*head.of(&role.share_interval_95)),
                 100.0 * role.chance,
-                role.mass[layer][at]
+                head.of(&role.mass)
             )?;
         }
     }
     writeln!(out, "\n{:<24} {:>7} {:>9}   {:<15} {:>8}", "mean", "head", "", "95 %", "uniform")?;
     for measure in measures {
-        let all = with_values(&measure.mean);
+        let all = ranked(&measure.mean);
         let ends = [all.first(), all.last()].into_iter().flatten();
-        for (shown, &(layer, at, value)) in ends.enumerate() {
+        for (shown, head) in ends.enumerate() {
             let name = match shown {
                 0 => format!("{} ({})", measure.measure, measure.unit),
                 _ => String::new(),
             };
-            let Interval { low, high } = measure.interval_95[layer][at];
+            let Interval { low, high } = head.of(&measure.interval_95);
             writeln!(
                 out,
-                "{name:<24} {:>7} {value:>9.3}   {:<15} {:>8.3}",
-                format!("{layer}-{}", heads[layer][at]),
+                "{name:<24} {:>7} {:>9.3}   {:<15} {:>8.3}",
+                format!("{}-{}", head.layer, head.of(heads)),
+                head.of(&measure.mean),
                 format!("{low:.3} to {high:.3}"),
                 measure.uniform
             )?;
@@ -369,15 +370,12 @@ fn print_syntax(found: &Syntax, out: &mut dyn Write) -> Result<()> {
 
 fn print_phenomena(found: &Phenomena, model: &Model, out: &mut dyn Write) -> Result<()> {
     let layers = model.layers();
-    let mut all = Vec::new();
-    for one in &found.phenomena {
-        for (layer, at, effect) in with_values(&one.effect) {
-            all.push((one, layer, at, effect));
-        }
-    }
-    let p = |&(one, layer, at, _): &(&attn_eval::Phenomenon, usize, usize, f64)| {
-        one.mcnemar_p[layer][at]
-    };
+    let effects = found
+        .phenomena
+        .iter()
+        .flat_map(|one| ranked(&one.effect).into_iter().map(move |head| (one, head)));
+    let mut all: Vec<(&Phenomenon, Head)> = effects.collect();
+    let p = |(one, head): &(&Phenomenon, Head)| *head.of(&one.mcnemar_p);
     all.sort_by(|a, b| p(a).total_cmp(&p(b)));
     let bar = 0.05 / found.n_tested as f64;
     writeln!(
@@ -386,15 +384,15 @@ fn print_phenomena(found: &Phenomena, model: &Model, out: &mut dyn Write) -> Res
         "pairs of sentences", "head", "accuracy", "head at zero", "95 %"
     )?;
     for case in all.iter().take(N_LINES) {
-        let &(one, layer, at, effect) = case;
+        let (one, head) = case;
         writeln!(
             out,
             "{:<28} {:>6} {:>8.1} % {:>+11.1}     {:<15} {:.1e}",
             one.phenomenon,
-            format!("{layer}-{}", layers[layer].spec().kept_heads[at]),
+            format!("{}-{}", head.layer, layers[head.layer].spec().kept_heads[head.place]),
             100.0 * one.accuracy,
-            100.0 * effect,
-            percent(one.effect_interval_95[layer][at]),
+            100.0 * head.of(&one.effect),
+            percent(*head.of(&one.effect_interval_95)),
             p(case)
         )?;
     }

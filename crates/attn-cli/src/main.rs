@@ -73,7 +73,7 @@ enum Outcome {
 fn main() -> ExitCode {
     attn_torch::tune_allocator();
     let typed = std::env::args_os().collect();
-    let args = match flags_file::with_flags(typed, &Args::command()) {
+    let args = match flags_file::with_flags(typed, Args::command) {
         Ok(words) => Args::parse_from(words),
         Err(error) => {
             complain::print(&error);

@@ -18,8 +18,8 @@ use attn_data::{
     needle::NeedleKind,
 };
 use attn_eval::{
-    AnswerScore, Answered, Band, Batching, MaskFill, Recall, Recalled, answer, band, check_decoder,
-    closed, draw_heads, recall, stats::Interval,
+    AnswerScore, Answered, Band, Batching, Head, MaskFill, Recall, Recalled, answer, band,
+    check_decoder, closed, draw_heads, recall, stats::Interval,
 };
 use serde::Serialize;
 
@@ -117,12 +117,12 @@ struct RandomHeads {
     answers: AnswerScore,
 }
 
-/// Heads to mask: `(layer, place in the layer)`.
+/// Heads to mask.
 struct Choice {
     /// By their numbers in the pretrained layers.
     numbers: Vec<Vec<i64>>,
-    top: Vec<(usize, usize)>,
-    random: Vec<Vec<(usize, usize)>>,
+    top: Vec<Head>,
+    random: Vec<Vec<Head>>,
 }
 
 pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
@@ -177,8 +177,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     let untouched = if writes { Some(answered(&[])?) } else { None };
     let masked = match (&choice, &untouched) {
         (Some(choice), Some(untouched)) => {
-            let without =
-                |heads: &[(usize, usize)]| answered(&closed(&model, heads, args.mask.into()));
+            let without = |heads: &[Head]| answered(&closed(&model, heads, args.mask.into()));
             let top = without(&choice.top)?;
             let mut random = Vec::with_capacity(choice.random.len());
             for (draw, heads) in choice.random.iter().enumerate() {
@@ -234,7 +233,7 @@ fn choose(args: &NeedleArgs, config: &Config) -> Result<Option<Choice>> {
         ranked.len()
     );
     ensure!(args.random_draws > 0, "`--random-draws` is 0, expected at least 1 (20 make a band)");
-    let score = |(layer, head): (usize, usize)| scores.scores[layer][head];
+    let score = |head: Head| *head.of(&scores.scores);
     if score(ranked[k - 1]) == score(ranked[k]) {
         bail!(
             "the best {k} heads of `--mask-heads {shown}` are not to be told from others: heads {k} and {} both score {}\n             hint: give another `--top`",
@@ -285,8 +284,8 @@ fn compare<'a>(
     let all: Vec<usize> = (0..places.len()).collect();
     let without_top = of(top, &all);
     let (rouge1_recall_band, word_match_band) = bands(&without_top, &all);
-    let names = |heads: &[(usize, usize)]| {
-        heads.iter().map(|&(layer, head)| [layer as i64, choice.numbers[layer][head]]).collect()
+    let names = |heads: &[Head]| {
+        heads.iter().map(|head| [head.layer as i64, *head.of(&choice.numbers)]).collect()
     };
     if let Some(dir) = pictures {
         let k = choice.top.len();

@@ -1,18 +1,21 @@
 //! `attn prune`: a model without some of its heads, as a folder of its own.
 
-use std::{io::Write, time::Instant};
+use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    ForwardOptions, LoadOptions, Model, ModelInput, Refitted, checkpoint::WriteOptions, refit,
+    Config, LoadOptions, Model, ModelInput, Refitted, checkpoint::WriteOptions, refit,
 };
 use attn_data::{
     batch::{BatchPlan, Encoded, Side, collate},
     hub::{Hub, progress_bar},
 };
-use attn_eval::{Head, MaskFill, Order, Picked, Scope, closed, pick, to_input};
+use attn_eval::{
+    Error, Head, Left, Order, Picked, Scope, Spent, Target, against_masked, attention_flops,
+    in_full_shape, meet, n_parameters, pick, stats::Interval, to_input, without,
+};
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use crate::{
     args::{PruneArgs, RowArgs, dtype_name},
@@ -32,9 +35,6 @@ const ROWS: usize = 32;
 
 /// Tokens for each unknown below which a fit is said to be of few.
 const FEW_TOKENS: i64 = 10;
-
-/// Passes of which the fastest counts.
-const N_PASSES: usize = 7;
 
 /// pruning.json.
 #[derive(Serialize)]
@@ -68,16 +68,19 @@ struct Report {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refitted: Vec<Layer>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<Target>,
+    target: Option<Met>,
 }
 
 #[derive(Serialize)]
-struct Target {
+struct Met {
     what: &'static str,
     /// As asked for.
     share: f64,
     /// What was reached.
     reached: f64,
+    /// Of what is timed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached_interval_95: Option<Interval>,
 }
 
 /// A layer whose output projection was fitted anew.
@@ -107,28 +110,24 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.get().into());
     }
-    let target = args.target.as_deref().map(wanted).transpose()?;
     let &[rows, tokens] = args.latency_of.as_slice() else {
         bail!("`--latency-of` is {:?}, expected ROWS,TOKENS", args.latency_of);
     };
     ensure!(rows > 0 && tokens > 0, "`--latency-of` is {rows},{tokens}, expected at least 1,1");
+    let target = args.target.as_deref().map(wanted).transpose()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, true, None, &hub)?;
     let config = folder.config.clone();
-    let scores =
-        args.scores.as_deref().map(|path| read_scores(path, &args.model, &config)).transpose()?;
+    let size = [rows as i64, (tokens as i64).min(config.sizes.max_positions)];
     // What cannot be is refused before the weights are read.
-    let mut picked = match (&scores, args.remove) {
-        (Some(scores), Some(k)) => by_scores(&scores.scores, k, args)?,
-        (Some(_), None) => Picked { heads: Vec::new(), n_tied: 0 },
-        (None, _) => {
-            let named = args.heads.iter().map(|text| parse(&config, text));
-            let mut heads =
-                named.collect::<Result<Vec<_>>>().context("cannot use `--heads`")?.concat();
-            heads.sort_unstable();
-            heads.dedup();
-            Picked { heads, n_tied: 0 }
+    let scores = scores(args, &config)?;
+    let by_score = (Order::from(args.which), Scope::from(args.per), args.seed);
+    let mut picked = match args.remove {
+        Some(k) => {
+            let (order, scope, seed) = by_score;
+            pick(&scores, k, order, scope, seed).context("cannot use `--remove`")?
         }
+        None => Picked { heads: named(args, &config)?, n_tied: 0 },
     };
     let refit_args = args.refit.as_ref().map(|task| RowArgs {
         task: task.clone(),
@@ -144,17 +143,18 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     let options = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
     let whole = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
-    let flops_tokens = (tokens as i64).min(config.sizes.max_positions);
-    let mut reached = None;
-    if let (Some((what, share)), Some(scores)) = (target, &scores) {
-        let measure = |model: &Model| cost(model, what, [rows as i64, flops_tokens]);
-        let (found, got) = meet(&whole, &scores.scores, (what, share), args, &measure)?;
-        picked = found;
-        reached = Some(Target { what, share, reached: got });
+    let mut met = None;
+    if let Some((spent, share)) = target {
+        let target = Target { spent, share, size };
+        let found = meet(&whole, &scores, by_score, &target)
+            .with_context(|| format!("cannot meet `--target {}={share}`", spent.name()))?;
+        let Left { share: reached, interval_95: reached_interval_95 } = found.1;
+        picked = found.0;
+        met = Some(Met { what: spent.name(), share, reached, reached_interval_95 });
     }
     ensure!(!picked.heads.is_empty(), "no head is to go: there is nothing to write");
 
-    let mut model = without(&whole, &picked.heads)?;
+    let mut model = without(&whole, &picked.heads).context("cannot remove heads")?;
     let against_masked = against_masked(&whole, &model, &picked.heads)?;
     let mut refitted = Vec::new();
     if let Some(rows) = &calibration {
@@ -169,7 +169,7 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         |of: &Model| -> Vec<i64> { of.layers().iter().map(|it| it.dims().n_kv_heads).collect() };
     let (heads_after, kv_heads_after) = (heads(&model), kv(&model));
     let mut written = match args.full_shape {
-        true => in_full_shape(&whole, &model, &picked.heads)?,
+        true => in_full_shape(&whole, &model, &picked.heads).map_err(hint_full_shape)?,
         false => model,
     };
     let dtype = Kind::from(args.dtype);
@@ -196,13 +196,13 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         kv_heads_after,
         parameters_before: n_parameters(&whole),
         parameters_after: n_parameters(&written),
-        attention_flops_before: attention_flops(&whole, flops_tokens),
-        attention_flops_after: attention_flops(&written, flops_tokens),
-        flops_tokens,
+        attention_flops_before: attention_flops(&whole, size[1]),
+        attention_flops_after: attention_flops(&written, size[1]),
+        flops_tokens: size[1],
         removed_against_masked: against_masked,
         loads_in_transformers: loads,
         refitted: refitted.iter().map(of_layer).collect(),
-        target: reached,
+        target: met,
     };
     let extra = serde_json::to_vec_pretty(&report).context("cannot write JSON")?;
     write_with(&written, &folder.tokenizer, &args.out, &WriteOptions::default(), &[(FILE, extra)])?;
@@ -214,172 +214,49 @@ fn of_layer(one: &Refitted) -> Layer {
     Layer { layer, n_tokens, n_unknowns, rank, error_before, error_after }
 }
 
-fn by_scores(scores: &[Vec<f64>], k: usize, args: &PruneArgs) -> Result<Picked> {
-    pick(scores, k, Order::from(args.which), Scope::from(args.per), args.seed)
-        .context("cannot use `--remove`")
+/// The scores to go by, layers × heads: of random heads any do.
+fn scores(args: &PruneArgs, config: &Config) -> Result<Vec<Vec<f64>>> {
+    match &args.scores {
+        Some(path) => Ok(read_scores(path, &args.model, config)?.scores),
+        None if args.heads.is_empty() && Order::from(args.which) != Order::Random => {
+            bail!(
+                "`--remove` and `--target` go by scores\nhint: --scores SCORES.json, or --which random"
+            )
+        }
+        None => Ok(config.layers.iter().map(|layer| vec![0.0; layer.n_heads as usize]).collect()),
+    }
+}
+
+/// The heads of `--heads`, each once.
+fn named(args: &PruneArgs, config: &Config) -> Result<Vec<Head>> {
+    let named = args.heads.iter().map(|text| parse(config, text));
+    let mut heads = named.collect::<Result<Vec<_>>>().context("cannot use `--heads`")?.concat();
+    heads.sort_unstable();
+    heads.dedup();
+    Ok(heads)
+}
+
+fn hint_full_shape(error: Error) -> anyhow::Error {
+    let is_entangled = matches!(error, Error::Entangled { .. });
+    let error = anyhow::Error::new(error);
+    match is_entangled {
+        true => error.context("cannot use `--full-shape`\nhint: leave it out"),
+        false => error,
+    }
 }
 
 /// `flops=0.5`.
-fn wanted(text: &str) -> Result<(&'static str, f64)> {
+fn wanted(text: &str) -> Result<(Spent, f64)> {
     let problem =
         || format!("`--target` is `{text}`\nhint: write params=0.8, flops=0.5 or latency=0.9");
     let (what, share) = text.split_once('=').with_context(problem)?;
-    let known = ["params", "flops", "latency"];
-    let what = known.into_iter().find(|known| *known == what.trim()).with_context(problem)?;
+    let known = Spent::ALL.into_iter().find(|known| known.name() == what.trim());
     let share: f64 = share.trim().parse().with_context(problem)?;
     ensure!(
         share > 0.0 && share < 1.0,
         "`--target` asks for a share of {share}, expected between 0 and 1"
     );
-    Ok((what, share))
-}
-
-/// What a model costs: values, operations of its attention layers, or seconds of a pass over `size` random tokens.
-fn cost(model: &Model, what: &str, size: [i64; 2]) -> Result<f64> {
-    Ok(match what {
-        "params" => n_parameters(model) as f64,
-        "flops" => attention_flops(model, size[1]) as f64,
-        _ => {
-            let input = random_input(model, size);
-            let mut fastest = f64::INFINITY;
-            for _ in 0..N_PASSES {
-                let start = Instant::now();
-                tch::no_grad(|| model.forward(&input, &ForwardOptions::default()))?;
-                fastest = fastest.min(start.elapsed().as_secs_f64());
-            }
-            fastest
-        }
-    })
-}
-
-/// The fewest heads, those of the lowest scores first, without which the model costs at most the share that is asked for.
-fn meet(
-    whole: &Model,
-    scores: &[Vec<f64>],
-    (what, share): (&str, f64),
-    args: &PruneArgs,
-    measure: &dyn Fn(&Model) -> Result<f64>,
-) -> Result<(Picked, f64)> {
-    let full = measure(whole)?;
-    let most = match Scope::from(args.per) {
-        Scope::Global => scores.iter().map(Vec::len).sum(),
-        Scope::Layer => scores.iter().map(Vec::len).min().unwrap_or(0),
-    };
-    let at = |k: usize| -> Result<(Picked, f64)> {
-        let picked = by_scores(scores, k, args)?;
-        let left = measure(&without(whole, &picked.heads)?)? / full;
-        Ok((picked, left))
-    };
-    let (least, left) = at(most)?;
-    ensure!(
-        left <= share,
-        "`--target` {what}={share} cannot be met: without {} heads {:.3} is left\nhint: the rest of the model is not \
-         made of heads",
-        least.heads.len(),
-        left
-    );
-    // Each head less costs less: the first that is enough lies between one that is not and one that is.
-    let (mut low, mut high, mut best) = (0, most, (least, left));
-    while low + 1 < high {
-        let middle = low.midpoint(high);
-        let found = at(middle)?;
-        if found.1 <= share {
-            (high, best) = (middle, found);
-        } else {
-            low = middle;
-        }
-    }
-    Ok(best)
-}
-
-fn n_parameters(model: &Model) -> usize {
-    model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
-}
-
-/// Operations of the attention layers on one text of `n` tokens.
-fn attention_flops(model: &Model, n: i64) -> i64 {
-    model.layers().iter().map(|layer| layer.flops(n)).sum()
-}
-
-/// `whole` without `heads`; what is not cut lies in the same memory.
-fn without(whole: &Model, heads: &[Head]) -> Result<Model> {
-    let mut model = whole.alias()?;
-    for layer in 0..whole.layers().len() {
-        let goes = |place: i64| heads.contains(&Head { layer, place: place as usize });
-        let all = whole.layers()[layer].dims().n_heads;
-        let kept: Vec<i64> = (0..all).filter(|&place| !goes(place)).collect();
-        if kept.len() < all as usize {
-            model
-                .select_heads(layer, &kept)
-                .with_context(|| format!("cannot remove heads of layer {layer}"))?;
-        }
-    }
-    Ok(model)
-}
-
-fn random_input(model: &Model, [rows, n]: [i64; 2]) -> ModelInput {
-    // Any ids do; a fixed pattern is the same on every machine.
-    let vocab_size = model.config().sizes.vocab_size;
-    let ids: Vec<i64> = (0..rows * n).map(|at| (at * 7919 + at * at * 31) % vocab_size).collect();
-    let input = |ids: &[i64]| {
-        ModelInput::new(Tensor::from_slice(ids).view([rows, n]).to_device(model.device()))
-    };
-    match model.needs_source() {
-        true => input(&ids).attending_to(input(&ids)),
-        false => input(&ids),
-    }
-}
-
-/// How far what is left puts out something else than the whole model with these heads masked.
-fn against_masked(whole: &Model, cut: &Model, heads: &[Head]) -> Result<f64> {
-    let input = random_input(whole, [2, whole.config().sizes.max_positions.clamp(1, 32)]);
-    let places: Vec<(usize, usize)> = heads.iter().map(|head| (head.layer, head.place)).collect();
-    let gates = closed(whole, &places, MaskFill::Zero);
-    let masked = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
-    let (masked, removed) = tch::no_grad(|| -> Result<_> {
-        let removed = cut.forward(&input, &ForwardOptions::default())?.logits;
-        Ok((whole.forward(&input, &masked)?.logits, removed))
-    })?;
-    let rms =
-        |x: Tensor| x.to_kind(Kind::Double).square().mean(Kind::Double).sqrt().double_value(&[]);
-    Ok(rms(&removed - &masked) / rms(masked))
-}
-
-/// `whole` with the output projections of `cut`, those of the heads that are gone at zero.
-fn in_full_shape(whole: &Model, cut: &Model, heads: &[Head]) -> Result<Model> {
-    let mut full = whole.alias()?;
-    full.own(&|_| true);
-    tch::no_grad(|| {
-        for (layer, (it, of_cut)) in full.layers().into_iter().zip(cut.layers()).enumerate() {
-            let d = it.dims().head_dim;
-            let kept = (0..it.dims().n_heads)
-                .filter(|&place| !heads.contains(&Head { layer, place: place as usize }));
-            let columns: Vec<i64> = kept.flat_map(|place| place * d..(place + 1) * d).collect();
-            let mut weight = it.out().out_in();
-            let _ = weight.zero_();
-            let _ = weight.index_copy_(1, &Tensor::from_slice(&columns), &of_cut.out().out_in());
-            if let (Some(bias), Some(of_cut)) = (&it.out().bias, &of_cut.out().bias) {
-                bias.shallow_clone().copy_(of_cut);
-            }
-        }
-    });
-    // A kind whose heads are not each other's business alone computes something else without them.
-    let input = random_input(whole, [2, whole.config().sizes.max_positions.clamp(1, 32)]);
-    let logits = |of: &Model| -> Result<Tensor> {
-        Ok(tch::no_grad(|| of.forward(&input, &ForwardOptions::default()))?
-            .logits
-            .to_kind(Kind::Double))
-    };
-    let (here, there) = (logits(&full)?, logits(cut)?);
-    let apart = (&here - &there).square().mean(Kind::Double).sqrt().double_value(&[]);
-    let size = there.square().mean(Kind::Double).sqrt().double_value(&[]);
-    ensure!(
-        apart <= 1e-4 * size,
-        "the model in its full shape computes something else than the one without the heads (relative {:.1e}): the heads \
-         of its attention depend on each other\nhint: leave out `--full-shape`",
-        apart / size
-    );
-    Ok(full)
+    Ok((known.with_context(problem)?, share))
 }
 
 /// The rows that projections are fitted on.
@@ -435,8 +312,14 @@ fn print(report: &Report, args: &PruneArgs, kind: Kind, out: &mut dyn Write) -> 
     if report.n_tied > 0 {
         writeln!(out, "{} heads had one score, and the seed chose among them", report.n_tied)?;
     }
-    if let Some(Target { what, share, reached }) = &report.target {
-        writeln!(out, "{what}: {reached:.3} of what it was, {share} asked for")?;
+    if let Some(Met { what, share, reached, reached_interval_95 }) = &report.target {
+        let range = reached_interval_95
+            .map(|it| format!(" ({:.3} to {:.3}, 95 %)", it.low, it.high))
+            .unwrap_or_default();
+        writeln!(out, "{what}: {reached:.3}{range} of what it was, {share} asked for")?;
+    }
+    if left == 0 {
+        tracing::warn!("no layer has a head left: no token sees another");
     }
     writeln!(
         out,

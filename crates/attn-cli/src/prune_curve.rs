@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use attn_data::hub::{Hub, progress_bar};
-use attn_eval::{Curve, Grid, Order, RandomBand, RowLoss, Scope, curve};
+use attn_eval::{ByScore, Curve, Grid, Order, RandomBand, RowLoss, Scope, curve};
 use attn_viz::{Baseline, LineChart, Picture, Series, Stroke};
 use serde::Serialize;
 
@@ -80,9 +80,10 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
     drop(progress);
 
     let files: Vec<String> = args.scores.iter().map(|path| path.display().to_string()).collect();
-    print(&found, &files, scope, out)?;
+    let shown = if task.data.label.is_some() { ACCURACY } else { LOSS };
+    print(&found, &files, scope, shown, out)?;
     if let Some(path) = &args.plot {
-        draw(&found, &files, scope, &args.model).png(path)?;
+        draw(&found, &files, scope, &args.model, shown).png(path)?;
         tracing::info!("wrote `{}`", path.display());
     }
     let report = Report {
@@ -101,7 +102,36 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn print(curve: &Curve, files: &[String], scope: Scope, out: &mut dyn Write) -> Result<()> {
+/// What is shown of each choice of heads: accuracy where rows are classified, the loss of a language model.
+#[derive(Clone, Copy)]
+struct Shown {
+    name: &'static str,
+    of_choice: fn(&ByScore) -> f64,
+    of_band: fn(&RandomBand) -> [f64; 3],
+    of_untouched: fn(&Curve) -> f64,
+}
+
+const ACCURACY: Shown = Shown {
+    name: "accuracy",
+    of_choice: |it| it.accuracy,
+    of_band: |it| it.accuracy,
+    of_untouched: |it| it.accuracy.value,
+};
+
+const LOSS: Shown = Shown {
+    name: "loss",
+    of_choice: |it| it.loss,
+    of_band: |it| it.loss,
+    of_untouched: |it| it.loss.value,
+};
+
+fn print(
+    curve: &Curve,
+    files: &[String],
+    scope: Scope,
+    shown: Shown,
+    out: &mut dyn Write,
+) -> Result<()> {
     let per = if scope == Scope::Global { "heads" } else { "heads a layer" };
     writeln!(
         out,
@@ -109,7 +139,7 @@ fn print(curve: &Curve, files: &[String], scope: Scope, out: &mut dyn Write) -> 
         curve.n_rows, curve.loss.value, curve.accuracy.value
     )?;
     for (at, file) in files.iter().enumerate() {
-        writeln!(out, "\n{file}, accuracy without K {per}")?;
+        writeln!(out, "\n{file}, {} without K {per}", shown.name)?;
         writeln!(
             out,
             "{:>5} {:>8} {:>8}   random (lowest to highest)      ties",
@@ -119,13 +149,13 @@ fn print(curve: &Curve, files: &[String], scope: Scope, out: &mut dyn Write) -> 
             let of =
                 |order: Order| point.by_score.iter().find(|it| it.score == at && it.order == order);
             let (Some(top), Some(bottom)) = (of(Order::Top), of(Order::Bottom)) else { continue };
-            let RandomBand { accuracy: [mean, low, high], .. } = point.random;
+            let [mean, low, high] = (shown.of_band)(&point.random);
             writeln!(
                 out,
                 "{:>5} {:>8.4} {:>8.4}   {mean:.4} ({low:.4} to {high:.4})    {:>8}",
                 point.k,
-                top.accuracy,
-                bottom.accuracy,
+                (shown.of_choice)(top),
+                (shown.of_choice)(bottom),
                 match top.n_tied + bottom.n_tied {
                     0 => String::new(),
                     n => n.to_string(),
@@ -142,9 +172,9 @@ fn print(curve: &Curve, files: &[String], scope: Scope, out: &mut dyn Write) -> 
     Ok(())
 }
 
-fn draw(curve: &Curve, files: &[String], scope: Scope, model: &str) -> LineChart {
+fn draw(curve: &Curve, files: &[String], scope: Scope, model: &str, shown: Shown) -> LineChart {
     let at = |k: usize| k as f64;
-    let random = curve.points.iter().map(|point| (at(point.k), point.random.accuracy));
+    let random = curve.points.iter().map(|point| (at(point.k), (shown.of_band)(&point.random)));
     let random: Vec<_> = random.collect();
     let mut series = vec![Series {
         band: Some(random.iter().map(|&(_, [_, low, high])| (low, high)).collect()),
@@ -157,7 +187,7 @@ fn draw(curve: &Curve, files: &[String], scope: Scope, model: &str) -> LineChart
             let of = |point: &attn_eval::CurvePoint| {
                 let mut all = point.by_score.iter();
                 all.find(|it| it.score == score && it.order == order)
-                    .map(|it| (at(point.k), it.accuracy))
+                    .map(|it| (at(point.k), (shown.of_choice)(it)))
             };
             let points = curve.points.iter().filter_map(of);
             let name = if files.len() == 1 { name.to_owned() } else { format!("{name} of {file}") };
@@ -165,15 +195,15 @@ fn draw(curve: &Curve, files: &[String], scope: Scope, model: &str) -> LineChart
         }
     }
     LineChart {
-        title: format!("Accuracy of {model} without heads"),
+        title: format!("{model} without heads"),
         subtitle: "nothing was trained; band: lowest to highest of the random choices".into(),
         x_label: match scope {
             Scope::Global => "heads left out".into(),
             Scope::Layer => "heads left out of each layer".into(),
         },
-        y_label: "accuracy".into(),
+        y_label: shown.name.into(),
         series,
-        baselines: vec![Baseline { label: "untouched".into(), value: curve.accuracy.value }],
+        baselines: vec![Baseline { label: "untouched".into(), value: (shown.of_untouched)(curve) }],
         ..LineChart::default()
     }
 }

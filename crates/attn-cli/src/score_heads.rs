@@ -14,8 +14,8 @@ use arrow::{
 };
 use attn_data::hub::{Hub, progress_bar};
 use attn_eval::{
-    Batching, Goal, HeadScores, Learning, Method, Normalize, RowLoss, learn_gates, score_heads,
-    score_iteratively, stats::Interval,
+    Batching, Goal, Head, HeadScores, Learning, Method, Normalize, RowLoss, learn_gates,
+    score_heads, score_iteratively, stats::Interval,
 };
 use parquet::arrow::ArrowWriter;
 use serde::Serialize;
@@ -213,16 +213,17 @@ fn print(scores: &HeadScores, loss: &RowLoss<'_>, method: &str, out: &mut dyn Wr
         0..=NEARLY_ALL => (&ranked[..], &ranked[n_heads..]),
         _ => (&ranked[..N_SHOWN], &ranked[n_heads - N_SHOWN..]),
     };
-    let show = |heads: &[(usize, usize)], out: &mut dyn Write| -> Result<()> {
-        for &(layer, place) in heads {
-            let name = format!("{layer}-{}", scores.heads[layer][place]);
-            let (score, interval) = (scores.scores[layer][place], scores.interval_95[layer][place]);
-            let Interval { low, high } = interval;
-            // Gates that are learned and steps of a removal have no spread over rows, nor has a single row.
-            match low < high {
-                true => writeln!(out, "{name:>12} {score:>11.3e}   {low:.2e} to {high:.2e}")?,
-                false => writeln!(out, "{name:>12} {score:>11.3e}   -")?,
-            }
+    let show = |heads: &[Head], out: &mut dyn Write| -> Result<()> {
+        for &head in heads {
+            let name = format!("{}-{}", head.layer, head.of(&scores.heads));
+            let interval = scores.interval_of(head);
+            let interval = interval.map(|it| format!("{:.2e} to {:.2e}", it.low, it.high));
+            writeln!(
+                out,
+                "{name:>12} {:>11.3e}   {}",
+                head.of(&scores.scores),
+                interval.as_deref().unwrap_or("-")
+            )?;
         }
         Ok(())
     };
@@ -247,7 +248,8 @@ fn write_table(path: &Path, report: &Report<'_>) -> Result<()> {
     let HeadScores { heads, scores, interval_95, n_rows } = &report.scores;
     let int = |name| Field::new(name, DataType::Int32, false);
     let float = |name| Field::new(name, DataType::Float64, false);
-    let fields = vec![int("layer"), int("head"), float("score"), float("low"), float("high")];
+    let bound = |name| Field::new(name, DataType::Float64, true);
+    let fields = vec![int("layer"), int("head"), float("score"), bound("low"), bound("high")];
     let text = |value: Result<Value, serde_json::Error>| -> Result<String> {
         let value = value?;
         Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -264,10 +266,12 @@ fn write_table(path: &Path, report: &Report<'_>) -> Result<()> {
         ("n_rows".to_owned(), n_rows.to_string()),
     ]);
     let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+    let n_heads = heads.iter().flatten().count();
     let layers = heads.iter().enumerate().flat_map(|(layer, of)| vec![layer as i32; of.len()]);
     let heads = heads.iter().flatten().map(|&head| head as i32);
     let bound = |bound: fn(&Interval) -> f64| -> ArrayRef {
-        Arc::new(Float64Array::from_iter_values(interval_95.iter().flatten().map(bound)))
+        let all = interval_95.as_ref().map(|all| all.iter().flatten().map(bound).collect());
+        Arc::new(all.unwrap_or_else(|| Float64Array::new_null(n_heads)))
     };
     let columns: Vec<ArrayRef> = vec![
         Arc::new(Int32Array::from_iter_values(layers)),

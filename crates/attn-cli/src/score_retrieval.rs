@@ -240,11 +240,16 @@ fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
         return Ok(());
     }
     writeln!(out, "{:>12} {:>8}   95 % interval", "layer-head", "score")?;
-    for &(layer, place) in ranked.iter().take(N_SHOWN) {
-        let name = format!("{layer}-{}", scores.heads[layer][place]);
-        let interval = scores.interval_95[layer][place];
-        let score = scores.scores[layer][place];
-        writeln!(out, "{name:>12} {score:>8.3}   {:.3} to {:.3}", interval.low, interval.high)?;
+    for &head in ranked.iter().take(N_SHOWN) {
+        let name = format!("{}-{}", head.layer, head.of(&scores.heads));
+        let interval = scores.interval_of(head);
+        let interval = interval.map(|it| format!("{:.3} to {:.3}", it.low, it.high));
+        writeln!(
+            out,
+            "{name:>12} {:>8.3}   {}",
+            head.of(&scores.scores),
+            interval.as_deref().unwrap_or("-")
+        )?;
     }
     let n_tied = scores.n_tied();
     if n_tied > 0 {

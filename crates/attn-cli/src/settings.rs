@@ -792,10 +792,10 @@ mod tests {
                 "sweep" => crate::sweep::check_file(&path).unwrap(),
                 flags => {
                     let typed = ["attn", flags, "--config", &shown].map(Into::into).to_vec();
-                    let program = <crate::args::Args as clap::CommandFactory>::command();
-                    let words = crate::flags_file::with_flags(typed, &program).unwrap();
+                    let program = <crate::args::Args as clap::CommandFactory>::command;
+                    let words = crate::flags_file::with_flags(typed, program).unwrap();
                     assert!(words.len() > 8, "{shown}: {words:?}");
-                    program
+                    program()
                         .try_get_matches_from(words)
                         .unwrap_or_else(|error| panic!("{shown}: {error}"));
                 }

@@ -267,6 +267,32 @@ fn fitted_projections_are_nearer_to_the_model_as_it_was() {
     let half = place.json("half/pruning.json");
     let reached = number(&half["target"]["reached"]);
     assert!(reached <= 0.6 && list(&half["removed"]).len() == 4, "{half}");
+    // What is timed is a median of turns, with its interval: how fast this machine is, is not asked here.
+    let ran = place.done("prune --model m --which random --target latency=0.999 --out fast");
+    let fast = place.json("fast/pruning.json");
+    let [reached, low, high] = [
+        &fast["target"]["reached"],
+        &fast["target"]["reached_interval_95"]["low"],
+        &fast["target"]["reached_interval_95"]["high"],
+    ]
+    .map(number);
+    assert!(low <= reached && reached <= high && reached <= 0.999, "{fast}");
+    assert!(ran.stdout.contains("95 %"), "{}", ran.stdout);
+}
+
+#[test]
+fn random_heads_need_no_scores() {
+    let place = place("llama");
+    let removed = |seed: u64| {
+        let out = format!("r{seed}");
+        place.done(&format!("prune --model m --which random --remove 3 --seed {seed} --out {out}"));
+        list(&place.json(&format!("{out}/pruning.json"))["removed"]).to_vec()
+    };
+    let drawn: Vec<_> = (0..6).map(removed).collect();
+    assert!(drawn.iter().all(|heads| heads.len() == 3), "{drawn:?}");
+    assert!(drawn.iter().any(|heads| *heads != drawn[0]), "another seed, other heads");
+    let ran = place.done("prune --model m --which random --remove 8 --out none");
+    assert!(ran.stderr.contains("no layer has a head left"), "{}", ran.stderr);
 }
 
 #[test]
@@ -279,6 +305,7 @@ fn what_cannot_be_is_refused_by_name_and_nothing_is_written() {
     for (arguments, parts) in [
         ("prune --model m --heads 5-0 --out x", ["5-0", "no layer 5"]),
         ("prune --model m --heads 0-9 --out x", ["0-9", "[0, 1, 2, 3]"]),
+        ("prune --model m --remove 2 --out x", ["go by scores", "hint: --scores"]),
         ("prune --model m --heads nine --out x", ["nine", "hint: write LAYER-HEAD"]),
         ("prune --model m --scores s.json --remove 9 --out x", ["9 heads", "has 8"]),
         ("prune --model m --scores s.json --remove 5 --per layer --out x", ["5 heads", "layer 0"]),

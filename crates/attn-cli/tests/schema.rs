@@ -85,7 +85,7 @@ fn is_whole(name: &str, title: &str) -> bool {
         }
         "OUT.json of `score-heads`" => ["attention", "data", "learning"].contains(&name),
         "OUT.json of `ablate`" => {
-            let of_effect = |name: &str| ["loss", "accuracy", "kl"].contains(&name);
+            let of_effect = |name: &str| ["loss", "accuracy", "kl", "interaction"].contains(&name);
             let inside = |list: &str| name.strip_prefix(list).is_some_and(of_effect);
             ["attention", "data", "baseline_loss", "baseline_accuracy"].contains(&name)
                 || inside("ablations[].")

@@ -326,17 +326,20 @@ impl AttnLayer {
         let dims = self.dims.of_heads(heads);
         self.kind.select_heads(heads, &dims)?;
 
-        let (q, kv) = (self.channels(heads, 0), self.channels(&kv_heads, 0));
-        let at_k = self.dims.n_heads * self.dims.head_dim;
-        let at_v = at_k + self.dims.n_kv_heads * self.dims.head_dim;
-        let [k_of_all, v_of_all] = [at_k, at_v].map(|start| self.channels(&kv_heads, start));
+        let d = self.dims.head_dim;
+        let (q, kv) = (channels(heads, d, 0), channels(&kv_heads, d, 0));
         match &mut self.qkv {
             Qkv::Split([wq, wk, wv]) => {
                 wq.select_outputs(&q);
                 wk.select_outputs(&kv);
                 wv.select_outputs(&kv);
             }
-            Qkv::Fused(fused) => fused.select_outputs(&[q.clone(), k_of_all, v_of_all].concat()),
+            Qkv::Fused(fused) => {
+                let at_k = self.dims.n_heads * d;
+                let at_v = at_k + self.dims.n_kv_heads * d;
+                let [k, v] = [at_k, at_v].map(|start| channels(&kv_heads, d, start));
+                fused.select_outputs(&[q.clone(), k, v].concat());
+            }
         }
         self.out.select_inputs(&q);
         self.kept_heads = heads.iter().map(|&head| self.kept_heads[head as usize]).collect();
@@ -408,15 +411,7 @@ impl AttnLayer {
             let of_texts = |x: &Tensor| x.index_select(0, &index);
             let (hidden, gates) = (of_texts(hidden), of_texts(&gates));
             let mask = pass.mask.rows(&index);
-            outs.push(match kv_heads {
-                Some(kv_heads) => self.out_of(&kv_heads, qkv, routes, [&hidden, &gates], &mask),
-                None => {
-                    let [q, k, v] = self.heads(&hidden, None, false);
-                    let all: Vec<i64> = (0..self.dims.n_heads).collect();
-                    let z = routes.mix(&all, [&q, &k, &v], &mask) * gates;
-                    self.out.forward(&joined(&z), false)
-                }
-            });
+            outs.push(self.out_of(kv_heads.as_deref(), qkv, routes, [&hidden, &gates], &mask));
             order.extend(texts);
         }
         let back = Tensor::from_slice(&order).argsort(0, false);
@@ -425,15 +420,21 @@ impl AttnLayer {
     }
 
     /// What the layer puts out for texts, `hidden` and `gates` theirs, made of the key/value heads `kv_heads` and of the query heads
-    /// that read them.
+    /// that read them; of all, without copies of matrices, where none are named.
     fn out_of(
         &self,
-        kv_heads: &[i64],
+        kv_heads: Option<&[i64]>,
         qkv: &[Linear; 3],
         routes: &dyn Routes,
         [hidden, gates]: [&Tensor; 2],
         mask: &Mask,
     ) -> Tensor {
+        let Some(kv_heads) = kv_heads else {
+            let [q, k, v] = self.heads(hidden, None, false);
+            let all: Vec<i64> = (0..self.dims.n_heads).collect();
+            let z = routes.mix(&all, [&q, &k, &v], mask) * gates;
+            return self.out.forward(&joined(&z), false);
+        };
         if kv_heads.is_empty() {
             let bias =
                 self.out.bias.as_ref().map(|bias| bias.to_kind(hidden.kind()).expand_as(hidden));
@@ -441,21 +442,14 @@ impl AttnLayer {
         }
         let reads = |head: &i64| kv_heads.contains(&self.dims.kv_of_head[*head as usize]);
         let heads: Vec<i64> = (0..self.dims.n_heads).filter(reads).collect();
+        let of_heads = |heads: &[i64]| Tensor::from_slice(&channels(heads, self.dims.head_dim, 0));
         let part = |linear: &Linear, heads: &[i64]| {
-            let y = linear.some_outputs(hidden, &Tensor::from_slice(&self.channels(heads, 0)));
-            let [m, n, _] = y.size()[..] else { unreachable!("hidden states have three axes") };
-            y.view([m, n, heads.len() as i64, self.dims.head_dim]).transpose(1, 2) // [m, heads, n, d]
+            by_head(&linear.some_outputs(hidden, &of_heads(heads)), self.dims.head_dim)
         };
         let [q, k, v] = [part(&qkv[0], &heads), part(&qkv[1], kv_heads), part(&qkv[2], kv_heads)];
         let gates = gates.index_select(1, &Tensor::from_slice(&heads));
         let z = routes.mix(&heads, [&q, &k, &v], mask) * gates;
-        self.out.some_inputs(&joined(&z), &Tensor::from_slice(&self.channels(&heads, 0)))
-    }
-
-    /// The channels of `heads`, those of head 0 beginning at `start`.
-    fn channels(&self, heads: &[i64], start: i64) -> Vec<i64> {
-        let d = self.dims.head_dim;
-        heads.iter().flat_map(|&head| start + head * d..start + (head + 1) * d).collect()
+        self.out.some_inputs(&joined(&z), &of_heads(&heads))
     }
 
     /// The projections.
@@ -734,13 +728,19 @@ impl AttnLayer {
                 wv.forward(kv_hidden, train),
             ],
         };
-        flat.map(|x| {
-            let [b, len, width] = x.size()[..] else {
-                unreachable!("hidden states have three axes")
-            };
-            x.view([b, len, width / d, d]).transpose(1, 2)
-        })
+        flat.map(|x| by_head(&x, d))
     }
+}
+
+/// `[batch, len, heads · d] -> [batch, heads, len, d]`.
+fn by_head(x: &Tensor, d: i64) -> Tensor {
+    let [b, len, width] = x.size()[..] else { unreachable!("hidden states have three axes") };
+    x.view([b, len, width / d, d]).transpose(1, 2)
+}
+
+/// The channels of `heads`, each `d` wide, those of head 0 beginning at `start`.
+fn channels(heads: &[i64], d: i64, start: i64) -> Vec<i64> {
+    heads.iter().flat_map(|&head| start + head * d..start + (head + 1) * d).collect()
 }
 
 /// Whether the gate of the layer is served by the queries alone: the heads' outputs are then what they are to be.

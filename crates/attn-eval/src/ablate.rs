@@ -31,6 +31,17 @@ pub struct Head {
     pub place: usize,
 }
 
+impl Head {
+    /// What `values`, layers × heads, holds for it.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn of<T>(self, values: &[Vec<T>]) -> &T {
+        &values[self.layer][self.place]
+    }
+}
+
 /// What takes the place of a head's output.
 #[derive(Debug, Clone, Copy)]
 pub enum Replacement<'a> {
@@ -84,14 +95,14 @@ pub struct Ablated {
     pub without: Vec<Vec<Outcome>>,
 }
 
-/// A mean over rows with its 95 % interval: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0, the
-/// same for all choices of heads).
+/// A mean over rows, and how far it can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub value: f64,
-    /// Where it may lie on other rows of the kind.
-    pub interval_95: Interval,
+    /// Where it may lie on other rows of the kind: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0, the
+    /// same for all choices of heads). `None` of a single row.
+    pub interval_95: Option<Interval>,
 }
 
 /// What leaving heads out does: differences to the model as it is on the same rows.
@@ -213,6 +224,24 @@ impl Ablated {
         all.map(|((loss, accuracy), kl)| Effect { loss, accuracy, kl }).collect()
     }
 
+    /// What the loss rises by without both of each of `pairs` beyond the sum of both alone: `self` is without each alone, `pairs` are of its
+    /// choices, and `together` is without both, pair by pair, on the same rows.
+    ///
+    /// # Panics
+    ///
+    /// If `together` is of other rows or fewer pairs, or a pair is of no choice.
+    pub fn interactions(&self, pairs: &[[usize; 2]], together: &Self) -> Vec<Estimate> {
+        assert_eq!(self.rows, together.rows, "both are of the same rows");
+        let of_row = |row: usize| -> Vec<f64> {
+            let rise = |all: &[Outcome]| all[row].loss - self.untouched[row].loss;
+            let beyond = |(&[a, b], both): (&[usize; 2], &Vec<Outcome>)| {
+                rise(both) - rise(&self.without[a]) - rise(&self.without[b])
+            };
+            pairs.iter().zip(&together.without).map(beyond).collect()
+        };
+        estimates(&(0..self.rows.len()).map(of_row).collect::<Vec<_>>())
+    }
+
     /// Mean loss and share of right predictions of the model as it is.
     pub fn baseline(&self) -> [Estimate; 2] {
         let both: Vec<Vec<f64>> =
@@ -227,11 +256,15 @@ pub(crate) fn estimates(rows: &[Vec<f64>]) -> Vec<Estimate> {
     if rows[0].is_empty() {
         return Vec::new();
     }
-    let intervals = bootstrap_means(rows, 0.95, N_RESAMPLES, 0)
-        .expect("there are rows, and their values are finite");
+    let intervals = (rows.len() > 1).then(|| {
+        bootstrap_means(rows, 0.95, N_RESAMPLES, 0)
+            .expect("there are rows, and their values are finite")
+    });
     let mean = |at: usize| rows.iter().map(|row| row[at]).sum::<f64>() / rows.len() as f64;
-    let estimate = |(at, interval_95)| Estimate { value: mean(at), interval_95 };
-    intervals.into_iter().enumerate().map(estimate).collect()
+    let interval_95 = |at: usize| intervals.as_ref().map(|all| all[at]);
+    (0..rows[0].len())
+        .map(|at| Estimate { value: mean(at), interval_95: interval_95(at) })
+        .collect()
 }
 
 /// All heads of `model`, layer after layer.

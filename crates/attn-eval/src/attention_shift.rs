@@ -16,6 +16,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use crate::{
+    ablate::Head,
     error::{Error, Result},
     heads::{by_layer, ranked},
     roles::{
@@ -271,8 +272,8 @@ fn summarize(pairs: &[Pair], heads: &[Vec<i64>]) -> Shift {
 }
 
 impl AttentionShift {
-    /// Places of the heads, `(layer, place in the layer)`, by falling distance from before to after.
-    pub fn ranked(&self) -> Vec<(usize, usize)> {
+    /// The heads by falling distance from before to after.
+    pub fn ranked(&self) -> Vec<Head> {
         ranked(&self.shift.js_distance)
     }
 }

@@ -136,6 +136,30 @@ pub enum Error {
         expected: Vec<usize>,
     },
 
+    /// Heads that cannot be taken out by zeros.
+    #[error(
+        "the model in its full shape computes something else than the one without the heads (relative {apart:.1e}): the \
+         heads of its attention depend on each other"
+    )]
+    Entangled {
+        /// Relative difference of the logits.
+        apart: f64,
+    },
+
+    /// A target out of reach.
+    #[error(
+        "a share of {asked} cannot be met: without {k} heads {left:.3} is left\nhint: the rest of the model is not made of \
+         heads"
+    )]
+    Target {
+        /// Heads left out at most, of the model or of each layer.
+        k: usize,
+        /// Share that is left without them.
+        left: f64,
+        /// Share that was asked for.
+        asked: f64,
+    },
+
     /// Prompts that cannot be patched; said without the subject.
     #[error("the prompts {0}")]
     Prompts(String),

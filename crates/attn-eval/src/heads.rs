@@ -96,8 +96,8 @@ pub struct HeadScores {
     /// Mean over rows.
     pub scores: Vec<Vec<f64>>,
     /// Its 95 % interval: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0, the same for
-    /// all heads).
-    pub interval_95: Vec<Vec<Interval>>,
+    /// all heads). `None` where nothing was drawn: of a single row, and of scores that are no mean over rows.
+    pub interval_95: Option<Vec<Vec<Interval>>>,
     /// Rows that counted.
     pub n_rows: usize,
 }
@@ -215,12 +215,12 @@ pub(crate) fn by_layer<T: Clone>(values: &[T], heads: &[Vec<i64>]) -> Vec<Vec<T>
     heads.iter().map(take).collect()
 }
 
-/// The heads, `(layer, place in the layer)`, by falling value of `values`, layers × heads; ties in the order of the model.
-pub fn ranked(values: &[Vec<f64>]) -> Vec<(usize, usize)> {
-    let layers = values.iter().enumerate();
-    let mut heads: Vec<(usize, usize)> =
-        layers.flat_map(|(layer, row)| (0..row.len()).map(move |head| (layer, head))).collect();
-    heads.sort_by(|a, b| values[b.0][b.1].total_cmp(&values[a.0][a.1]));
+/// The heads by falling value of `values`, layers × heads; ties in the order of the model.
+pub fn ranked(values: &[Vec<f64>]) -> Vec<Head> {
+    let of_layer =
+        |(layer, row): (usize, &Vec<f64>)| (0..row.len()).map(move |place| Head { layer, place });
+    let mut heads: Vec<Head> = values.iter().enumerate().flat_map(of_layer).collect();
+    heads.sort_by(|a, b| b.of(values).total_cmp(a.of(values)));
     heads
 }
 
@@ -231,11 +231,13 @@ impl HeadScores {
         let mean =
             |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
         let means: Vec<f64> = (0..n_heads).map(mean).collect();
-        let intervals = bootstrap_means(values, 0.95, N_RESAMPLES, 0)
-            .expect("there are rows, and their values are finite");
+        let intervals = (n_rows > 1).then(|| {
+            bootstrap_means(values, 0.95, N_RESAMPLES, 0)
+                .expect("there are rows, and their values are finite")
+        });
         Self {
             scores: by_layer(&means, heads),
-            interval_95: by_layer(&intervals, heads),
+            interval_95: intervals.map(|intervals| by_layer(&intervals, heads)),
             heads: heads.to_vec(),
             n_rows,
         }
@@ -243,22 +245,34 @@ impl HeadScores {
 
     /// The scores divided as `normalize` says, intervals with them. A layer whose scores are all 0 stays as it is.
     pub fn normalized(mut self, normalize: Normalize) -> Self {
-        if normalize == Normalize::Layer {
-            for (scores, intervals) in self.scores.iter_mut().zip(&mut self.interval_95) {
-                let norm = scores.iter().map(|score| score * score).sum::<f64>().sqrt();
-                if norm > 0.0 {
-                    scores.iter_mut().for_each(|score| *score /= norm);
-                    for Interval { low, high } in intervals {
-                        (*low, *high) = (*low / norm, *high / norm);
-                    }
+        if normalize == Normalize::None {
+            return self;
+        }
+        for (layer, scores) in self.scores.iter_mut().enumerate() {
+            let norm = scores.iter().map(|score| score * score).sum::<f64>().sqrt();
+            if norm > 0.0 {
+                scores.iter_mut().for_each(|score| *score /= norm);
+                for Interval { low, high } in
+                    self.interval_95.iter_mut().flat_map(|all| &mut all[layer])
+                {
+                    (*low, *high) = (*low / norm, *high / norm);
                 }
             }
         }
         self
     }
 
-    /// The heads, `(layer, place in the layer)`, by falling score; ties in the order of the model.
-    pub fn ranked(&self) -> Vec<(usize, usize)> {
+    /// The interval of a head, where there are any.
+    ///
+    /// # Panics
+    ///
+    /// For a head without a score.
+    pub fn interval_of(&self, head: Head) -> Option<Interval> {
+        self.interval_95.as_ref().map(|all| *head.of(all))
+    }
+
+    /// The heads by falling score; ties in the order of the model.
+    pub fn ranked(&self) -> Vec<Head> {
         ranked(&self.scores)
     }
 
@@ -270,7 +284,7 @@ impl HeadScores {
     /// How many heads have the very score of another: their order says nothing.
     pub fn n_tied(&self) -> usize {
         let ranked: Vec<f64> =
-            self.ranked().into_iter().map(|(layer, head)| self.scores[layer][head]).collect();
+            self.ranked().into_iter().map(|head| *head.of(&self.scores)).collect();
         ranked.chunk_by(|a, b| a == b).map(<[f64]>::len).filter(|&n| n > 1).sum()
     }
 }

@@ -25,6 +25,7 @@ mod likelihood;
 mod patch;
 mod pruning;
 mod recall;
+mod removal;
 mod retrieval;
 mod roles;
 mod rouge;
@@ -57,6 +58,10 @@ pub use pruning::{
     score_iteratively,
 };
 pub use recall::{Recall, Recalled, recall, recall_gated};
+pub use removal::{
+    Left, Look, Spent, Target, against_masked, attention_flops, in_full_shape, left, meet,
+    n_parameters, without,
+};
 pub use retrieval::{
     AnswerScore, Answered, Answering, Band, MaskFill, Query, Read, RetrievalScore, Trial, answer,
     band, closed, draw_heads, over_trials, query_focused, retrieval,

@@ -131,11 +131,11 @@ pub fn score_iteratively(
         let mut going = scores.ranked();
         going.reverse();
         going.truncate(per_step);
-        for (at, &(layer, place)) in going.iter().enumerate() {
+        for (at, &Head { layer, place }) in going.iter().enumerate() {
             steps[layer][left[layer][place]] = f64::from(step) + at as f64 / per_step as f64;
         }
         for (layer, of_layer) in left.iter_mut().enumerate() {
-            let stays = |place: &usize| !going.contains(&(layer, *place));
+            let stays = |place: &usize| !going.contains(&Head { layer, place: *place });
             let kept: Vec<usize> = (0..of_layer.len()).filter(stays).collect();
             if kept.len() < of_layer.len() {
                 let places: Vec<i64> = kept.iter().map(|&place| place as i64).collect();
@@ -359,18 +359,15 @@ fn summarize(grid: &Grid<'_>, found: &Ablated, choices: &[Vec<Head>], ties: &[us
 }
 
 impl HeadScores {
-    /// Scores of the heads of `model` that come without intervals: each is its score alone.
+    /// Scores of the heads of `model` that come without intervals.
     pub fn learned(model: &Model, scores: Vec<Vec<f64>>, n_rows: usize) -> Self {
         let heads = model.layers().iter().map(|layer| layer.spec().kept_heads).collect();
-        let empty = Self { heads, scores: Vec::new(), interval_95: Vec::new(), n_rows };
-        empty.with_scores(scores)
+        Self { heads, scores, interval_95: None, n_rows }
     }
 
-    /// The same heads with other scores and no intervals: each is its score alone.
+    /// The same heads with other scores and no intervals.
     pub fn with_scores(&self, scores: Vec<Vec<f64>>) -> Self {
-        let point = |&score: &f64| crate::stats::Interval { low: score, high: score };
-        let interval_95 = scores.iter().map(|layer| layer.iter().map(point).collect()).collect();
-        Self { scores, interval_95, ..self.clone() }
+        Self { scores, interval_95: None, ..self.clone() }
     }
 }
 

@@ -6,6 +6,7 @@ use attn_core::{Fill, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Want
 use attn_data::batch::{Encoded, IGNORED, Masking, Side, collate, mask_tokens};
 use attn_eval::{
     Batching, Error, Head, Outcome, Replacement, RowLoss, ablate, all_groups, all_heads, mean_z,
+    stats::Interval,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, naive_loss, rows, shaken};
 use serde_json::json;
@@ -251,12 +252,48 @@ fn effects_are_differences_on_the_same_rows() {
     let n = found.rows.len() as f64;
     let rise = found.without[0].iter().zip(&found.untouched).map(|(a, b)| a.loss - b.loss);
     assert!((effects[0].loss.value - rise.sum::<f64>() / n).abs() < 1e-12);
-    let interval = effects[0].loss.interval_95;
+    let interval = effects[0].loss.interval_95.unwrap();
     assert!(interval.low < effects[0].loss.value && effects[0].loss.value < interval.high);
     // Nothing is left out: nothing changes, on any rows.
     let none = effects[1].loss;
-    assert_eq!((none.value, none.interval_95.low, none.interval_95.high), (0.0, 0.0, 0.0));
+    assert_eq!((none.value, none.interval_95), (0.0, Some(Interval { low: 0.0, high: 0.0 })));
     assert_eq!(effects[1].kl.value, 0.0);
+}
+
+#[test]
+fn interactions_are_what_both_do_beyond_each() {
+    let model = classifier("gpt2", 3);
+    let rows = rows(9, 3);
+    let left_out = |choices: &[Vec<Head>]| {
+        let (zero, batching) = (Replacement::Zero, Batching::default());
+        ablate(&model, &rows, choices, zero, &RowLoss::Label, &batching, &mut go_on).unwrap()
+    };
+    let alone = [vec![head(0, 0)], vec![head(0, 2)], vec![head(1, 1)]];
+    let pairs = [[0, 2], [1, 0]];
+    let found = left_out(&alone);
+    let together = left_out(&pairs.map(|[a, b]| [&alone[a][..], &alone[b]].concat()));
+    let all = found.interactions(&pairs, &together);
+    let mean = |all: &[Outcome]| all.iter().map(|it| it.loss).sum::<f64>() / all.len() as f64;
+    for ((found_one, [a, b]), both) in all.iter().zip(pairs).zip(&together.without) {
+        let expected =
+            mean(both) + mean(&found.untouched) - mean(&found.without[a]) - mean(&found.without[b]);
+        assert!((found_one.value - expected).abs() < 1e-12, "{} {expected}", found_one.value);
+        assert!(expected.abs() > 1e-6, "layers are not linear");
+        let Interval { low, high } = found_one.interval_95.unwrap();
+        assert!(low < found_one.value && found_one.value < high);
+    }
+    let [loss, _] = left_out(&[]).baseline();
+    assert!(loss.interval_95.is_some());
+    let lone = ablate(
+        &model,
+        &rows[..1],
+        &alone,
+        Replacement::Zero,
+        &RowLoss::Label,
+        &Batching::default(),
+        &mut go_on,
+    );
+    assert_eq!(lone.unwrap().effects()[0].loss.interval_95, None, "one row has no spread");
 }
 
 #[test]

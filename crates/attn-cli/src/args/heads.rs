@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use attn_eval::{Method, Order, RetrievalScore, Scope};
 use clap::{
-    ArgMatches, ValueEnum,
+    ArgGroup, ArgMatches, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
     error::ErrorKind,
 };
@@ -667,7 +667,8 @@ nothing.
 
 --target cuts heads, worst first, until the model has at most that share of its parameters, of the
 attention's floating point operations, or of the measured time of a forward pass: params=0.8,
-flops=0.5, latency=0.9. pruning.json in OUT says which heads went, and what was measured.
+flops=0.5, latency=0.9. Time is taken of the whole and the cut model in turns, and what was chosen
+is timed again. pruning.json in OUT says which heads went, and what was measured.
 
 --refit TASK fits the output projections of the layers anew, in closed form, to what they put out
 before, on the task's train split: seconds, no training.
@@ -678,6 +679,10 @@ Examples:
   attn prune --model DIR --scores heads.json --remove 1 --per layer --refit notes.txt --out fitted";
 
 #[derive(Debug, clap::Args)]
+#[command(
+    group = ArgGroup::new("going").required(true),
+    override_usage = "attn prune [OPTIONS] --model <DIR|ID> --out <DIR> <--heads ...|--remove ...|--target ...>"
+)]
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     pub(crate) flags_file: FlagsFile,
@@ -691,8 +696,8 @@ pub(crate) struct PruneArgs {
         long,
         value_name = "HEADS",
         value_delimiter = ',',
-        conflicts_with = "scores",
-        required_unless_present = "scores"
+        conflicts_with_all = ["scores", "remove", "target"],
+        group = "going"
     )]
     pub(crate) heads: Vec<String>,
 
@@ -700,12 +705,12 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "SCORES.json")]
     pub(crate) scores: Option<PathBuf>,
 
-    /// Heads that go, by their scores
-    #[arg(long, value_name = "K", requires = "scores", required_unless_present_any = ["heads", "target"])]
+    /// Heads that go, by their scores or at random
+    #[arg(long, value_name = "K", group = "going", conflicts_with_all = ["heads", "target"])]
     pub(crate) remove: Option<usize>,
 
     /// What the model may keep: params=SHARE, flops=SHARE or latency=SHARE
-    #[arg(long, value_name = "WHAT=SHARE", requires = "scores", conflicts_with_all = ["remove", "heads"])]
+    #[arg(long, value_name = "WHAT=SHARE", group = "going", conflicts_with_all = ["heads", "remove"])]
     pub(crate) target: Option<String>,
 
     /// Which go first

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::Answered;
+use crate::ablate::Head;
 use crate::stats::{Interval, below, bootstrap_mean, wilson};
 
 /// What a masked head is left with.
@@ -22,17 +23,17 @@ pub enum MaskFill {
     Uniform,
 }
 
-/// Gates that mask the heads `heads`, `(layer, place in the layer)`, and leave the others.
+/// Gates that mask `heads` and leave the others.
 ///
 /// # Panics
 ///
 /// For a head that the model does not have.
-pub fn closed(model: &Model, heads: &[(usize, usize)], fill: MaskFill) -> Vec<Option<Gate>> {
+pub fn closed(model: &Model, heads: &[Head], fill: MaskFill) -> Vec<Option<Gate>> {
     let layers = model.layers();
-    assert!(heads.iter().all(|&(layer, _)| layer < layers.len()), "{heads:?}");
+    assert!(heads.iter().all(|head| head.layer < layers.len()), "{heads:?}");
     let gate = |(at, layer): (usize, &&attn_core::layer::AttnLayer)| {
         let mut open = vec![1.0_f64; layer.dims().n_heads as usize];
-        heads.iter().filter(|(layer, _)| *layer == at).for_each(|&(_, head)| open[head] = 0.0);
+        heads.iter().filter(|head| head.layer == at).for_each(|head| open[head.place] = 0.0);
         let is_open = open.iter().all(|&open| open == 1.0);
         (!is_open).then(|| {
             let g = Tensor::from_slice(&open).to_kind(Kind::Float).to_device(model.device());
@@ -49,21 +50,20 @@ pub fn closed(model: &Model, heads: &[(usize, usize)], fill: MaskFill) -> Vec<Op
 /// Draws `n_draws` sets of `k` heads from `heads` without those in `except`, each without repeats; the same for the same
 /// `seed`. `None` where fewer than `k` are left.
 pub fn draw_heads(
-    heads: &[(usize, usize)],
-    except: &[(usize, usize)],
+    heads: &[Head],
+    except: &[Head],
     k: usize,
     n_draws: usize,
     seed: u64,
-) -> Option<Vec<Vec<(usize, usize)>>> {
-    let others: Vec<(usize, usize)> =
-        heads.iter().filter(|head| !except.contains(head)).copied().collect();
+) -> Option<Vec<Vec<Head>>> {
+    let others: Vec<Head> = heads.iter().filter(|head| !except.contains(head)).copied().collect();
     if others.len() < k {
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draw = |_| {
         let mut left = others.clone();
-        let mut drawn: Vec<(usize, usize)> =
+        let mut drawn: Vec<Head> =
             (0..k).map(|_| left.swap_remove(below(left.len(), &mut rng))).collect();
         drawn.sort_unstable();
         drawn
@@ -140,9 +140,9 @@ mod tests {
 
     #[test]
     fn random_heads_are_others_and_no_two_alike() {
-        let heads: Vec<(usize, usize)> =
-            (0..3).flat_map(|layer| (0..4).map(move |head| (layer, head))).collect();
-        let best = [(0, 1), (2, 3)];
+        let of_layer = |layer| (0..4).map(move |place| Head { layer, place });
+        let heads: Vec<Head> = (0..3).flat_map(of_layer).collect();
+        let best = [Head { layer: 0, place: 1 }, Head { layer: 2, place: 3 }];
         let draws = draw_heads(&heads, &best, 4, 40, 7).unwrap();
         assert_eq!(draws.len(), 40);
         let mut seen = BTreeSet::new();
