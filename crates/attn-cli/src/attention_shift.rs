@@ -111,8 +111,12 @@ fn same_attention(before: &Folder, other: &Folder) -> Result<()> {
         let counts: Vec<usize> = heads(of).iter().map(Vec::len).collect();
         format!("a {} with {counts:?} heads", of.config.base_model_type())
     };
+    let (own, others) = (heads(before), heads(other));
+    let common = |(a, b): (&Vec<i64>, &Vec<i64>)| a.iter().filter(|head| b.contains(head)).count();
+    let n_common: usize = own.iter().zip(&others).map(common).sum();
     ensure!(
-        heads(before) == heads(other)
+        own.len() == others.len()
+            && n_common > 0
             && before.config.base_model_type() == other.config.base_model_type(),
         "`{}` is {}, `{}` is {}: their heads are not the same ones\nhint: name a model and what it was tuned to",
         before.name,
@@ -120,6 +124,13 @@ fn same_attention(before: &Folder, other: &Folder) -> Result<()> {
         other.name,
         shape(other)
     );
+    if own != others {
+        tracing::info!(
+            "`{}` and `{}` have {n_common} heads in common: the others are left out",
+            before.name,
+            other.name
+        );
+    }
     read_alike(before, other, "name a model and what it was tuned to")
 }
 
@@ -202,14 +213,16 @@ fn draw(
         tokens = names(&folder.tokenizer, &input.input_ids)?;
     }
     for Head { layer, place: at } in found.ranked().into_iter().take(n_drawn) {
+        let number = found.heads[layer][at];
         let values = |side: usize| -> Result<Vec<Vec<f64>>> {
-            let head = weights[side][layer].get(0).get(at as i64);
+            let kept = models[side].layers()[layer].spec().kept_heads;
+            let place = kept.iter().position(|&kept| kept == number).context("a common head")?;
+            let head = weights[side][layer].get(0).get(place as i64);
             Ok(Vec::try_from(head.to_device(tch::Device::Cpu).to_kind(Kind::Double).contiguous())?)
         };
         let both = [values(0)?, values(1)?];
         // One scale for both.
         let highest = both.iter().flatten().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
-        let number = found.heads[layer][at];
         let distance = found.shift.js_distance[layer][at];
         for (side, values) in ["before", "after"].into_iter().zip(both) {
             let map = HeatMap {

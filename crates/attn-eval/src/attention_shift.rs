@@ -11,7 +11,7 @@
 //! with another seed says.
 
 use attn_core::Model;
-use attn_data::batch::Encoded;
+use attn_data::batch::{Batch, Encoded};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -38,7 +38,7 @@ const MEASURES: [(&str, &str); 3] =
 /// 95 %, by the bootstrap over texts (percentiles, 1,000 draws of seed 0, the same for all heads).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AttentionShift {
-    /// The number of each head in the pretrained layer, as others may have been removed.
+    /// The number in the pretrained layer of each head that all models have.
     pub heads: Table<i64>,
     /// Texts.
     pub n_texts: usize,
@@ -94,11 +94,12 @@ pub struct Control {
     pub excess_interval_95: Table<Interval>,
 }
 
-/// Compares the attention of `before` and `after` on `texts`, and of `control` with both. The models may end in other heads.
+/// Compares the attention of `before` and `after` on `texts`, and of `control` with both: of the heads that all of them have, where some
+/// were removed. What the models end in may differ.
 ///
 /// # Errors
 ///
-/// [`Error::Source`] for a model that attends to another sequence, [`Error::Heads`] for models of other layers or heads,
+/// [`Error::Source`] for a model that attends to another sequence, [`Error::Heads`] for models of other layers or without a common head,
 /// [`Error::Nothing`] where no token counts, [`Error::EmptyRow`], [`Error::NotFinite`], [`Error::Stopped`], and what a model
 /// refuses.
 pub fn attention_shift(
@@ -110,19 +111,25 @@ pub fn attention_shift(
     batching: &Batching,
     progress: &mut Progress<'_>,
 ) -> Result<AttentionShift> {
-    let heads = numbers(before)?;
+    let own = numbers(before)?;
     let causal = before.config().is_causal();
+    let mut heads = own.clone();
+    // All are in memory at once.
+    let mut n_heads = 0;
     for model in [Some(before), Some(after), control].into_iter().flatten() {
         check_attention(model, "a shift of attention")?;
-        let (own, other) = (numbers(model)?, model.config().is_causal());
-        if own != heads || other != causal {
-            return Err(Error::Heads { own: heads, other: own });
+        let other = numbers(model)?;
+        n_heads += other.iter().map(Vec::len).sum::<usize>();
+        let is_alike = other.len() == own.len() && model.config().is_causal() == causal;
+        for (common, other) in heads.iter_mut().zip(&other) {
+            common.retain(|head| other.contains(head));
+        }
+        if !is_alike || heads.iter().all(Vec::is_empty) {
+            return Err(Error::Heads { own, other });
         }
     }
-    let n_heads: usize = heads.iter().map(Vec::len).sum();
-    // All are in memory at once.
     let n_models = if control.is_some() { 3 } else { 2 };
-    let batching = bounded(batching, texts, n_heads * n_models);
+    let batching = bounded(batching, texts, n_heads);
     let mut found: Vec<Vec<Pair>> = vec![vec![Pair::default(); texts.len()]; 2 * n_models - 3];
     for_each_batch(before, texts, &batching, progress, |positions, batch| {
         let tokens = Tokens::of(&batch, causal, known, before.device());
@@ -140,10 +147,11 @@ pub fn attention_shift(
             }
             Ok(())
         };
-        let [first, second] = [weights_of(before, &batch)?, weights_of(after, &batch)?];
+        let weights = |model: &Model| weights_of_heads(model, &heads, &batch);
+        let [first, second] = [weights(before)?, weights(after)?];
         put(0, compare(&first, &second, &tokens))?;
         if let Some(control) = control {
-            let third = weights_of(control, &batch)?;
+            let third = weights(control)?;
             put(1, compare(&first, &third, &tokens))?;
             put(2, compare(&second, &third, &tokens))?;
         }
@@ -170,6 +178,20 @@ pub fn attention_shift(
     });
     let shift = summarize(&found[0], &heads);
     Ok(AttentionShift { n_texts: texts.len(), n_tokens: n_tokens as usize, shift, control, heads })
+}
+
+/// [`weights_of`] the heads of these numbers.
+fn weights_of_heads(model: &Model, heads: &[Vec<i64>], batch: &Batch) -> Result<Vec<Tensor>> {
+    let mut all = weights_of(model, batch)?;
+    for ((weights, wanted), own) in all.iter_mut().zip(heads).zip(numbers(model)?) {
+        if *wanted != own {
+            let place = |head: &i64| own.iter().position(|own| own == head).map(|at| at as i64);
+            let places: Vec<i64> = wanted.iter().filter_map(place).collect();
+            *weights =
+                weights.index_select(1, &Tensor::from_slice(&places).to_device(weights.device()));
+        }
+    }
+    Ok(all)
 }
 
 /// Sums over the tokens of a text, an entry a head.

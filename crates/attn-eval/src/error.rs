@@ -66,8 +66,8 @@ pub enum Error {
 
     /// Models whose heads cannot be paired.
     #[error(
-        "the models differ in heads or in whether a token sees the later ones: layers have {own:?} and {other:?}\nhint: \
-         name a model and what it was tuned to"
+        "the models have other layers, no head in common, or only one of them sees later tokens: layers have {own:?} and \
+         {other:?}\nhint: name a model and what it was tuned to"
     )]
     Heads {
         /// Numbers of the heads of each layer.

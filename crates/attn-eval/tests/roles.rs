@@ -88,6 +88,21 @@ fn a_model_has_no_shift_against_itself_and_one_against_another() {
         let (a, b) = (one.shift.js_distance.concat(), other.shift.js_distance.concat());
         a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-10, "{a} {b}"));
     }
+    // Heads that one of them no longer has are left out; what is behind them has moved.
+    let mut cut = language_model("distilbert", Kind::Double);
+    cut.select_heads(0, &[1, 3]).unwrap();
+    cut.select_heads(1, &[0, 2, 3]).unwrap();
+    let less =
+        attention_shift(&before, &cut, None, &texts, &known, &Batching::default(), &mut go_on)
+            .unwrap();
+    assert_eq!(less.heads, [vec![1, 3], vec![0, 2, 3]]);
+    let [unmoved, moved] = &less.shift.js_distance[..] else { panic!("two layers") };
+    assert!(unmoved.len() == 2 && unmoved.iter().all(|&distance| distance < 1e-6), "{unmoved:?}");
+    assert!(moved.len() == 3 && moved.iter().all(|&distance| distance > 1e-3), "{moved:?}");
+    let of_before = |at: usize| {
+        less.shift.changes[0].before[0][at] - one.shift.changes[0].before[0][[1, 3][at]]
+    };
+    assert!(of_before(0).abs() < 1e-10 && of_before(1).abs() < 1e-10, "the heads of these numbers");
     let decoder = language_model("gpt2", Kind::Double);
     let refused =
         attention_shift(&before, &decoder, None, &texts, &known, &Batching::default(), &mut go_on);

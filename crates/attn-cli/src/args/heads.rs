@@ -381,8 +381,9 @@ pub(super) const ATTENTION_SHIFT_HELP: &str = "\
 For each head, means over the tokens of the texts: the Jensen-Shannon distance of its weights in
 both models (the root of the divergence in nats, 0 to 0.833), and the change of entropy, of the
 mean distance attended and of the weight on the first token, with 95 % intervals over texts. The
-models may end in other heads: a language model before, a classifier after. --control is the same
-tuning under another seed: what differs between the two is the seed's.
+models may end in other heads: a language model before, a classifier after; where heads were
+removed, those that all models have are compared. --control is the same tuning under another seed:
+what differs between the two is the seed's.
 
 Example:
   attn attention-shift --before DIR --after DIR2 --task notes.txt --split train --out shift.json";
