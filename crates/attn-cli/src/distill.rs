@@ -22,7 +22,9 @@ use attn_data::{
     select::hold_out,
     tokenizer::TextTokenizer,
 };
-use attn_eval::{Batching, Divergence, Error as EvalError, LanguageScore, divergence};
+use attn_eval::{
+    Batching, Divergence, Error as EvalError, LanguageScore, divergence, n_parameters,
+};
 use attn_train::{
     Distillation, Event, Examples, METRICS_FILE, Metric, Run, TeacherCache, train, trainable,
 };
@@ -238,9 +240,6 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         }
     }
 
-    let sizes = |model: &Model| -> usize {
-        model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
-    };
     let summary = Summary {
         schema: crate::run_dir::SCHEMA,
         name: config.name.clone(),
@@ -248,7 +247,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         teacher: config.teacher.clone().unwrap_or_else(|| config.model.clone()),
         teacher_commit: other.as_ref().unwrap_or(&folder).commit(),
         model_type: student.config().base_model_type().to_owned(),
-        n_parameters: sizes(&student),
+        n_parameters: n_parameters(&student),
         n_added: added(&student),
         source: config.data.source.clone(),
         split: match config.examples.report_hold_out {
@@ -716,6 +715,14 @@ fn print(summary: &Summary, start: &Start<Distill>, out: &mut dyn Write) -> Resu
     row(out, "at the swap", &summary.at_swap)?;
     for Finished { stage, after, .. } in &summary.stages {
         row(out, &format!("after {stage}"), after)?;
+    }
+    let (first, last) = (&summary.at_swap, summary.stages.last().map(|stage| &stage.after));
+    if let Some(last) = last.filter(|last| last.kl_nats_per_token > first.kl_nats_per_token) {
+        tracing::warn!(
+            "the student is farther from the teacher than at the swap: KL {:.4} against {:.4}\nhint: a lower `train.lr`, or more steps",
+            last.kl_nats_per_token,
+            first.kl_nats_per_token
+        );
     }
     let dir = start.dir.path();
     let model = dir.join("model");

@@ -96,7 +96,19 @@ fn a_student_comes_nearer_to_its_teacher_stage_by_stage() {
         place.done(&format!("eval {task} --against lm/model --out kl.json"));
         let again = kl(&place.json("kl.json")["divergence"]);
         assert!((again - after).abs() < 1e-5, "{base}: {again} is not {after}");
+        assert!(!ran.stderr.contains("farther from the teacher"), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn a_student_that_got_worse_is_said_to() {
+    let place = place("gpt2");
+    let kind = "--set attention.kind=window --set attention.size=8";
+    let ran = place.done(&format!("distill distill.toml {kind} --set tune.train.lr=1 --out run"));
+    let summary = place.json("run/summary.json");
+    let [before, after] = [&summary["at_swap"], &summary["stages"][0]["after"]].map(kl);
+    assert!(after > before, "{before} to {after}");
+    assert!(ran.stderr.contains("farther from the teacher"), "{}", ran.stderr);
 }
 
 #[test]
