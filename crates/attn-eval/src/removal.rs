@@ -1,6 +1,6 @@
 //! Models without some of their heads: cut smaller, in the shape they had, and as small as is asked for.
 
-use std::time::Instant;
+use std::{f64::consts::LN_2, time::Instant};
 
 use attn_core::{ForwardOptions, Model, ModelInput};
 use serde::Serialize;
@@ -220,17 +220,17 @@ fn in_turns(look: Look, seconds: &mut dyn FnMut(bool) -> Result<f64>) -> Result<
 ///
 /// Conover, Practical Nonparametric Statistics, section 3.2.
 fn median_ranks(n: usize) -> Option<[usize; 2]> {
-    // P(at most k of n below the median), summed until it passes 2.5 %.
-    let mut probability = 0.5_f64.powi(n as i32);
-    let mut below = 0.0;
+    // P(k of n below the median), as a logarithm: of thousands it is smaller than any f64.
+    let mut ln_p = -(n as f64) * LN_2;
+    let mut at_most = 0.0;
     let mut low = None;
     for k in 0..n / 2 {
-        below += probability;
-        if below > 0.025 {
+        at_most += ln_p.exp();
+        if at_most > 0.025 {
             break;
         }
         low = Some(k);
-        probability *= (n - k) as f64 / (k + 1) as f64;
+        ln_p += ((n - k) as f64 / (k + 1) as f64).ln();
     }
     low.map(|low| [low, n - 1 - low])
 }
@@ -247,7 +247,7 @@ pub struct Target {
 }
 
 /// The fewest heads, in the order of `scores` (layers × heads), without which `whole` has at most the share that `target` allows, with
-/// what it then has left. What is timed is timed again for the answer, longer, and more heads go until that holds, too: a few more than
+/// what it then has left; ties, and random heads, are drawn by the seed as [`pick`] does. What is timed is timed again for the answer, longer, and more heads go until that holds, too: a few more than
 /// were needed, perhaps.
 ///
 /// # Errors
@@ -310,6 +310,9 @@ mod tests {
         assert_eq!(median_ranks(6), Some([0, 5]));
         assert_eq!(median_ranks(5), None);
         assert_eq!(median_ranks(0), None);
+        // n/2 - 1.96 sqrt(n)/2 of many.
+        let [low, high] = median_ranks(10_000).unwrap();
+        assert!((4900..=4902).contains(&low) && low + high == 9_999, "{low} {high}");
     }
 
     #[test]
