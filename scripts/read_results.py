@@ -128,9 +128,11 @@ def scores(path):
         _check(path, int(found.schema.metadata[b"schema"]))
         return found.to_pandas()
     found = _json(path)
+    none = [[{"low": None, "high": None} for _ in layer] for layer in found["heads"]]
+    intervals = found["interval_95"] or none
     rows = [
         {"layer": layer, "head": head, "score": score, **interval}
-        for layer, columns in enumerate(zip(found["heads"], found["scores"], found["interval_95"]))
+        for layer, columns in enumerate(zip(found["heads"], found["scores"], intervals))
         for head, score, interval in zip(*columns)
     ]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "low", "high"])

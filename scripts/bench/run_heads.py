@@ -28,6 +28,11 @@ CONFIGS = {"routed": BERT, "retrieval": LLAMA}
 SECTIONS = ["ablate", "ablate_last", "michel", "layers", "routed", "retrieval"]
 
 
+def cpu() -> str:
+    names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python")
@@ -43,7 +48,7 @@ def main():
         for section in args.section or SECTIONS:
             Path(folder, "config.json").write_text(json.dumps(CONFIGS.get(section, GPT2)))
             results, rows = run(section, folder, args)
-            results["machine"] = {"cpu": platform.processor(), "cores": os.cpu_count(), "threads": args.threads}
+            results["machine"] = {"cpu": cpu(), "cores": os.cpu_count(), "threads": args.threads}
             Path(args.out, f"{section}-{args.threads}.json").write_text(json.dumps(results, indent=2))
             lines += rows
             Path(args.out, f"heads-{args.threads}.md").write_text("\n".join(lines) + "\n")

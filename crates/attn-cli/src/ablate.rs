@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     args::AblateArgs,
-    head_names::{QUERY_HEAD, calibration, loss_and_rows, name, replacement},
+    head_names::{QUERY_HEAD, calibration, loss_and_rows, name, range, replacement, warn_of_few},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -54,7 +54,8 @@ struct Pair {
     #[serde(flatten)]
     effect: Effect,
     /// What the loss rises by beyond the sum of both alone.
-    interaction: Estimate,
+    interaction: f64,
+    interaction_interval_95: Option<Interval>,
 }
 
 pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
@@ -120,6 +121,7 @@ pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
     };
     drop(progress);
 
+    warn_of_few(found.rows.len());
     let [baseline_loss, baseline_accuracy] = found.baseline();
     let report = Report {
         subject: Subject::new(&args.model, &args.compute, &model)?,
@@ -143,7 +145,8 @@ pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
             .map(|(&[a, b], &(effect, interaction))| Pair {
                 without: [named(a), named(b)],
                 effect,
-                interaction,
+                interaction: interaction.value,
+                interaction_interval_95: interaction.interval_95,
             })
             .collect(),
     };
@@ -166,13 +169,14 @@ fn print(report: &Report<'_>, order: &[usize], out: &mut dyn Write) -> Result<()
         report.replace
     )?;
     writeln!(out, "{:>8} {:>10}   95 % interval          accuracy         KL", "without", "loss")?;
+    let signed = |x: f64| format!("{x:>+8.4}");
     let line = |at: usize, out: &mut dyn Write| -> Result<()> {
         let Entry { without, effect: Effect { loss, accuracy, kl }, .. } = &report.ablations[at];
         Ok(writeln!(
             out,
-            "{without:>8} {:>+10.4}   {}   {:>+8.4} {:>10.2e}",
+            "{without:>8} {:>+10.4}   {:<20}   {:>+8.4} {:>10.2e}",
             loss.value,
-            range(loss),
+            range(loss.interval_95, signed),
             accuracy.value,
             kl.value
         )?)
@@ -184,23 +188,17 @@ fn print(report: &Report<'_>, order: &[usize], out: &mut dyn Write) -> Result<()
     }
     if !report.pairs.is_empty() {
         writeln!(out, "\n{:>14} {:>10} {:>12}   95 % interval", "pair", "loss", "interaction")?;
-        for Pair { without: [a, b], effect, interaction } in &report.pairs {
+        for Pair { without: [a, b], effect, interaction, interaction_interval_95 } in &report.pairs
+        {
             writeln!(
                 out,
                 "{:>14} {:>+10.4} {:>+12.4}   {}",
                 format!("{a} {b}"),
                 effect.loss.value,
-                interaction.value,
-                range(interaction)
+                interaction,
+                range(*interaction_interval_95, signed)
             )?;
         }
     }
     Ok(())
-}
-
-fn range(of: &Estimate) -> String {
-    of.interval_95.map_or_else(
-        || format!("{:>20}", "-"),
-        |Interval { low, high }| format!("{low:>+8.4} to {high:>+8.4}"),
-    )
 }

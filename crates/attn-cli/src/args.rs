@@ -784,7 +784,7 @@ pub(crate) struct RowArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
 
-    /// Score the first N rows alone
+    /// Score the first N rows of the data alone: of running text lines, of which blocks are then made
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
 

@@ -57,9 +57,8 @@ pub(crate) fn run(args: &AttentionShiftArgs, out: &mut dyn Write) -> Result<()> 
     let before = open(&args.before)?;
     let after = open(&args.after)?;
     let control = args.control.as_ref().map(open).transpose()?;
-    for other in [Some(&after), control.as_ref()].into_iter().flatten() {
-        same_attention(&before, other)?;
-    }
+    let others: Vec<&Folder> = [Some(&after), control.as_ref()].into_iter().flatten().collect();
+    same_attention(&before, &others)?;
     let texts = Attended::read(&before, &args.rows, &hub)?;
     if let Some(dir) = &args.plots {
         fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
@@ -103,35 +102,40 @@ pub(crate) fn run(args: &AttentionShiftArgs, out: &mut dyn Write) -> Result<()> 
 }
 
 /// Refuses models whose attention cannot be compared head by head and token by token. What they end in may differ.
-fn same_attention(before: &Folder, other: &Folder) -> Result<()> {
+fn same_attention(before: &Folder, others: &[&Folder]) -> Result<()> {
+    const HINT: &str = "name a model and what it was tuned to";
     let heads = |of: &Folder| -> Vec<Vec<i64>> {
         of.config.layers.iter().map(|layer| layer.kept_heads.clone()).collect()
     };
     let shape = |of: &Folder| {
         let counts: Vec<usize> = heads(of).iter().map(Vec::len).collect();
-        format!("a {} with {counts:?} heads", of.config.base_model_type())
+        format!("`{}` is a {} with {counts:?} heads", of.name, of.config.base_model_type())
     };
-    let (own, others) = (heads(before), heads(other));
-    let common = |(a, b): (&Vec<i64>, &Vec<i64>)| a.iter().filter(|head| b.contains(head)).count();
-    let n_common: usize = own.iter().zip(&others).map(common).sum();
-    ensure!(
-        own.len() == others.len()
-            && n_common > 0
-            && before.config.base_model_type() == other.config.base_model_type(),
-        "`{}` is {}, `{}` is {}: their heads are not the same ones\nhint: name a model and what it was tuned to",
-        before.name,
-        shape(before),
-        other.name,
-        shape(other)
-    );
-    if own != others {
+    let all = heads(before);
+    let mut common = all.clone();
+    for other in others {
+        let is_alike = heads(other).len() == all.len()
+            && other.config.base_model_type() == before.config.base_model_type();
+        for (common, other) in common.iter_mut().zip(heads(other)) {
+            common.retain(|head| other.contains(head));
+        }
+        ensure!(
+            is_alike && !common.iter().all(Vec::is_empty),
+            "{}, {}: their heads are not the same ones\nhint: {HINT}",
+            shape(before),
+            shape(other)
+        );
+        read_alike(before, other, HINT)?;
+    }
+    let n = |of: &[Vec<i64>]| of.iter().map(Vec::len).sum::<usize>();
+    if n(&common) < n(&all) {
         tracing::info!(
-            "`{}` and `{}` have {n_common} heads in common: the others are left out",
-            before.name,
-            other.name
+            "{} of {} heads are in all models: the others are left out",
+            n(&common),
+            n(&all)
         );
     }
-    read_alike(before, other, "name a model and what it was tuned to")
+    Ok(())
 }
 
 fn print(found: &AttentionShift, has_control: bool, out: &mut dyn Write) -> Result<()> {

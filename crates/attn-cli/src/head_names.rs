@@ -8,7 +8,7 @@ use attn_data::{
     batch::{Encoded, Masking},
     hub::Hub,
 };
-use attn_eval::{Head, HeadScores, Replacement, RowLoss};
+use attn_eval::{Head, HeadScores, Replacement, RowLoss, stats::Interval};
 use serde::Deserialize;
 
 use crate::{
@@ -121,18 +121,33 @@ pub(crate) fn loss_and_rows<'a>(
     masking: Option<&'a Masking>,
     seed: u64,
 ) -> Result<(RowLoss<'a>, Vec<Encoded>)> {
-    let (loss, rows) = match (masking, task.data.label.is_some()) {
+    Ok(match (masking, task.data.label.is_some()) {
         (_, true) => (RowLoss::Label, task.labelled(model)?),
         (Some(masking), false) => (RowLoss::MaskedTokens { masking, seed }, task.unlabelled()?),
         (None, false) => (RowLoss::NextToken, task.unlabelled()?),
-    };
-    if rows.len() < FEW_ROWS {
+    })
+}
+
+/// Says that intervals over `n_rows` are not to be relied on, where they are of few.
+pub(crate) fn warn_of_few(n_rows: usize) {
+    if (2..FEW_ROWS).contains(&n_rows) {
         tracing::warn!(
-            "there are {} rows: intervals by drawing so few again are too narrow\nhint: {FEW_ROWS} rows at least",
-            rows.len()
+            "{n_rows} rows count: intervals by drawing so few again are too narrow\nhint: {FEW_ROWS} rows at least"
         );
     }
-    Ok((loss, rows))
+}
+
+/// A head's name where others may have been removed: `heads` are the numbers of those that are there.
+pub(crate) fn numbered(heads: &[Vec<i64>], head: Head) -> String {
+    format!("{}-{}", head.layer, head.of(heads))
+}
+
+/// `low to high`, each as `format` writes it; `-` where there is no interval.
+pub(crate) fn range(interval: Option<Interval>, format: impl Fn(f64) -> String) -> String {
+    interval.map_or_else(
+        || "-".to_owned(),
+        |Interval { low, high }| format!("{} to {}", format(low), format(high)),
+    )
 }
 
 /// The rows that stand-ins are made of, where any are.

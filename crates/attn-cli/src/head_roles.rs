@@ -20,6 +20,7 @@ use crate::{
     args::HeadRolesArgs,
     attended::Attended,
     blimp::{self, Pairs},
+    head_names::{numbered, warn_of_few},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -258,6 +259,7 @@ fn percent(Interval { low, high }: Interval) -> String {
 fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()> {
     let HeadRoles { heads, n_texts, roles, measures, positional } = found;
     let n_heads: usize = heads.iter().map(Vec::len).sum();
+    warn_of_few(*n_texts);
     writeln!(
         out,
         "{} query heads on {} texts, {} {}\n",
@@ -276,19 +278,19 @@ fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()
             Some(offset) => format!("{} ({offset:+})", role.role),
             None => role.role.to_owned(),
         };
-        // Those that beat chance alone have the role.
-        let plays = |head: &Head| head.of(&role.share_interval_95).low > role.chance;
+        // Over many heads and roles some pass chance by chance: those that it does not explain are at twice of it.
+        let plays = |head: &Head| head.of(&role.share_interval_95).low > 2.0 * role.chance;
         let shown: Vec<Head> =
             ranked(&role.share).into_iter().take(N_SHOWN).filter(plays).collect();
         if shown.is_empty() {
-            writeln!(out, "{name:<24} {:>7} {:>29.1} %", "none", 100.0 * role.chance)?;
+            writeln!(out, "{name:<24} {:>7} {:>34.1} %", "none", 100.0 * role.chance)?;
         }
         for (at, head) in shown.into_iter().enumerate() {
             writeln!(
                 out,
                 "{:<24} {:>7} {:>7.1} %   {:<15} {:>6.1} % {:>7.3}",
                 if at == 0 { &name } else { "" },
-                format!("{}-{}", head.layer, head.of(heads)),
+                numbered(heads, head),
                 100.0 * head.of(&role.share),
                 percent(*head.of(&role.share_interval_95)),
                 100.0 * role.chance,
@@ -309,7 +311,7 @@ fn print(found: &HeadRoles, which: &Which<'_>, out: &mut dyn Write) -> Result<()
             writeln!(
                 out,
                 "{name:<24} {:>7} {:>9.3}   {:<15} {:>8.3}",
-                format!("{}-{}", head.layer, head.of(heads)),
+                numbered(heads, *head),
                 head.of(&measure.mean),
                 format!("{low:.3} to {high:.3}"),
                 measure.uniform

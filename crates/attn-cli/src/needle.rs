@@ -117,6 +117,9 @@ struct RandomHeads {
     answers: AnswerScore,
 }
 
+/// Random draws below which they are said to be few.
+const FEW_DRAWS: usize = 20;
+
 /// Heads to mask.
 struct Choice {
     /// By their numbers in the pretrained layers.
@@ -233,6 +236,13 @@ fn choose(args: &NeedleArgs, config: &Config) -> Result<Option<Choice>> {
         ranked.len()
     );
     ensure!(args.random_draws > 0, "`--random-draws` is 0, expected at least 1 (20 make a band)");
+    if args.random_draws < FEW_DRAWS {
+        tracing::warn!(
+            "{} random draws make no band: the least p they can give is {:.2}\nhint: --random-draws {FEW_DRAWS}",
+            args.random_draws,
+            1.0 / (1 + args.random_draws) as f64
+        );
+    }
     let score = |head: Head| *head.of(&scores.scores);
     if score(ranked[k - 1]) == score(ranked[k]) {
         bail!(

@@ -45,6 +45,9 @@ struct Report {
     /// The file of the scores, as typed.
     #[serde(skip_serializing_if = "Option::is_none")]
     scores: Option<String>,
+    /// How heads were picked, where they were not named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picked: Option<ByScore>,
     /// Which heads `removed` names.
     unit: &'static str,
     /// LAYER-HEAD, numbers of the model as it was.
@@ -72,8 +75,19 @@ struct Report {
 }
 
 #[derive(Serialize)]
+struct ByScore {
+    which: Order,
+    per: Scope,
+    seed: u64,
+}
+
+#[derive(Serialize)]
 struct Met {
     what: &'static str,
+    /// Rows and tokens of what was counted or timed.
+    size: [i64; 2],
+    /// Of one operation.
+    threads: i32,
     /// As asked for.
     share: f64,
     /// What was reached.
@@ -150,7 +164,13 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
             .with_context(|| format!("cannot meet `--target {}={share}`", spent.name()))?;
         let Left { share: reached, interval_95: reached_interval_95 } = found.1;
         picked = found.0;
-        met = Some(Met { what: spent.name(), share, reached, reached_interval_95 });
+        let threads = tch::get_num_threads();
+        if reached > share {
+            tracing::warn!(
+                "a last look finds {reached:.3} left, more than was asked for: the target lies within the noise of this machine"
+            );
+        }
+        met = Some(Met { what: spent.name(), size, threads, share, reached, reached_interval_95 });
     }
     ensure!(!picked.heads.is_empty(), "no head is to go: there is nothing to write");
 
@@ -187,7 +207,16 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         schema: SCHEMA,
         attn: env!("CARGO_PKG_VERSION"),
         model: args.model.clone(),
-        scores: args.scores.as_ref().map(|path| path.display().to_string()),
+        scores: args
+            .scores
+            .as_ref()
+            .filter(|_| by_score.0 != Order::Random)
+            .map(|path| path.display().to_string()),
+        picked: args.heads.is_empty().then_some(ByScore {
+            which: by_score.0,
+            per: by_score.1,
+            seed: by_score.2,
+        }),
         removed: picked.heads.iter().map(|&head| name(&config, head)).collect(),
         n_tied: picked.n_tied,
         heads_before: heads(&whole),
@@ -312,7 +341,7 @@ fn print(report: &Report, args: &PruneArgs, kind: Kind, out: &mut dyn Write) -> 
     if report.n_tied > 0 {
         writeln!(out, "{} heads had one score, and the seed chose among them", report.n_tied)?;
     }
-    if let Some(Met { what, share, reached, reached_interval_95 }) = &report.target {
+    if let Some(Met { what, share, reached, reached_interval_95, .. }) = &report.target {
         let range = reached_interval_95
             .map(|it| format!(" ({:.3} to {:.3}, 95 %)", it.low, it.high))
             .unwrap_or_default();

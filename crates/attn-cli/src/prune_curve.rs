@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     args::PruneCurveArgs,
-    head_names::{QUERY_HEAD, calibration, loss_and_rows, read_scores, replacement},
+    head_names::{QUERY_HEAD, calibration, loss_and_rows, read_scores, replacement, warn_of_few},
     monitor::count_every_row,
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
         .with_context(|| format!("cannot leave heads of `{}` out", args.model))?;
     drop(progress);
 
+    warn_of_few(found.n_rows);
     let files: Vec<String> = args.scores.iter().map(|path| path.display().to_string()).collect();
     let shown = if task.data.label.is_some() { ACCURACY } else { LOSS };
     print(&found, &files, scope, shown, out)?;

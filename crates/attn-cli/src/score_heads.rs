@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use arrow::{
     array::{ArrayRef, Float64Array, Int32Array, RecordBatch},
     datatypes::{DataType, Field, Schema},
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::{
     args::{Gates, ScoreHeadsArgs, ScoreMethod, ScoreNormalize},
-    head_names::{QUERY_HEAD, loss_and_rows},
+    head_names::{QUERY_HEAD, loss_and_rows, numbered, range, warn_of_few},
     monitor::{count_every_row, grouped},
     run_dir::{self, check_writable, write_json},
     subject::Subject,
@@ -115,6 +115,12 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
     args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let task = Task::open(&args.model, &args.rows, data, None, &args.compute, &hub)?;
+    let n_heads: i64 = task.folder.config.layers.iter().map(|layer| layer.n_heads).sum();
+    if let Some(keep) = args.keep.filter(|&keep| keep as i64 > n_heads) {
+        bail!(
+            "`--keep` is {keep}, and the model has {n_heads} heads\nhint: heads that stay, fewer than all"
+        );
+    }
     let model = task.load(&args.compute, args.seed, &hub)?;
 
     let masking = task.masking()?;
@@ -146,7 +152,6 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
             all.push(found.next().expect("one of each method by rows"));
             continue;
         };
-        let n_heads: i64 = model.layers().iter().map(|layer| layer.dims().n_heads).sum();
         let goal = match gates {
             Gates::HardConcrete => Goal::HardConcrete { lambda: args.gate_cost },
             Gates::Subset => Goal::Subset { keep: args.keep.unwrap_or(n_heads as usize / 2) },
@@ -200,6 +205,9 @@ fn of_method(path: &Path, many: bool, method: ScoreMethod) -> PathBuf {
 fn print(scores: &HeadScores, loss: &RowLoss<'_>, method: &str, out: &mut dyn Write) -> Result<()> {
     let ranked = scores.ranked();
     let n_heads = ranked.len();
+    if scores.interval_95.is_some() {
+        warn_of_few(scores.n_rows);
+    }
     writeln!(
         out,
         "{}: {} query heads by {} rows, loss {}\n",
@@ -215,14 +223,12 @@ fn print(scores: &HeadScores, loss: &RowLoss<'_>, method: &str, out: &mut dyn Wr
     };
     let show = |heads: &[Head], out: &mut dyn Write| -> Result<()> {
         for &head in heads {
-            let name = format!("{}-{}", head.layer, head.of(&scores.heads));
-            let interval = scores.interval_of(head);
-            let interval = interval.map(|it| format!("{:.2e} to {:.2e}", it.low, it.high));
             writeln!(
                 out,
-                "{name:>12} {:>11.3e}   {}",
+                "{:>12} {:>11.3e}   {}",
+                numbered(&scores.heads, head),
                 head.of(&scores.scores),
-                interval.as_deref().unwrap_or("-")
+                range(scores.interval_of(head), |x| format!("{x:.2e}"))
             )?;
         }
         Ok(())

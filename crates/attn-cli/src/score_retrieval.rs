@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::{
     args::RetrievalArgs,
     haystack::{Hiding, Place, answering, short_name},
-    head_names::QUERY_HEAD,
+    head_names::{QUERY_HEAD, numbered, range},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     subject::Subject,
@@ -241,14 +241,12 @@ fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
     }
     writeln!(out, "{:>12} {:>8}   95 % interval", "layer-head", "score")?;
     for &head in ranked.iter().take(N_SHOWN) {
-        let name = format!("{}-{}", head.layer, head.of(&scores.heads));
-        let interval = scores.interval_of(head);
-        let interval = interval.map(|it| format!("{:.3} to {:.3}", it.low, it.high));
         writeln!(
             out,
-            "{name:>12} {:>8.3}   {}",
+            "{:>12} {:>8.3}   {}",
+            numbered(&scores.heads, head),
             head.of(&scores.scores),
-            interval.as_deref().unwrap_or("-")
+            range(scores.interval_of(head), |x| format!("{x:.3}"))
         )?;
     }
     let n_tied = scores.n_tied();

@@ -85,7 +85,8 @@ fn is_whole(name: &str, title: &str) -> bool {
         }
         "OUT.json of `score-heads`" => ["attention", "data", "learning"].contains(&name),
         "OUT.json of `ablate`" => {
-            let of_effect = |name: &str| ["loss", "accuracy", "kl", "interaction"].contains(&name);
+            let of_effect =
+                |name: &str| ["loss", "accuracy", "kl", "interaction_interval_95"].contains(&name);
             let inside = |list: &str| name.strip_prefix(list).is_some_and(of_effect);
             ["attention", "data", "baseline_loss", "baseline_accuracy"].contains(&name)
                 || inside("ablations[].")
@@ -97,7 +98,7 @@ fn is_whole(name: &str, title: &str) -> bool {
         }
         "OUT.json of `compare-scores`" => name == "pairs[].spearman",
         "OUT.json of `patch`" => name == "attention",
-        "`pruning.json` of `prune`" => name == "target",
+        "`pruning.json` of `prune`" => ["target", "picked"].contains(&name),
         "OUT.json of `head-roles`" => {
             let last = name.rsplit('.').next().unwrap_or(name);
             ["attention", "data", "positional"].contains(&last) || last.ends_with("interval_95")
@@ -475,7 +476,11 @@ fn scores_of_heads_have_the_fields_of_the_schema() {
     place.done("score-heads --model a/model --task data.csv --split validation --set data.text=review --set data.label=stars --set data.split_column=part --out a.json --table t/a.parquet");
     place.done("score-heads --model model --task data.csv --split validation --set data.text=review --set data.split_column=part --normalize layer --seed 3 --out b.json");
 
-    let [a, b] = ["a.json", "b.json"].map(|name| place.json(name));
+    place.done("score-heads --model model --task data.csv --split validation --set data.text=review --set data.split_column=part --iterative 0.5 --out c.json --table t/c.parquet");
+
+    let [a, b, c] = ["a.json", "b.json", "c.json"].map(|name| place.json(name));
+    check(&c, "OUT.json of `score-heads`");
+    assert_eq!(c["interval_95"], Value::Null, "steps have no intervals");
     for json in [&a, &b] {
         check(json, "OUT.json of `score-heads`");
         for (layer, heads) in json["heads"].as_array().unwrap().iter().enumerate() {
@@ -499,7 +504,9 @@ fn scores_of_heads_have_the_fields_of_the_schema() {
         return;
     };
     let code = "import sys; sys.path.insert(0, sys.argv[1]); import read_results as r; a = r.scores('a.json'); \
-        t = r.scores('t/a.parquet'); print(len(a), (a.values == t.values).all(), list(a) == list(t), a.score.sum())";
+        t = r.scores('t/a.parquet'); c = r.scores('c.json'); u = r.scores('t/c.parquet'); \
+        print(len(a), (a.values == t.values).all(), list(a) == list(t), a.score.sum(), \
+        (c.score == u.score).all(), c.low.isna().all() and u.high.isna().all())";
     let folder = repository().join("scripts");
     let ran = script(&place, &python, &["-c", code, folder.to_str().unwrap()]);
     let layers = a["scores"].as_array().unwrap();
@@ -512,6 +519,7 @@ fn scores_of_heads_have_the_fields_of_the_schema() {
     assert_eq!(words[..3], [&scores.len().to_string(), "True", "True"], "{}", ran.stderr);
     let sum: f64 = words[3].parse().unwrap();
     assert!((sum - scores.iter().sum::<f64>()).abs() < 1e-12 * sum, "{sum}");
+    assert_eq!(words[4..], ["True", "True"], "{}", ran.stderr);
 }
 
 #[test]

@@ -354,6 +354,11 @@ fn removed_heads_equal_closed_gates() {
         let sizes: Vec<Vec<i64>> = output.attentions.iter().map(Tensor::size).collect();
         assert_eq!(sizes, [[2, 0, 11, 11], [2, 4, 11, 11]], "an entry a layer");
         assert_eq!(output.z.iter().map(|z| z.size()[1]).collect::<Vec<_>>(), [0, 4]);
+        // One row of one token, as decoding has it, on kernels for f32.
+        let one = ModelInput::new(random_ids(9, [1, 1], 50));
+        let expected = logits(&cut, &one);
+        cut.to_kind(Kind::Float);
+        assert_close(base, &logits(&cut, &one).to_kind(Kind::Double), &expected, 1e-5);
         let error = cut.select_heads(1, &[4]).unwrap_err();
         assert!(matches!(error, Error::Index { what: "head", index: 4, count: 4 }), "{error}");
     }

@@ -148,12 +148,12 @@ pub enum Error {
 
     /// A target out of reach.
     #[error(
-        "a share of {asked} cannot be met: without {k} heads {left:.3} is left\nhint: the rest of the model is not made of \
+        "a share of {asked} cannot be met: without {n_heads} heads {left:.3} is left\nhint: the rest of the model is not made of \
          heads"
     )]
     Target {
-        /// Heads left out at most, of the model or of each layer.
-        k: usize,
+        /// Heads left out at most.
+        n_heads: usize,
         /// Share that is left without them.
         left: f64,
         /// Share that was asked for.

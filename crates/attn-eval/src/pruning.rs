@@ -100,7 +100,8 @@ pub fn pick(
 
 /// Heads by what is left of them as they go: `share` of all heads at a step, those with the lowest scores, scores made anew by `method`
 /// after each. The score of a head is the step at which it goes, from 0, with its place among those that go with it behind the point:
-/// a head with a higher one goes later. There are no intervals.
+/// a head with a higher one goes later. Heads that tie go together, with one score, so that a step may be larger than asked for. There are
+/// no intervals.
 ///
 /// Michel et al. 2019, section 4.2, remove a tenth of all heads at a step.
 ///
@@ -130,9 +131,13 @@ pub fn score_iteratively(
         let scores = score_heads(&rest, rows, &[method], loss, batching, progress)?.remove(0);
         let mut going = scores.ranked();
         going.reverse();
-        going.truncate(per_step);
-        for (at, &Head { layer, place }) in going.iter().enumerate() {
-            steps[layer][left[layer][place]] = f64::from(step) + at as f64 / per_step as f64;
+        let score = |head: &Head| *head.of(&scores.scores);
+        let last = going[per_step.min(going.len()) - 1];
+        going.retain(|head| score(head) <= score(&last));
+        for head in &going {
+            let at = going.partition_point(|other| score(other) < score(head));
+            steps[head.layer][left[head.layer][head.place]] =
+                f64::from(step) + at as f64 / going.len() as f64;
         }
         for (layer, of_layer) in left.iter_mut().enumerate() {
             let stays = |place: &usize| !going.contains(&Head { layer, place: *place });
@@ -268,8 +273,9 @@ pub fn curve(
             }
         }
         for draw in 0..grid.n_draws as u64 {
-            // Another seed for each size and draw.
-            let seed = grid.seed ^ ((k as u64) << 32) ^ (draw << 1) ^ 1;
+            // Another seed for each size and draw, and for each seed others.
+            let own = grid.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let seed = own ^ ((k as u64) << 32) ^ (draw << 1) ^ 1;
             choices.push(pick(&shape, k, Order::Random, grid.scope, seed)?.heads);
             ties.push(0);
         }

@@ -127,6 +127,41 @@ pub fn wilson(correct: u64, n: u64, confidence: f64) -> Result<Interval, StatsEr
     Ok(Interval { low, high })
 }
 
+/// The median of `values`, and where the median of what they were drawn from lies with at least 95 % confidence: between two of them,
+/// by their ranks, whatever the distribution. No interval of fewer than six.
+///
+/// # Errors
+///
+/// If there are no values, or one is not finite.
+pub fn median(mut values: Vec<f64>) -> Result<(f64, Option<Interval>), StatsError> {
+    all_finite(&values)?;
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    let interval =
+        median_ranks(n).map(|[low, high]| Interval { low: values[low], high: values[high] });
+    Ok(((values[(n - 1) / 2] + values[n / 2]) / 2., interval))
+}
+
+/// The places, from 0, of the sorted values between which the median of what they were drawn from lies with at least 95 % confidence:
+/// each value lies below it with probability ½. `None` for fewer than six.
+///
+/// Conover, Practical Nonparametric Statistics, section 3.2.
+fn median_ranks(n: usize) -> Option<[usize; 2]> {
+    // P(k of n below the median), as a logarithm: of thousands it is smaller than any f64.
+    let mut ln_p = -(n as f64) * LN_2;
+    let mut at_most = 0.0;
+    let mut low = None;
+    for k in 0..n / 2 {
+        at_most += ln_p.exp();
+        if at_most > 0.025 {
+            break;
+        }
+        low = Some(k);
+        ln_p += ((n - k) as f64 / (k + 1) as f64).ln();
+    }
+    low.map(|low| [low, n - 1 - low])
+}
+
 /// The bootstrap interval of a mean: the middle `confidence` of the means of `n_resamples` samples drawn from `values`
 /// with replacement (percentile method). Equal seeds give equal intervals on every machine.
 ///
@@ -493,6 +528,19 @@ mod tests {
     fn assert_close(found: f64, expected: f64, tolerance: f64) {
         let error = (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE);
         assert!(error <= tolerance, "{found}, expected {expected}");
+    }
+
+    #[test]
+    fn the_median_lies_between_two_of_the_values() {
+        // Conover, table A3 with p = 1/2: 15 values have the fourth and the twelfth, with 96.5 %.
+        assert_eq!(median_ranks(15), Some([3, 11]));
+        assert_eq!(median_ranks(9), Some([1, 7]));
+        assert_eq!(median_ranks(6), Some([0, 5]));
+        assert_eq!(median_ranks(5), None);
+        assert_eq!(median_ranks(0), None);
+        // n/2 - 1.96 sqrt(n)/2 of many.
+        let [low, high] = median_ranks(10_000).unwrap();
+        assert!((4900..=4902).contains(&low) && low + high == 9_999, "{low} {high}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use attn_core::{Fill, ForwardOptions, Gate, Model, ModelInput, Rows};
 use attn_data::batch::{Encoded, IGNORED, Masking, Side, collate, mask_tokens};
 use attn_eval::{
     Batching, Error, Goal, Head, HeadScores, Learning, Method, Normalize, Order, Replacement,
-    RowLoss, Scope, ablate, learn_gates, pick, score_heads,
+    RowLoss, Scope, ablate, learn_gates, pick, score_heads, score_iteratively,
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, naive_loss, rows};
 use tch::{Kind, Tensor};
@@ -194,6 +194,29 @@ fn a_layer_is_divided_by_its_norm_and_one_of_zeros_stays() {
     assert_eq!(zeros.scores[0], [0.0; 4]);
     assert_eq!(zeros.n_tied(), 4);
     model.select_heads(0, &[1, 2]).unwrap();
+}
+
+#[test]
+fn heads_that_tie_go_in_one_step() {
+    let model = classifier("gpt2", 2);
+    let steps = |model: &Model| {
+        let (loss, batching) = (RowLoss::Label, Batching::default());
+        let rows = rows(8, 2);
+        score_iteratively(model, &rows, Method::Michel, 0.25, &loss, &batching, &mut go_on).unwrap()
+    };
+    // Two of eight at a step, each with a place of its own.
+    let apart = steps(&model);
+    let mut all = apart.scores.concat();
+    all.sort_by(f64::total_cmp);
+    assert_eq!(all, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
+    assert_eq!((apart.n_tied(), &apart.interval_95), (0, &None));
+    tch::no_grad(|| {
+        let _ = model.layers()[0].out().weight.shallow_clone().zero_();
+    });
+    let tied = steps(&model);
+    assert_eq!(tied.scores[0], [0.0; 4], "none of them is said to matter less than another");
+    assert_eq!(tied.n_tied(), 4);
+    assert!(tied.scores[1].iter().all(|&step| step >= 1.0), "{:?}", tied.scores);
 }
 
 #[test]

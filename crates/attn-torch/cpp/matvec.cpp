@@ -98,7 +98,7 @@ at::Tensor product(const at::Tensor& w, const at::Tensor& x, const at::Tensor* b
   bool by_row = w.is_contiguous();
   // Whole cache lines of `y` to each thread.
   int64_t n_blocks = (n_out + 63) / 64;
-  int64_t grain = std::max<int64_t>(1, kBytesPerThread / (64 * n_in * static_cast<int64_t>(sizeof(T))));
+  int64_t grain = std::max<int64_t>(1, kBytesPerThread / (64 * std::max<int64_t>(1, n_in) * static_cast<int64_t>(sizeof(T))));
   at::parallel_for(0, n_blocks, grain, [&](int64_t first, int64_t last) {
     int64_t begin = first * 64, end = std::min(last * 64, n_out);
     by_row ? rows(from, in, out, n_in, begin, end) : columns(from, in, out, n_in, n_out, begin, end);

@@ -71,10 +71,18 @@ mod tests {
         }
         tch::manual_seed(0);
         for kind in [Kind::Float, Kind::BFloat16] {
-            // Sizes around the width of a register, of a row block, of a thread's share.
-            for (n_out, n_in) in
-                [(1, 1), (3, 7), (8, 8), (64, 33), (65, 64), (100, 31), (768, 257), (1000, 3072)]
-            {
+            // Sizes around the width of a register, of a row block, of a thread's share; nothing, as of a layer without heads.
+            for (n_out, n_in) in [
+                (3, 0),
+                (1, 1),
+                (3, 7),
+                (8, 8),
+                (64, 33),
+                (65, 64),
+                (100, 31),
+                (768, 257),
+                (1000, 3072),
+            ] {
                 let x = random(&[n_in], kind);
                 let bias = random(&[n_out], kind);
                 let matrix = random(&[n_out, n_in], kind);

@@ -666,10 +666,11 @@ transformers has no words for them and refuses them. --full-shape writes the old
 heads' columns of the output projection at zero: it loads anywhere, with the same logits, and saves
 nothing.
 
---target cuts heads, worst first, until the model has at most that share of its parameters, of the
+--target cuts heads, in the order of --which, until the model has at most that share of its parameters, of the
 attention's floating point operations, or of the measured time of a forward pass: params=0.8,
 flops=0.5, latency=0.9. Time is taken of the whole and the cut model in turns, and what was chosen
-is timed again. pruning.json in OUT says which heads went, and what was measured.
+is timed once more. --which random needs no scores. pruning.json in OUT says which heads went, and
+what was measured.
 
 --refit TASK fits the output projections of the layers anew, in closed form, to what they put out
 before, on the task's train split: seconds, no training.
@@ -677,6 +678,7 @@ before, on the task's train split: seconds, no training.
 Examples:
   attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller
   attn prune --model DIR --heads 0-1,1-0 --out smaller
+  attn prune --model DIR --which random --remove 1 --per layer --seed 3 --out smaller
   attn prune --model DIR --scores heads.json --remove 1 --per layer --refit notes.txt --out fitted";
 
 #[derive(Debug, clap::Args)]
