@@ -840,8 +840,8 @@ where greedy decoding gives it word for word. Kinds of needles:
 The model also writes its answers, greedily, which count by ROUGE-1 recall and word for word.
 OUT.json holds the share of each length and depth with its 95 % interval, and every trial.
 
-With --mask-heads the best K heads of a score are masked, then random sets of as many others:
-heads that retrieve are missed more than others.
+With --mask-heads the best K heads of a score are masked, then random sets of as many others. p is
+the share of random sets, this one counted, that leave as little: 1/21 is the least that 20 can give.
 
 Examples:
   attn needle --model runs/mine/model --haystack wikitext-2 --lengths 128,256 --out needle.json

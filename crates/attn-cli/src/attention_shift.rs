@@ -16,6 +16,7 @@ use tch::Kind;
 use crate::{
     args::AttentionShiftArgs,
     attended::Attended,
+    head_names::warn_of_few,
     heatmap::{names, size},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
@@ -85,6 +86,7 @@ pub(crate) fn run(args: &AttentionShiftArgs, out: &mut dyn Write) -> Result<()> 
     let found = found.with_context(|| {
         format!("cannot compare the attention of `{}` with that of `{}`", args.after, args.before)
     })?;
+    warn_of_few(found.n_texts);
     print(&found, args.control.is_some(), out)?;
     if let Some(dir) = &args.plots {
         draw(&found, args.drawn, &models, &texts.rows, &before, dir)?;

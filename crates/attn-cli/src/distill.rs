@@ -340,7 +340,7 @@ fn check(config: &Distill, folder: &Folder, other: Option<&Folder>) -> Result<()
             ensure!(
                 changed.layers != folder.config.layers,
                 "the student would be its teacher: `[attention]` changes nothing of `model`\nhint: `attn list` shows the \
-                 kinds; where `model` was swapped before, name the model it was made of: --set teacher=DIR"
+                 kinds; where `model` was swapped or has lost heads, name the model it was made of: --set teacher=DIR"
             );
             Ok(())
         }

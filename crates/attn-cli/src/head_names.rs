@@ -94,7 +94,9 @@ pub(crate) fn read_any_scores(path: &Path) -> Result<HeadScores> {
 
 fn read_any(path: &Path) -> Result<Read> {
     let shown = path.display();
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
+    let text = fs::read_to_string(path).with_context(|| {
+        format!("cannot read `{shown}`\nhint: `attn score-heads --out {shown}` writes scores")
+    })?;
     let read: Read = serde_json::from_str(&text).with_context(|| {
         format!("`{shown}` holds no scores of heads\nhint: `attn score-heads` writes them")
     })?;

@@ -58,7 +58,17 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     ensure!(!clean.is_empty(), "the prompt CLEAN has no tokens");
     let at = match is_causal {
         true => clean.len() - 1,
-        false => mask_place(tokenizer, &clean)?,
+        false => {
+            let (at, other) = (
+                mask_place(tokenizer, &clean, "CLEAN")?,
+                mask_place(tokenizer, &corrupted, "CORRUPTED")?,
+            );
+            ensure!(
+                at == other || clean.len() != corrupted.len(),
+                "the masks of the prompts are tokens {at} and {other}, expected one place: positions are patched one for one"
+            );
+            at
+        }
     };
     let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| id.to_string());
     let tokens = |ids: &[u32]| ids.iter().map(token).collect::<Vec<_>>().join(" | ");
@@ -103,6 +113,12 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
             args.wrong
         );
     }
+    if *corrupted > 0.0 {
+        tracing::warn!(
+            "the corrupted prompt prefers {:?}, too ({corrupted:.3}): shares are of how much less it does",
+            args.answer
+        );
+    }
     print(&report, out)?;
     if let Some(path) = &args.plot {
         draw(&report).png(path)?;
@@ -123,7 +139,7 @@ fn one_token(tokenizer: &TextTokenizer, text: &str, option: &str) -> Result<i64>
     }
 }
 
-fn mask_place(tokenizer: &TextTokenizer, ids: &[u32]) -> Result<usize> {
+fn mask_place(tokenizer: &TextTokenizer, ids: &[u32], prompt: &str) -> Result<usize> {
     let Some(mask) = tokenizer.mask_id() else {
         bail!("the tokenizer has no mask token to ask at")
     };
@@ -131,7 +147,7 @@ fn mask_place(tokenizer: &TextTokenizer, ids: &[u32]) -> Result<usize> {
     let shown = tokenizer.token(mask).unwrap_or_else(|| mask.to_string());
     ensure!(
         places.len() == 1,
-        "the prompt CLEAN has the mask token {} times, expected once\nhint: write {shown} where the answer belongs",
+        "the prompt {prompt} has the mask token {} times, expected once\nhint: write {shown} where the answer belongs",
         places.len()
     );
     Ok(places[0])

@@ -124,15 +124,11 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.get().into());
     }
-    let &[rows, tokens] = args.latency_of.as_slice() else {
-        bail!("`--latency-of` is {:?}, expected ROWS,TOKENS", args.latency_of);
-    };
-    ensure!(rows > 0 && tokens > 0, "`--latency-of` is {rows},{tokens}, expected at least 1,1");
     let target = args.target.as_deref().map(wanted).transpose()?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, true, None, &hub)?;
     let config = folder.config.clone();
-    let size = [rows as i64, (tokens as i64).min(config.sizes.max_positions)];
+    let size = size(&args.latency_of, config.sizes.max_positions)?;
     // What cannot be is refused before the weights are read.
     let scores = scores(args, &config)?;
     let by_score = (Order::from(args.which), Scope::from(args.per), args.seed);
@@ -165,9 +161,10 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         let Left { share: reached, interval_95: reached_interval_95 } = found.1;
         picked = found.0;
         let threads = tch::get_num_threads();
-        if reached > share {
+        if reached_interval_95.map_or(reached, |it| it.high) > share {
             tracing::warn!(
-                "a last look finds {reached:.3} left, more than was asked for: the target lies within the noise of this machine"
+                "a last look finds {reached:.3} left, and cannot tell that from more than {share}: this machine is too noisy for the \
+                 number of heads to mean much\nhint: nothing else running, or a larger --latency-of"
             );
         }
         met = Some(Met { what: spent.name(), size, threads, share, reached, reached_interval_95 });
@@ -241,6 +238,17 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
 fn of_layer(one: &Refitted) -> Layer {
     let &Refitted { layer, n_tokens, n_unknowns, rank, error_before, error_after } = one;
     Layer { layer, n_tokens, n_unknowns, rank, error_before, error_after }
+}
+
+/// Rows and tokens of what is counted or timed.
+fn size(typed: &[usize], most: i64) -> Result<[i64; 2]> {
+    match *typed {
+        [] => Ok([16, most.min(64)]),
+        [rows, tokens] if rows > 0 && (1..=most).contains(&(tokens as i64)) => {
+            Ok([rows as i64, tokens as i64])
+        }
+        _ => bail!("`--latency-of` is {typed:?}, expected ROWS,TOKENS, up to {most} tokens"),
+    }
 }
 
 /// The scores to go by, layers × heads: of random heads any do.
@@ -347,8 +355,14 @@ fn print(report: &Report, args: &PruneArgs, kind: Kind, out: &mut dyn Write) -> 
             .unwrap_or_default();
         writeln!(out, "{what}: {reached:.3}{range} of what it was, {share} asked for")?;
     }
+    let bare: Vec<String> = (0..report.heads_after.len())
+        .filter(|&layer| report.heads_after[layer] == 0)
+        .map(|layer| layer.to_string())
+        .collect();
     if left == 0 {
         tracing::warn!("no layer has a head left: no token sees another");
+    } else if !bare.is_empty() {
+        tracing::info!("without a head: layers {}", bare.join(", "));
     }
     writeln!(
         out,

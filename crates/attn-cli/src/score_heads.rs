@@ -238,6 +238,11 @@ fn print(scores: &HeadScores, loss: &RowLoss<'_>, method: &str, out: &mut dyn Wr
         writeln!(out, "{:>12}", "...")?;
         show(last, out)?;
     }
+    if method == Method::Open.name() {
+        let shares: Vec<f64> = scores.scores.concat();
+        let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+        writeln!(out, "\non average {:.1} % of the heads run", 100.0 * mean)?;
+    }
     let n_zero = scores.n_zero();
     if n_zero > 0 {
         writeln!(out, "\n{n_zero} of {n_heads} heads score exactly 0")?;

@@ -64,6 +64,16 @@ pub enum Error {
         measure: &'static str,
     },
 
+    /// Heads that do not attend from every token.
+    #[error(
+        "heads of some layers run for some tokens alone, and {measure} is a mean over all tokens\nhint: `attn score-heads \
+         --method open` says how often each runs"
+    )]
+    Routed {
+        /// What was to be measured.
+        measure: &'static str,
+    },
+
     /// Models whose heads cannot be paired.
     #[error(
         "the models have other layers, no head in common, or only one of them sees later tokens: layers have {own:?} and \

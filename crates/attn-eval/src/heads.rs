@@ -21,6 +21,7 @@ use crate::{
     ablate::{Head, Replacement, ablate, all_heads},
     error::{Error, Result},
     language::N_RESAMPLES,
+    roles::routes,
     row_loss::RowLoss,
     rows::{Batching, Progress, for_each_batch},
     stats::{Interval, bootstrap_means},
@@ -125,9 +126,11 @@ pub fn score_heads(
     if heads.iter().all(Vec::is_empty) {
         return Err(Error::Nothing("no layer of the model has a head"));
     }
-    let routes = || model.layers().iter().any(|layer| layer.kind().routes().is_some());
-    if methods.contains(&Method::Open) && !routes() {
+    if methods.contains(&Method::Open) && !routes(model) {
         return Err(Error::Nothing("every head runs whatever the input: no layer is `routed`"));
+    }
+    if methods.contains(&Method::Confidence) && routes(model) {
+        return Err(Error::Routed { measure: "confidence" });
     }
     let run = Run { model, rows, loss, batching };
     let slopes = match methods.iter().any(|method| method.is_of_slopes()) {

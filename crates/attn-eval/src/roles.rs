@@ -196,10 +196,16 @@ pub(crate) fn go_on(_: usize) -> std::ops::ControlFlow<()> {
 
 /// Refuses a model whose attention is not between the tokens of one text.
 pub(crate) fn check_attention(model: &Model, measure: &'static str) -> Result<()> {
-    match model.needs_source() {
-        true => Err(Error::Source { measure }),
-        false => Ok(()),
+    match (model.needs_source(), routes(model)) {
+        (true, _) => Err(Error::Source { measure }),
+        (_, true) => Err(Error::Routed { measure }),
+        (false, false) => Ok(()),
     }
+}
+
+/// Whether heads of some layer run for some tokens alone: at the others they attend to nothing.
+pub(crate) fn routes(model: &Model) -> bool {
+    model.layers().iter().any(|layer| layer.kind().routes().is_some())
 }
 
 /// The number of each head in its pretrained layer.

@@ -107,6 +107,13 @@ fn a_model_has_no_shift_against_itself_and_one_against_another() {
     let refused =
         attention_shift(&before, &decoder, None, &texts, &known, &Batching::default(), &mut go_on);
     assert!(matches!(refused, Err(Error::Heads { .. })), "{refused:?}");
+    // Heads that do not run for every token have no mean over all of them.
+    let mut routed = language_model("distilbert", Kind::Double);
+    let kind = serde_json::from_value(serde_json::json!({"kind": "routed"})).unwrap();
+    routed.swap(&[1], &kind, 0).unwrap();
+    let refused =
+        attention_shift(&before, &routed, None, &texts, &known, &Batching::default(), &mut go_on);
+    assert!(matches!(refused, Err(Error::Routed { .. })), "{refused:?}");
 }
 
 #[test]

@@ -716,16 +716,16 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "WHAT=SHARE", group = "going", conflicts_with_all = ["heads", "remove"])]
     pub(crate) target: Option<String>,
 
-    /// Which go first
-    #[arg(long, value_enum, default_value_t)]
+    /// Which go first; random heads need no scores
+    #[arg(long, value_enum, default_value_t, conflicts_with = "heads")]
     pub(crate) which: Which,
 
     /// K of all heads, or K of each layer
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, conflicts_with = "heads")]
     pub(crate) per: Per,
 
     /// Write the old shape, the heads' columns of the output projection at zero
-    #[arg(long)]
+    #[arg(long, conflicts_with = "target")]
     pub(crate) full_shape: bool,
 
     /// Fit the output projections anew on this data set: a name of `attn list`, a file, a folder or a Hub id
@@ -752,8 +752,8 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "X", default_value_t = 1e-3, requires = "refit")]
     pub(crate) ridge: f64,
 
-    /// Rows and tokens of the passes that --target latency times
-    #[arg(long, value_name = "ROWS,TOKENS", value_delimiter = ',', default_value = "16,64")]
+    /// Rows and tokens of what --target counts or times: 16,64 where not given
+    #[arg(long, value_name = "ROWS,TOKENS", value_delimiter = ',', requires = "target")]
     pub(crate) latency_of: Vec<usize>,
 
     /// What the weights are stored in; rounded where they are wider
@@ -765,7 +765,7 @@ pub(crate) struct PruneArgs {
     pub(crate) threads: Option<std::num::NonZeroU16>,
 
     /// Seed of random heads and ties
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "heads")]
     pub(crate) seed: u64,
 
     /// The folder, new or empty; folders that are missing above it are made
