@@ -130,12 +130,16 @@ pub(crate) fn loss_and_rows<'a>(
     })
 }
 
-/// Says that intervals over `n_rows` are not to be relied on, where they are of few.
+/// Says that means over `n_rows` and their intervals are not to be relied on, where they are few.
 pub(crate) fn warn_of_few(n_rows: usize) {
-    if (2..FEW_ROWS).contains(&n_rows) {
-        tracing::warn!(
+    match n_rows {
+        1 => tracing::warn!(
+            "one row counts: nothing tells how far to trust it\nhint: {FEW_ROWS} rows at least"
+        ),
+        2..FEW_ROWS => tracing::warn!(
             "{n_rows} rows count: intervals by drawing so few again are too narrow\nhint: {FEW_ROWS} rows at least"
-        );
+        ),
+        _ => {}
     }
 }
 

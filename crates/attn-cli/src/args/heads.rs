@@ -678,7 +678,7 @@ before, on the task's train split: seconds, no training.
 Examples:
   attn prune --model runs/sst2/model --scores heads.json --remove 6 --refit sst2 --out smaller
   attn prune --model DIR --heads 0-1,1-0 --out smaller
-  attn prune --model DIR --which random --remove 1 --per layer --seed 3 --out smaller
+  attn prune --model DIR --which random --remove 1 --per layer --seed 3 --out drawn
   attn prune --model DIR --scores heads.json --remove 1 --per layer --refit notes.txt --out fitted";
 
 #[derive(Debug, clap::Args)]
