@@ -33,6 +33,9 @@ const FILE: &str = "pruning.json";
 /// Rows of a batch that projections are fitted on.
 const ROWS: usize = 32;
 
+/// What a share of time may exceed the one asked for by without a word.
+const TOLERANCE: f64 = 0.02;
+
 /// Tokens for each unknown below which a fit is said to be of few.
 const FEW_TOKENS: i64 = 10;
 
@@ -161,10 +164,12 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         let Left { share: reached, interval_95: reached_interval_95 } = found.1;
         picked = found.0;
         let threads = tch::get_num_threads();
-        if reached_interval_95.map_or(reached, |it| it.high) > share {
+        if let Some(it) = reached_interval_95.filter(|it| it.high > share + TOLERANCE) {
             tracing::warn!(
-                "a last look finds {reached:.3} left, and cannot tell that from more than {share}: this machine is too noisy for the \
-                 number of heads to mean much\nhint: nothing else running, or a larger --latency-of"
+                "a last look finds {reached:.3} left ({:.3} to {:.3}), where {share} was asked for: this machine is too noisy for the \
+                 number of heads to mean much\nhint: nothing else running, or a larger --latency-of",
+                it.low,
+                it.high
             );
         }
         met = Some(Met { what: spent.name(), size, threads, share, reached, reached_interval_95 });
