@@ -13,6 +13,7 @@ mod choose;
 mod compare_scores;
 mod complain;
 mod config;
+mod convert;
 mod data;
 mod distill;
 mod doctor;
@@ -120,6 +121,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,
         Command::Heatmap(args) => heatmap::run(&args, &mut out)?,
+        Command::Convert(args) => convert::run(&args, &mut out)?,
         Command::Choose(args) => choose::run(&args, &mut out)?,
         Command::Swap(args) => swap::run(&args, &mut out)?,
         Command::Save(args) => save::run(&args, &mut out)?,

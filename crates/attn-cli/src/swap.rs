@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{LoadOptions, Variant, checkpoint::WriteOptions};
 use attn_data::hub::{Hub, progress_bar};
+use attn_eval::n_parameters;
 use tch::{Device, Kind};
 use toml::{Table, Value};
 
@@ -32,17 +33,14 @@ pub(crate) fn run(args: &SwapArgs, out: &mut dyn Write) -> Result<()> {
     let options = LoadOptions { device: Device::Cpu, seed: args.seed, ..LoadOptions::default() };
     let mut model = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
-    let count = |model: &attn_core::Model| -> usize {
-        model.parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
-    };
-    let before = count(&model);
+    let before = n_parameters(&model);
     model.swap(&layers, &variant, args.seed)?;
     let dtype = Kind::from(args.dtype);
     if dtype != model.kind() {
         model.to_kind(dtype);
     }
     write(&model, &folder.tokenizer, &args.out, &WriteOptions::default())?;
-    let after = count(&model);
+    let after = n_parameters(&model);
     let attention = describe(&variants(&model)).unwrap_or_else(|| "as plain transformers".into());
     writeln!(
         out,

@@ -74,6 +74,47 @@ impl Dims {
         }
     }
 
+    /// The extents once key/value head g is made of the old heads `groups[g]`. Query heads that read an old head read the new one that
+    /// it went into; of several, those with lower numbers first, in runs as even as they can be.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for groups that leave a head out, name one that is not there or hold none, and where fewer query heads read an
+    /// old head than new ones came of it.
+    pub(crate) fn regrouped(&self, groups: &[Vec<i64>]) -> Result<Self, Error> {
+        let refuse = |problem: String| Error::Input { name: "groups", problem };
+        if let Some(head) = groups.iter().flatten().find(|&&it| !(0..self.n_kv_heads).contains(&it))
+        {
+            return Err(refuse(format!(
+                "hold key/value head {head}, and there are {}",
+                self.n_kv_heads
+            )));
+        }
+        if let Some(g) = groups.iter().position(Vec::is_empty) {
+            return Err(refuse(format!("are made of nothing at {g}")));
+        }
+        let mut kv_of_head = vec![0; self.kv_of_head.len()];
+        for old in 0..self.n_kv_heads {
+            let made: Vec<i64> =
+                (0..).zip(groups).filter(|(_, of)| of.contains(&old)).map(|(g, _)| g).collect();
+            let readers: Vec<usize> =
+                (0..kv_of_head.len()).filter(|&head| self.kv_of_head[head] == old).collect();
+            if made.is_empty() {
+                return Err(refuse(format!("leave key/value head {old} out")));
+            }
+            if readers.len() < made.len() {
+                return Err(refuse(format!(
+                    "make {} heads of key/value head {old}, and {} query heads read it",
+                    made.len(),
+                    readers.len()
+                )));
+            }
+            for (at, &head) in readers.iter().enumerate() {
+                kv_of_head[head] = made[at * made.len() / readers.len()];
+            }
+        }
+        Ok(Self { n_kv_heads: groups.len() as i64, kv_of_head, ..self.clone() })
+    }
+
     /// Refuses to choose more than there is: the kind would be softmax attention at a higher price. `most` are the choices
     /// (`what`) of a text of n tokens, and `wanted` is what setting `field` of kind `kind` asks for.
     pub(crate) fn check_choices(

@@ -347,6 +347,51 @@ impl AttnLayer {
         Ok(())
     }
 
+    /// Puts new key/value heads in place of the old ones: `k` and `v` are their matrices `[heads · head_dim, hidden_size]` with their
+    /// biases, new head g made of the old heads `groups[g]`. Each query head reads a new head that its old one went into; where
+    /// that are several, its readers are dealt out among them in runs.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for groups that leave a head out or hold none, for matrices of other shapes, and where an old head has fewer
+    /// readers than new ones came of it; [`Error::Refused`] by a kind that cannot follow. The layer is then unchanged.
+    pub fn regroup_kv(
+        &mut self,
+        groups: &[Vec<i64>],
+        [k, v]: [(Tensor, Option<Tensor>); 2],
+    ) -> Result<(), Error> {
+        let dims = self.dims.regrouped(groups)?;
+        let [n, d, hidden] = [dims.n_kv_heads, dims.head_dim, dims.hidden_size];
+        let old = self.projections();
+        for (name, new, old) in [("k", &k, &old.k), ("v", &v, &old.v)] {
+            let fits = new.0.size() == [n * d, hidden]
+                && new.1.as_ref().map(Tensor::size) == old.1.as_ref().map(|_| vec![n * d]);
+            if !fits {
+                let problem =
+                    format!("has shape {:?}, expected [{}, {hidden}]", new.0.size(), n * d);
+                return Err(Error::Input { name, problem });
+            }
+        }
+        self.kind.regroup_kv(groups, &dims)?;
+        match &mut self.qkv {
+            Qkv::Split([_, wk, wv]) => {
+                wk.replace(&k.0, k.1.as_ref());
+                wv.replace(&v.0, v.1.as_ref());
+            }
+            Qkv::Fused(fused) => {
+                let (q, q_bias) = old.q;
+                let weight = Tensor::cat(&[&q, &k.0, &v.0].map(|x| x.to_kind(q.kind())), 0);
+                let biases: Option<Vec<Tensor>> = [q_bias, k.1, v.1].into_iter().collect();
+                let bias = biases.map(|all| {
+                    let all: Vec<Tensor> = all.iter().map(|x| x.to_kind(q.kind())).collect();
+                    Tensor::cat(&all, 0)
+                });
+                fused.replace(&weight, bias.as_ref());
+            }
+        }
+        self.dims = dims;
+        Ok(())
+    }
+
     /// `[batch, q_len, hidden_size] -> [batch, q_len, hidden_size]`, or `-> [n, hidden_size]` where [`LayerPass::at`] names
     /// n places.
     ///

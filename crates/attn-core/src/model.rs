@@ -408,6 +408,22 @@ impl Model {
         self.structure_changed()
     }
 
+    /// Puts new key/value heads in place of those of one layer.
+    ///
+    /// # Errors
+    /// As [`AttnLayer::regroup_kv`]; for a layer out of range.
+    pub fn regroup_kv(
+        &mut self,
+        layer: usize,
+        groups: &[Vec<i64>],
+        kv: [(Tensor, Option<Tensor>); 2],
+    ) -> Result<(), Error> {
+        self.check_layers(&[layer])?;
+        self.refuse_lora("change key/value heads")?;
+        self.arch.layer_mut(layer).regroup_kv(groups, kv)?;
+        self.structure_changed()
+    }
+
     /// Whether training passes keep the activations between blocks alone and compute the rest again in the backward
     /// pass: a third more work for a fraction of the memory. Chen et al. 2016, <https://arxiv.org/abs/1604.06174>.
     ///

@@ -103,6 +103,20 @@ impl Linear {
         self.weight = select(&self.weight, axis, channels);
     }
 
+    /// Puts another matrix, `[out, in]`, and bias, `[out]`, in place of the old ones, in their kind and as trainable as they were.
+    pub(crate) fn replace(&mut self, weight: &Tensor, bias: Option<&Tensor>) {
+        let as_old = |new: &Tensor, old: &Tensor| {
+            let new = tch::no_grad(|| new.to_kind(old.kind()).contiguous().copy());
+            new.set_requires_grad(old.requires_grad())
+        };
+        let weight = match self.layout {
+            Layout::OutIn => weight.shallow_clone(),
+            Layout::InOut => weight.tr(),
+        };
+        self.weight = as_old(&weight, &self.weight);
+        self.bias = self.bias.as_ref().zip(bias).map(|(old, new)| as_old(new, old));
+    }
+
     /// Names the parameters.
     pub fn visit(&self, f: &mut Visitor<'_>) {
         f(&format!("{}.weight", self.name), &self.weight);
