@@ -18,13 +18,12 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    ablate::{Head, Replacement, ablate, all_heads},
+    ablate::{Head, Replacement, ablate, all_heads, estimates},
     error::{Error, Result},
-    language::N_RESAMPLES,
     roles::routes,
     row_loss::RowLoss,
     rows::{Batching, Progress, for_each_batch},
-    stats::{Interval, bootstrap_means},
+    stats::Interval,
 };
 
 /// Lists the methods: how heads are scored. To add one: write `heads/<name>.rs`, then name it here and in `values`.
@@ -230,19 +229,14 @@ pub fn ranked(values: &[Vec<f64>]) -> Vec<Head> {
 impl HeadScores {
     /// Scores from `values[row][head]`, heads layer after layer; `heads` are their numbers. There is a row.
     pub(crate) fn of(values: &[Vec<f64>], heads: &[Vec<i64>]) -> Self {
-        let (n_rows, n_heads) = (values.len(), values[0].len());
-        let mean =
-            |head: usize| values.iter().map(|value| value[head]).sum::<f64>() / n_rows as f64;
-        let means: Vec<f64> = (0..n_heads).map(mean).collect();
-        let intervals = (n_rows > 1).then(|| {
-            bootstrap_means(values, 0.95, N_RESAMPLES, 0)
-                .expect("there are rows, and their values are finite")
-        });
+        let all = estimates(values);
+        let means: Vec<f64> = all.iter().map(|it| it.value).collect();
+        let intervals: Option<Vec<Interval>> = all.iter().map(|it| it.interval_95).collect();
         Self {
             scores: by_layer(&means, heads),
             interval_95: intervals.map(|intervals| by_layer(&intervals, heads)),
             heads: heads.to_vec(),
-            n_rows,
+            n_rows: values.len(),
         }
     }
 
