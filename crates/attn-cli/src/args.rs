@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod convert;
 mod heads;
 
 use std::{num::NonZeroU16, path::PathBuf};
@@ -9,6 +10,7 @@ use attn_eval::MaskFill;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tch::{Device, Kind};
 
+pub(crate) use convert::*;
 pub(crate) use heads::*;
 
 const EXAMPLES: &str = "\
@@ -379,18 +381,6 @@ Examples:
   attn swap --model DIR --attention gated --layers 0-1 --out DIR2
   attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json";
 
-const CONVERT_HELP: &str = "\
-Fewer: neighbouring key/value heads become one, which all their query heads read; the numbers must
-divide. More: each is copied, copies side by side, and the model computes what it did. A Llama whose
-layers all have as many is an ordinary folder that transformers loads; other models that have fewer
-are folders of this program alone. conversion.json in OUT says what was done, and what a token's
-keys and values cost.
-
-Examples:
-  attn convert --model DIR --kv-heads 2 --out grouped
-  attn convert --model DIR --kv-heads 1 --method first --layers 1 --out one
-  attn eval --model grouped --task notes.txt --split train --against DIR --out kl.json";
-
 const CHOOSE_HELP: &str = "\
 CANDIDATES is a TOML file of [[candidate]] tables with `attention.kind` and its settings, such as
 configs/attention/choose.toml. Each is put into each layer, the others untouched, and the model's
@@ -506,49 +496,6 @@ pub(crate) struct SwapArgs {
     /// The folder, new or empty; folders that are missing above it are made
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct ConvertArgs {
-    /// Model folder or Hub id
-    #[arg(long, value_name = "DIR|ID")]
-    pub(crate) model: String,
-
-    /// Key/value heads of a layer
-    #[arg(long, value_name = "N")]
-    pub(crate) kv_heads: std::num::NonZeroU16,
-
-    /// The layers to change, counted from 0: 0,3-5. All where not given
-    #[arg(long, value_name = "LAYERS")]
-    pub(crate) layers: Option<String>,
-
-    /// What a new head is made of the old ones of its group
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) method: PoolBy,
-
-    /// Seed of --method random
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
-
-    /// What the weights are stored in; rounded where they are wider
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: Dtype,
-
-    /// The folder, new or empty; folders that are missing above it are made
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
-}
-
-/// What a new key/value head is made of.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PoolBy {
-    /// The first of them
-    First,
-    /// One drawn, for each layer and group by itself
-    Random,
-    /// Their mean (Ainslie et al. 2023)
-    #[default]
-    Mean,
 }
 
 const EVAL_HELP: &str = "\

@@ -489,18 +489,18 @@ pub(crate) fn find_path(path: &str, root: Option<&Path>) -> String {
     }
 }
 
-/// The config of a run that names none: `configs/<name>` here, in a folder above, or in the repository this program
-/// was built from.
+/// A file that the repository brings along, `configs/finetune/default.toml` say: here, in a folder above, or in the repository this
+/// program was built from.
 pub(crate) fn bundled(name: &str) -> Result<PathBuf> {
     let here = std::env::current_dir().context("cannot find the working directory")?;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_owned);
     let found = here.ancestors().chain(source.as_deref()).find_map(|dir| {
-        let path = dir.join("configs").join(name);
+        let path = dir.join(name);
         path.is_file().then_some(path)
     });
     let path = found.ok_or_else(|| {
         anyhow!(
-            "there is no `configs/{name}` here or in a folder above\nhint: run this in the repository, or name a config"
+            "there is no `{name}` here or in a folder above\nhint: run this in the repository, or name a file of your own"
         )
     })?;
     // Shorter in messages, where it is below.

@@ -1,6 +1,6 @@
 //! `attn prune`: a model without some of its heads, as a folder of its own.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
@@ -22,7 +22,7 @@ use crate::{
     head_names::{QUERY_HEAD, name, parse, read_scores},
     monitor::grouped,
     run_dir::SCHEMA,
-    save::{check_free, write_with},
+    save::{Replace, check_free, write_with},
     task::{Task, dataset},
     texts::{Folder, load_model},
 };
@@ -102,13 +102,25 @@ struct Met {
 
 /// A layer whose output projection was fitted anew.
 #[derive(Serialize)]
-struct Layer {
-    layer: usize,
-    n_tokens: i64,
-    n_unknowns: i64,
-    rank: i64,
-    error_before: f64,
-    error_after: f64,
+pub(crate) struct Layer {
+    pub(crate) layer: usize,
+    pub(crate) n_tokens: i64,
+    pub(crate) n_unknowns: i64,
+    pub(crate) rank: i64,
+    pub(crate) error_before: f64,
+    pub(crate) error_after: f64,
+}
+
+/// Says that a fit is of few tokens, where it is; `flag` gives more.
+pub(crate) fn warn_of_few_tokens(layer: &Layer, flag: &str) {
+    let Layer { layer, n_tokens, n_unknowns, .. } = layer;
+    if *n_tokens < FEW_TOKENS * n_unknowns {
+        tracing::warn!(
+            "layer {layer} was fitted to {n_tokens} tokens, with {n_unknowns} unknowns a channel: on other text it may be worse \
+             than unfitted\nhint: a larger {flag}, or more text: {} tokens at least",
+            FEW_TOKENS * n_unknowns
+        );
+    }
 }
 
 #[derive(Serialize, Clone, Copy, PartialEq, Eq)]
@@ -236,11 +248,12 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
         target: met,
     };
     let extra = serde_json::to_vec_pretty(&report).context("cannot write JSON")?;
-    write_with(&written, &folder.tokenizer, &args.out, &WriteOptions::default(), &[(FILE, extra)])?;
+    let save = |draft: &Path| Ok(written.save(draft, &WriteOptions::default())?);
+    write_with(&save, &folder.tokenizer, &args.out, &[(FILE, extra)], Replace::Nothing)?;
     print(&report, args, written.kind(), out)
 }
 
-fn of_layer(one: &Refitted) -> Layer {
+pub(crate) fn of_layer(one: &Refitted) -> Layer {
     let &Refitted { layer, n_tokens, n_unknowns, rank, error_before, error_after } = one;
     Layer { layer, n_tokens, n_unknowns, rank, error_before, error_after }
 }
@@ -309,13 +322,9 @@ fn read_rows(args: &PruneArgs, rows: &RowArgs, hub: &Hub) -> Result<Vec<Encoded>
         ..rows.clone()
     };
     let folder = Folder::open(&args.model, true, None, hub)?;
-    let has_label = data.label.is_some();
     let task =
         Task::read(folder, &rows, data, None, hub).context("cannot read the rows of `--refit`")?;
-    match has_label && !task.packs() {
-        true => task.encoded(),
-        false => task.unlabelled(),
-    }
+    task.to_read()
 }
 
 fn inputs(rows: &[Encoded], folder: &Folder, model: &Model) -> Result<Vec<ModelInput>> {
@@ -374,19 +383,14 @@ fn print(report: &Report, args: &PruneArgs, kind: Kind, out: &mut dyn Write) -> 
         "removed against masked: relative difference {:.1e}",
         report.removed_against_masked
     )?;
-    for Layer { layer, n_tokens, n_unknowns, rank, error_before, error_after } in &report.refitted {
+    for layer in &report.refitted {
+        let Layer { layer: at, n_tokens, n_unknowns, rank, error_before, error_after } = layer;
         writeln!(
             out,
-            "layer {layer} fitted to {} tokens, rank {rank} of {n_unknowns}: error {error_before:.4} -> {error_after:.4} on these",
+            "layer {at} fitted to {} tokens, rank {rank} of {n_unknowns}: error {error_before:.4} -> {error_after:.4} on these",
             grouped(*n_tokens as usize)
         )?;
-        if *n_tokens < FEW_TOKENS * n_unknowns {
-            tracing::warn!(
-                "layer {layer} was fitted to {n_tokens} tokens, with {n_unknowns} unknowns a channel: on other text it may be worse \
-                 than unfitted\nhint: a larger --limit, or more rows: {} tokens at least",
-                FEW_TOKENS * n_unknowns
-            );
-        }
+        warn_of_few_tokens(layer, "--limit");
     }
     writeln!(
         out,

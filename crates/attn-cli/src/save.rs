@@ -3,7 +3,10 @@
 use std::{fs, io::Write, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use attn_core::{LoadOptions, Model, checkpoint::WriteOptions};
+use attn_core::{
+    LoadOptions, Model,
+    checkpoint::{CONFIG_FILE, WriteOptions, replace_folder},
+};
 use attn_data::{
     hub::{Hub, progress_bar},
     tokenizer::TextTokenizer,
@@ -50,6 +53,29 @@ pub(crate) fn check_free(out: &Path) -> Result<()> {
     out.file_name().with_context(|| format!("`{shown}` names no folder")).map(drop)
 }
 
+/// Refuses to write over anything but a model's folder that is not among `read`.
+pub(crate) fn check_replaceable(out: &Path, read: &[&Path]) -> Result<()> {
+    if check_free(out).is_ok() {
+        return Ok(());
+    }
+    let shown = out.display();
+    ensure!(
+        out.join(CONFIG_FILE).is_file(),
+        "`{shown}` is there already and is no model's folder, which alone `--force` replaces\nhint: name a folder that is \
+         new or empty"
+    );
+    let own = out.canonicalize().with_context(|| format!("cannot look into `{shown}`"))?;
+    for path in read {
+        let path =
+            path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()))?;
+        ensure!(
+            !path.starts_with(&own),
+            "`{shown}` holds what is converted\nhint: name another folder; `--force` replaces all that is in one"
+        );
+    }
+    Ok(())
+}
+
 /// Writes a model with its tokenizer as the folder `out`, which appears whole.
 pub(crate) fn write(
     model: &Model,
@@ -57,31 +83,43 @@ pub(crate) fn write(
     out: &Path,
     options: &WriteOptions,
 ) -> Result<()> {
-    write_with(model, tokenizer, out, options, &[])
+    let save = |draft: &Path| Ok(model.save(draft, options)?);
+    write_with(&save, tokenizer, out, &[], Replace::Nothing)
 }
 
-/// As [`write()`], with more files, each by its name.
+/// What a folder that is written may take the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replace {
+    Nothing,
+    /// A model's folder, with all that is in it.
+    Model,
+}
+
+/// As [`write()`], with more files, each by its name; `save` writes the model to the folder it is told.
 pub(crate) fn write_with(
-    model: &Model,
+    save: &dyn Fn(&Path) -> Result<()>,
     tokenizer: &TextTokenizer,
     out: &Path,
-    options: &WriteOptions,
     extra: &[(&str, Vec<u8>)],
+    replace: Replace,
 ) -> Result<()> {
     let parent = parent_of(out);
     fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     // Through a folder of another name, so that a kill leaves none without a tokenizer.
     let draft = parent.join(format!(".{name}.part"));
-    let save = || -> Result<()> {
-        model.save(&draft, options)?;
+    let write = || -> Result<()> {
+        save(&draft)?;
         tokenizer.save(&draft)?;
         for (name, content) in extra {
             fs::write(draft.join(name), content)?;
         }
-        Ok(fs::rename(&draft, out)?)
+        Ok(match replace == Replace::Model && !is_free(out)? {
+            true => replace_folder(&draft, out)?,
+            false => fs::rename(&draft, out)?,
+        })
     };
-    save().with_context(|| format!("cannot save the model to `{}`", out.display()))
+    write().with_context(|| format!("cannot save the model to `{}`", out.display()))
 }
 
 /// Whether nothing stands there, or an empty folder.

@@ -58,7 +58,7 @@ pub(crate) trait RunConfig: Serialize + DeserializeOwned + PartialEq {
 
 impl RunConfig for Finetune {
     const COMMAND: &'static str = "finetune";
-    const BUNDLED: Option<&'static str> = Some("finetune/default.toml");
+    const BUNDLED: Option<&'static str> = Some("configs/finetune/default.toml");
 
     fn complete(self, name: &str) -> Result<Self> {
         self.complete(name)

@@ -159,6 +159,14 @@ impl<'a> Task<'a> {
         encode(&self.folder.tokenizer, &numbered, self.max_len, &self.split)
     }
 
+    /// Texts as a model of this kind reads them, whether or not their labels are of use.
+    pub(crate) fn to_read(&self) -> Result<Vec<Encoded>> {
+        match self.data.label.is_some() && !self.packs() {
+            true => self.encoded(),
+            false => self.unlabelled(),
+        }
+    }
+
     /// Whether texts are joined and cut into blocks for a language model.
     pub(crate) fn packs(&self) -> bool {
         self.folder.packs(&self.texts, self.args.by_text)

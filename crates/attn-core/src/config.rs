@@ -46,7 +46,7 @@ pub struct LayerSpec {
     pub n_heads: i64,
     /// Key/value heads.
     pub n_kv_heads: i64,
-    /// The base model's head that each query head was, ascending.
+    /// The base model's head that each query head was, each once.
     pub kept_heads: Vec<i64>,
     /// The key/value head that each query head reads.
     pub kv_of_head: Vec<i64>,
@@ -102,6 +102,10 @@ pub struct Config {
     pub layers: Vec<LayerSpec>,
 }
 
+/// The field of a plain config that names the heads of each layer in their order, where that is not their own. It makes no difference
+/// to what they compute, and transformers keeps it unread.
+const HEAD_ORDER: &str = "attn_head_order";
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AttnSection {
@@ -156,9 +160,7 @@ impl Config {
         let sizes = arch.sizes()?;
         let head = read_head(&raw, &arch)?;
         let layers = match section {
-            None => (0..sizes.n_layers)
-                .map(|_| LayerSpec::plain(sizes.n_heads, sizes.n_kv_heads))
-                .collect(),
+            None => read_plain_layers(&raw, &sizes)?,
             Some(section) => read_layers(section, &sizes)?,
         };
         Ok(Self { raw, arch, head, sizes, layers })
@@ -302,6 +304,11 @@ impl Config {
         if let Some([n_heads, n_kv_heads]) = self.plain_heads() {
             raw.insert("model_type".into(), json!(base));
             raw.shift_remove("attn");
+            raw.shift_remove(HEAD_ORDER);
+            let order: Vec<&Vec<i64>> = self.layers.iter().map(|layer| &layer.kept_heads).collect();
+            if order.iter().any(|layer| !layer.is_sorted()) {
+                raw.insert(HEAD_ORDER.into(), json!(order));
+            }
             if let Some(fields) = self.arch.head_fields()
                 && [n_heads, n_kv_heads] != [self.sizes.n_heads, self.sizes.n_kv_heads]
             {
@@ -312,6 +319,7 @@ impl Config {
                 }
             }
         } else {
+            raw.shift_remove(HEAD_ORDER);
             let section = AttnSection {
                 format_version: FORMAT_VERSION,
                 base_model_type: base.to_owned(),
@@ -378,6 +386,28 @@ fn read_head(raw: &Map<String, Value>, arch: &ArchConfig) -> Result<Head, Error>
     })
 }
 
+/// Layers that plain transformers computes, with the numbers of their heads where these are in another order.
+fn read_plain_layers(raw: &Map<String, Value>, sizes: &Sizes) -> Result<Vec<LayerSpec>, Error> {
+    let plain = LayerSpec::plain(sizes.n_heads, sizes.n_kv_heads);
+    let Some(order) = field::<Vec<Vec<i64>>>(raw, HEAD_ORDER)? else {
+        return Ok(vec![plain; sizes.n_layers as usize]);
+    };
+    let is_order = |layer: &Vec<i64>| {
+        let mut sorted = layer.clone();
+        sorted.sort_unstable();
+        sorted == plain.kept_heads
+    };
+    if order.len() as i64 != sizes.n_layers || !order.iter().all(is_order) {
+        let expected = format!(
+            "expected a list of the heads 0 to {}, each once, for each of {} layers",
+            sizes.n_heads - 1,
+            sizes.n_layers
+        );
+        return Err(problem(HEAD_ORDER, &expected));
+    }
+    Ok(order.into_iter().map(|kept_heads| LayerSpec { kept_heads, ..plain.clone() }).collect())
+}
+
 fn read_layers(section: AttnSection, sizes: &Sizes) -> Result<Vec<LayerSpec>, Error> {
     if section.layers.len() as i64 != sizes.n_layers {
         return Err(problem(
@@ -402,13 +432,15 @@ fn read_layers(section: AttnSection, sizes: &Sizes) -> Result<Vec<LayerSpec>, Er
                 &format!("is {n_heads}, expected 0 to {}", sizes.n_heads),
             ));
         }
-        let ascending = layer.kept_heads.is_sorted_by(|a, b| a < b);
+        let mut sorted = layer.kept_heads.clone();
+        sorted.sort_unstable();
+        let each_once = sorted.is_sorted_by(|a, b| a < b);
         let in_range = layer.kept_heads.iter().all(|head| (0..sizes.n_heads).contains(head));
-        if layer.kept_heads.len() as i64 != n_heads || !ascending || !in_range {
+        if layer.kept_heads.len() as i64 != n_heads || !each_once || !in_range {
             return Err(problem(
                 &at("kept_heads"),
                 &format!(
-                    "is {:?}, expected {n_heads} ascending heads below {}",
+                    "is {:?}, expected {n_heads} heads below {}, each once",
                     layer.kept_heads, sizes.n_heads
                 ),
             ));

@@ -1,13 +1,17 @@
 //! Fewer key/value heads, or more: grouped-query attention made of a pretrained layer.
 //!
 //! ```text
-//! K_g = Σ_{h ∈ group g} c_h K_h      V_g likewise      query heads of group g read head g
-//! first   c = 1 of the first member     random   c = 1 of one drawn     mean   c = 1/|group|
+//! x̂_g = Σ_{j ∈ group g} P_j x_j          x_j ≈ C_j x̂_g            x: keys, and likewise values
+//! query heads that read j:   q' = C_jᵀ q  (keys' C)      W_O' = W_O C_j  (values' C)
 //! ```
 //!
-//! Groups are neighbours: of n old heads and m new ones, m a divisor, head h goes into group ⌊h·m/n⌋; where n is the divisor, old head h
-//! becomes the heads h·m/n up to (h+1)·m/n, copies of it that change nothing. Ainslie et al. 2023, "GQA: Training Generalized
-//! Multi-Query Transformer Models from Multi-Head Checkpoints", <https://arxiv.org/abs/2305.13245>, section 2.1 and figure 5.
+//! Scores q·k and what values add to the output are then those of the C_j x̂_g: nothing but the x_j is approximated, and the result is
+//! an ordinary layer with fewer heads. A method ([`Merge`]) is a choice of groups and of P and C; `first`, `random` and `mean` leave C
+//! at 1, take neighbours together and look at no text. Of n old heads and m new ones, m a divisor, neighbours are what ⌊h·m/n⌋ says;
+//! where n is the divisor, old head h becomes the heads h·m/n up to (h+1)·m/n, copies of it that change nothing.
+//!
+//! Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
+//! <https://arxiv.org/abs/2305.13245>, section 2.1 and figure 5; the other methods name their sources in their files.
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -16,118 +20,336 @@ use rand_chacha::{
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Error, Model, attention::Dims, layer::AttnLayer};
+use crate::{
+    Config, Error, Model, Variant,
+    attention::{Dims, Projections},
+    layer::AttnLayer,
+};
 
-/// What a new key/value head is made of the old ones of its group.
+mod aligned;
+mod grouping;
+mod low_rank;
+mod moments;
+mod space;
+
+pub use moments::Moments;
+pub(crate) use moments::attention_inputs;
+
+use space::Space;
+
+/// What new key/value heads are made of the old ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// The first of them.
+pub enum Merge {
+    /// The first of a group of neighbours.
     First,
-    /// One drawn by the seed, for each layer and group by itself.
+    /// One of the neighbours drawn by the seed, for each layer and group by itself.
     Random {
         /// The draw's.
         seed: u64,
     },
-    /// Their mean.
+    /// The mean of neighbours.
     #[default]
     Mean,
+    /// The mean of heads whose keys and values are near each other as they stand.
+    Similarity,
+    /// Heads that are near each other once turned, turned onto each other, their mean weighted by what an error of each costs.
+    Aligned,
+    /// The `head_dim` directions of a group's keys, and of its values, that matter most together: each head then reads them through a
+    /// matrix of its own.
+    LowRank,
 }
 
-/// Gives the layers `layers` of `model` `n_kv` key/value heads each, made of neighbouring old ones by `pooling`, or copies of these where
-/// they become more. Layers that have as many stay as they are.
-///
-/// # Errors
-/// [`Error::Input`] where the numbers of old and new heads do not divide one by the other, where there are fewer query heads than `n_kv`, or
-/// a layer has no heads, before any layer is changed; as [`AttnLayer::regroup_kv`] of a kind that cannot follow: layers before it are
-/// then changed.
-pub fn pool_kv(
-    model: &mut Model,
-    layers: &[usize],
-    n_kv: i64,
-    pooling: Pooling,
-) -> Result<(), Error> {
-    let all = model.layers();
-    let mut wanted = Vec::new();
-    for &layer in layers {
-        let Some(it) = all.get(layer) else {
-            return Err(Error::Index {
-                what: "layer",
-                index: layer as i64,
-                count: all.len() as i64,
-            });
-        };
-        if it.dims().n_kv_heads != n_kv {
-            let groups = neighbours(layer, it.dims(), n_kv)?;
-            let kv = pooled(it, layer, &groups, pooling);
-            wanted.push((layer, groups, kv));
+impl Merge {
+    /// Every method, random draws by seed 0.
+    pub const ALL: [Self; 6] = [
+        Self::First,
+        Self::Random { seed: 0 },
+        Self::Mean,
+        Self::Similarity,
+        Self::Aligned,
+        Self::LowRank,
+    ];
+
+    /// Its name in configs and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Random { .. } => "random",
+            Self::Mean => "mean",
+            Self::Similarity => "similarity",
+            Self::Aligned => "aligned",
+            Self::LowRank => "low_rank",
         }
     }
-    for (layer, groups, kv) in wanted {
-        model.regroup_kv(layer, &groups, kv)?;
+
+    /// Whether it needs [`Moments`].
+    pub fn reads_text(self) -> bool {
+        matches!(self, Self::Similarity | Self::Aligned | Self::LowRank)
+    }
+
+    /// Whether keys and values come out in other coordinates than they had.
+    fn turns(self) -> bool {
+        matches!(self, Self::Aligned | Self::LowRank)
+    }
+}
+
+/// What became of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Merged {
+    /// The layer.
+    pub layer: usize,
+    /// The old key/value heads of each new one.
+    pub groups: Vec<Vec<i64>>,
+    /// How much the error of a query's scores, q·(k − C k̂), varies over keys, as a share of how much the scores vary, summed over the
+    /// heads: as if queries met any key of the text, and at any distance within its longest row where positions turn keys. What is the
+    /// same for all keys no softmax sees. Of methods that read text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_loss: Option<f64>,
+    /// Σ E‖W_O (v − C v̂)‖² / Σ E‖W_O v‖² over the heads: what is lost of what values add to the output. Of methods that read text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_loss: Option<f64>,
+}
+
+/// How x̂ is made of the old heads, and how these are read from it.
+pub(crate) struct Maps {
+    /// P: `[n_old, head_dim, head_dim]`.
+    pub(crate) pull: Tensor,
+    /// C: `[n_old, head_dim, head_dim]`.
+    pub(crate) push: Tensor,
+}
+
+/// Gives each of `wanted`, a layer and a number, so many key/value heads by `method`. Layers that have as many stay as they are, and
+/// are not in the result; more heads than there were are copies, whatever the method. Query heads are put into the order of the new
+/// heads that they read; their numbers ([`LayerSpec::kept_heads`](crate::config::LayerSpec)) go with them.
+///
+/// # Errors
+/// [`Error::Input`] where the numbers of old and new heads do not divide one by the other, where there are fewer query heads than asked
+/// for, or a layer has none, and where a method that reads text is given no moments of a layer, or of fewer tokens than a hidden state
+/// has channels; [`Error::Refused`] where keys and values would be turned under an attention kind that looks at their coordinates.
+/// No layer is then changed. As [`AttnLayer::regroup_kv`] of a kind that cannot follow: layers before it are then changed.
+pub fn merge_kv(
+    model: &mut Model,
+    wanted: &[(usize, i64)],
+    method: Merge,
+    moments: Option<&Moments>,
+) -> Result<Vec<Merged>, Error> {
+    check_merge(model.config(), wanted, method)?;
+    let all = model.layers();
+    let mut made = Vec::new();
+    for &(layer, n_kv) in wanted {
+        let it = all[layer];
+        let n_old = it.dims().n_kv_heads;
+        if n_old == n_kv {
+            continue;
+        }
+        let groups = neighbours(n_old, n_kv);
+        let of_text = (method.reads_text() && n_kv < n_old)
+            .then(|| -> Result<_, Error> {
+                let moment = moments.map_or_else(
+                    || Err(no_moments(layer, "there are none")),
+                    |moments| moments.of(layer, it.dims().hidden_size),
+                )?;
+                let kept = kept(model, moments.map_or(1, Moments::max_len));
+                Ok([Space::of_keys(it, &moment, kept.as_deref()), Space::of_values(it, &moment)])
+            })
+            .transpose()?;
+        made.push(match &of_text {
+            Some(spaces) => by_text(it, layer, n_kv, method, spaces),
+            None => {
+                let maps = || pooled(it.dims(), layer, &groups, method);
+                let merged =
+                    Merged { layer, groups: groups.clone(), key_loss: None, value_loss: None };
+                (merged, [maps(), maps()])
+            }
+        });
+    }
+    let made: Vec<_> = made
+        .into_iter()
+        .map(|(merged, maps)| {
+            let it = model.layers()[merged.layer];
+            let projections = through(it, &merged.groups, &maps);
+            (merged, projections)
+        })
+        .collect();
+    let mut all = Vec::new();
+    for (merged, (projections, out)) in made {
+        model.regroup_kv(merged.layer, &merged.groups, projections, &out)?;
+        all.push(merged);
+    }
+    Ok(all)
+}
+
+/// Refuses what [`merge_kv`] would refuse of a model with this config, whatever the text.
+///
+/// # Errors
+/// As [`merge_kv`].
+pub fn check_merge(config: &Config, wanted: &[(usize, i64)], method: Merge) -> Result<(), Error> {
+    let count = config.layers.len();
+    for &(layer, n_kv) in wanted {
+        let Some(spec) = config.layers.get(layer) else {
+            return Err(Error::Index { what: "layer", index: layer as i64, count: count as i64 });
+        };
+        let refuse = |problem: String| {
+            Err(Error::Input {
+                name: "key/value heads",
+                problem: format!("of layer {layer}: {problem}"),
+            })
+        };
+        let old = spec.n_kv_heads;
+        if old == n_kv {
+            continue;
+        }
+        if old == 0 {
+            return refuse("there are none".into());
+        }
+        if n_kv < 1 || n_kv > spec.n_heads {
+            return refuse(format!(
+                "{n_kv} are asked for, expected 1 to {}, the query heads",
+                spec.n_heads
+            ));
+        }
+        if old % n_kv != 0 && n_kv % old != 0 {
+            return refuse(format!("{old} cannot become {n_kv}: neither divides the other"));
+        }
+        if n_kv < old && method.turns() {
+            check_turns(&spec.variant)?;
+        }
     }
     Ok(())
 }
 
-/// The old heads of each of `n_kv` new ones.
-fn neighbours(layer: usize, dims: &Dims, n_kv: i64) -> Result<Vec<Vec<i64>>, Error> {
-    let old = dims.n_kv_heads;
-    let refuse = |problem: String| {
-        Err(Error::Input {
-            name: "key/value heads",
-            problem: format!("of layer {layer}: {problem}"),
-        })
-    };
-    if old == 0 {
-        return refuse("there are none".into());
-    }
-    if n_kv < 1 || n_kv > dims.n_heads {
-        return refuse(format!(
-            "{n_kv} are asked for, expected 1 to {}, the query heads",
-            dims.n_heads
-        ));
-    }
-    if old % n_kv != 0 && n_kv % old != 0 {
-        return refuse(format!("{old} cannot become {n_kv}: neither divides the other"));
-    }
-    Ok(match n_kv < old {
-        true => (0..n_kv).map(|g| (g * old / n_kv..(g + 1) * old / n_kv).collect()).collect(),
-        false => (0..n_kv).map(|g| vec![g * old / n_kv]).collect(),
-    })
+fn no_moments(layer: usize, problem: &str) -> Error {
+    Error::Input { name: "moments", problem: format!("of what goes into layer {layer}: {problem}") }
 }
 
-fn pooled(
+/// Refuses a kind that keys and values in other coordinates would be something else to.
+fn check_turns(variant: &Variant) -> Result<(), Error> {
+    match variant {
+        Variant::Softmax(_) => Ok(()),
+        other => Err(Error::Refused {
+            kind: other.name(),
+            what: "have its keys and values turned",
+            reason: "it may look at more of them than products\nhint: convert the model before its attention is swapped, or \
+                     pool heads as they are (`mean`)"
+                .into(),
+        }),
+    }
+}
+
+/// |mean over distances Δ < n of exp(i f Δ)|² for the frequency f of each rotary plane: near 1 where a text of n tokens hardly turns it.
+fn kept(model: &Model, n: i64) -> Option<Vec<f64>> {
+    let of = |f: &f64| {
+        // A geometric series: |sin(n f/2) / (n sin(f/2))|².
+        let (all, one) = ((n as f64 * f / 2.0).sin(), n as f64 * (f / 2.0).sin());
+        if one == 0.0 { 1.0 } else { (all / one).powi(2) }
+    };
+    Some(model.arch.rotary()?.frequencies().iter().map(of).collect())
+}
+
+/// Groups and maps of a method that reads text.
+fn by_text(
     it: &AttnLayer,
     layer: usize,
-    groups: &[Vec<i64>],
-    pooling: Pooling,
-) -> [(Tensor, Option<Tensor>); 2] {
-    let projections = it.projections();
-    let d = it.dims().head_dim;
+    n_kv: i64,
+    method: Merge,
+    spaces: &[Space; 2],
+) -> (Merged, [Maps; 2]) {
+    let costs = |space: &Space| match method {
+        Merge::Aligned => aligned::pair_costs(space),
+        Merge::LowRank => low_rank::pair_costs(space),
+        _ => aligned::pair_costs_as_they_stand(space),
+    };
+    let [keys, values] = spaces.each_ref().map(costs);
+    // One unit of either is all that there is to lose of it.
+    let costs: Vec<Vec<f64>> = keys
+        .iter()
+        .zip(&values)
+        .map(|(keys, values)| keys.iter().zip(values).map(|(key, value)| key + value).collect())
+        .collect();
+    let groups = grouping::balanced(&costs, n_kv as usize);
+    let maps = spaces.each_ref().map(|space| match method {
+        Merge::Aligned => aligned::maps(space, &groups),
+        Merge::LowRank => low_rank::maps(space, &groups),
+        _ => means(it.dims(), &groups),
+    });
+    let loss = |at: usize| Some(spaces[at].loss(&groups, &maps[at]));
+    (Merged { layer, key_loss: loss(0), value_loss: loss(1), groups: groups.clone() }, maps)
+}
+
+/// The old heads of each of `n_kv` new ones, one number dividing the other.
+fn neighbours(old: i64, n_kv: i64) -> Vec<Vec<i64>> {
+    match n_kv < old {
+        true => (0..n_kv).map(|g| (g * old / n_kv..(g + 1) * old / n_kv).collect()).collect(),
+        false => (0..n_kv).map(|g| vec![g * old / n_kv]).collect(),
+    }
+}
+
+/// The maps of neighbours that stay in their coordinates.
+fn pooled(dims: &Dims, layer: usize, groups: &[Vec<i64>], method: Merge) -> Maps {
     // The members that are taken: k and v of one head belong together.
-    let taken: Vec<Vec<i64>> = match pooling {
-        Pooling::Mean => groups.to_vec(),
-        Pooling::First => groups.iter().map(|group| vec![group[0]]).collect(),
-        Pooling::Random { seed } => {
+    let taken: Vec<Vec<i64>> = match method {
+        Merge::First => groups.iter().map(|group| vec![group[0]]).collect(),
+        Merge::Random { seed } => {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(layer as u64);
             let one =
                 |group: &Vec<i64>| vec![group[(rng.next_u64() % group.len() as u64) as usize]];
             groups.iter().map(one).collect()
         }
+        _ => groups.to_vec(),
     };
-    // Of matrices and biases alike: `[n · d, ..]`.
-    let pool = |x: &Tensor| {
-        let of_group = |heads: &Vec<i64>| match heads.as_slice() {
-            [head] => x.narrow(0, head * d, d),
-            many => {
-                let sum: Tensor =
-                    many.iter().map(|head| x.narrow(0, head * d, d).to_kind(Kind::Double)).sum();
-                (sum / many.len() as i64).to_kind(x.kind())
-            }
+    means(dims, &taken)
+}
+
+/// Means of the heads `taken` of each group, read as they are.
+fn means(dims: &Dims, taken: &[Vec<i64>]) -> Maps {
+    let mut share = vec![0.0; dims.n_kv_heads as usize];
+    for group in taken {
+        group.iter().for_each(|&head| share[head as usize] = 1.0 / group.len() as f64);
+    }
+    let one = Tensor::eye(dims.head_dim, (Kind::Double, tch::Device::Cpu)).unsqueeze(0);
+    Maps {
+        pull: Tensor::from_slice(&share).view([-1, 1, 1]) * &one,
+        push: one.repeat([dims.n_kv_heads, 1, 1]),
+    }
+}
+
+/// A layer's projections and output projection, `[hidden_size, n_heads · head_dim]`, once its heads went through `maps`, of keys and of
+/// values. Computed in `f64`.
+fn through(it: &AttnLayer, groups: &[Vec<i64>], maps: &[Maps; 2]) -> (Projections, Tensor) {
+    let Dims { n_heads, n_kv_heads, head_dim: d, hidden_size, ref kv_of_head, .. } = *it.dims();
+    let device = it.out().weight.device();
+    let [keys, values] = maps.each_ref().map(|Maps { pull, push }| {
+        [pull, push].map(|maps| maps.to_device(device)) // made on the CPU
+    });
+    let old = it.projections();
+    let by_head = |x: &Tensor, n: i64| x.to_kind(Kind::Double).view([n, d, -1]);
+    let pulled = |(weight, bias): &(Tensor, Option<Tensor>), pull: &Tensor| {
+        let made = |x: &Tensor| {
+            let parts = pull.matmul(&by_head(x, n_kv_heads)); // [n, d, ..]
+            let sums =
+                groups.iter().map(|group| {
+                    parts
+                        .index_select(0, &Tensor::from_slice(group).to_device(device))
+                        .sum_dim_intlist([0i64].as_slice(), false, Kind::Double)
+                });
+            let width = x.size()[1..].to_vec();
+            let rows = groups.len() as i64 * d;
+            Tensor::cat(&sums.collect::<Vec<_>>(), 0)
+                .view([vec![rows], width].concat().as_slice())
+                .to_kind(x.kind())
         };
-        Tensor::cat(&taken.iter().map(of_group).collect::<Vec<_>>(), 0)
+        (made(weight), bias.as_ref().map(made))
     };
-    let both = |(weight, bias): &(Tensor, Option<Tensor>)| (pool(weight), bias.as_ref().map(pool));
-    [both(&projections.k), both(&projections.v)]
+    let of_head = Tensor::from_slice(kv_of_head).to_device(device);
+    let push_k = keys[1].index_select(0, &of_head).transpose(1, 2);
+    let turned = |x: &Tensor| push_k.matmul(&by_head(x, n_heads)).view_as(x).to_kind(x.kind());
+    let q = (turned(&old.q.0), old.q.1.as_ref().map(turned));
+    let out = it.out().out_in();
+    let push_v = values[1].index_select(0, &of_head);
+    let by_reader = out.to_kind(Kind::Double).view([hidden_size, n_heads, d]).transpose(0, 1);
+    let new_out = by_reader.matmul(&push_v).transpose(0, 1).reshape([hidden_size, n_heads * d]);
+    let projections = Projections { q, k: pulled(&old.k, &keys[0]), v: pulled(&old.v, &values[0]) };
+    (projections, new_out.to_kind(out.kind()))
 }

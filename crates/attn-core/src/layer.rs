@@ -305,7 +305,7 @@ impl AttnLayer {
         self.variant = variant.clone();
     }
 
-    /// Keeps the query heads `heads`, strictly ascending, and the key/value heads that they read, and cuts every
+    /// Keeps the query heads `heads`, in that order, and the key/value heads that they read, and cuts every
     /// matrix of the layer accordingly.
     ///
     /// # Errors
@@ -316,10 +316,11 @@ impl AttnLayer {
         if let Some(&index) = heads.iter().find(|head| !(0..n_heads).contains(head)) {
             return Err(Error::Index { what: "head", index, count: n_heads });
         }
-        if !heads.is_sorted_by(|a, b| a < b) {
+        if let Some(twice) = heads.iter().enumerate().find(|(at, head)| heads[..*at].contains(head))
+        {
             return Err(Error::Input {
                 name: "heads",
-                problem: format!("{heads:?} is not strictly ascending"),
+                problem: format!("{heads:?} names {} twice", twice.1),
             });
         }
         let kv_heads = self.dims.kv_heads_of(heads);
@@ -347,9 +348,11 @@ impl AttnLayer {
         Ok(())
     }
 
-    /// Puts new key/value heads in place of the old ones: `k` and `v` are their matrices `[heads · head_dim, hidden_size]` with their
-    /// biases, new head g made of the old heads `groups[g]`. Each query head reads a new head that its old one went into; where
-    /// that are several, its readers are dealt out among them in runs.
+    /// Puts new key/value heads in place of the old ones, new head g made of the old heads `groups[g]`, with the projections that go
+    /// with them: `new`, of as many query heads as before, and the output matrix `out`, `[hidden_size, n_heads · head_dim]`. Each query
+    /// head reads a new head that its old one went into; where that are several, its readers are dealt out among them in runs. Query
+    /// heads, in `new` and `out` in their old order, end up in the order of the heads that they read, their numbers
+    /// ([`LayerSpec::kept_heads`]) with them.
     ///
     /// # Errors
     /// [`Error::Input`] for groups that leave a head out or hold none, for matrices of other shapes, and where an old head has fewer
@@ -357,38 +360,48 @@ impl AttnLayer {
     pub fn regroup_kv(
         &mut self,
         groups: &[Vec<i64>],
-        [k, v]: [(Tensor, Option<Tensor>); 2],
+        new: Projections,
+        out: &Tensor,
     ) -> Result<(), Error> {
         let dims = self.dims.regrouped(groups)?;
-        let [n, d, hidden] = [dims.n_kv_heads, dims.head_dim, dims.hidden_size];
+        let [d, hidden] = [dims.head_dim, dims.hidden_size];
         let old = self.projections();
-        for (name, new, old) in [("k", &k, &old.k), ("v", &v, &old.v)] {
-            let fits = new.0.size() == [n * d, hidden]
-                && new.1.as_ref().map(Tensor::size) == old.1.as_ref().map(|_| vec![n * d]);
-            if !fits {
-                let problem =
-                    format!("has shape {:?}, expected [{}, {hidden}]", new.0.size(), n * d);
+        let [n_q, n_kv] = [dims.n_heads, dims.n_kv_heads].map(|n| n * d);
+        let bias = |of: &(Tensor, Option<Tensor>), n: i64| of.1.as_ref().map(|_| vec![n]);
+        for (name, new, expected) in [
+            ("q", &new.q, (vec![n_q, hidden], bias(&old.q, n_q))),
+            ("k", &new.k, (vec![n_kv, hidden], bias(&old.k, n_kv))),
+            ("v", &new.v, (vec![n_kv, hidden], bias(&old.v, n_kv))),
+            ("out", &(out.shallow_clone(), None), (vec![hidden, n_q], None)),
+        ] {
+            let found = (new.0.size(), new.1.as_ref().map(Tensor::size));
+            if found != expected {
+                let problem = format!("has shape and bias {found:?}, expected {expected:?}");
                 return Err(Error::Input { name, problem });
             }
         }
         self.kind.regroup_kv(groups, &dims)?;
+        let Projections { q, k, v } = new;
         match &mut self.qkv {
-            Qkv::Split([_, wk, wv]) => {
-                wk.replace(&k.0, k.1.as_ref());
-                wv.replace(&v.0, v.1.as_ref());
+            Qkv::Split(three) => {
+                for (linear, (weight, bias)) in three.iter_mut().zip([q, k, v]) {
+                    linear.replace(&weight, bias.as_ref());
+                }
             }
             Qkv::Fused(fused) => {
-                let (q, q_bias) = old.q;
-                let weight = Tensor::cat(&[&q, &k.0, &v.0].map(|x| x.to_kind(q.kind())), 0);
-                let biases: Option<Vec<Tensor>> = [q_bias, k.1, v.1].into_iter().collect();
-                let bias = biases.map(|all| {
-                    let all: Vec<Tensor> = all.iter().map(|x| x.to_kind(q.kind())).collect();
-                    Tensor::cat(&all, 0)
-                });
-                fused.replace(&weight, bias.as_ref());
+                let biases: Option<Vec<Tensor>> = [q.1, k.1, v.1].into_iter().collect();
+                let bias = biases.map(|all| Tensor::cat(&all, 0));
+                fused.replace(&Tensor::cat(&[q.0, k.0, v.0], 0), bias.as_ref());
             }
         }
+        let bias = self.out.bias.as_ref().map(Tensor::shallow_clone);
+        self.out.replace(out, bias.as_ref());
         self.dims = dims;
+        let mut order: Vec<i64> = (0..self.dims.n_heads).collect();
+        order.sort_by_key(|&head| self.dims.kv_of_head[head as usize]);
+        if !order.is_sorted() {
+            self.select_heads(&order)?;
+        }
         Ok(())
     }
 

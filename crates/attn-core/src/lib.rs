@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod config;
 mod digest;
 mod error;
+mod export;
 mod feature_map;
 pub mod gate;
 pub mod generate;
@@ -37,8 +38,9 @@ pub mod weights;
 pub use arch::Vocabulary;
 pub use config::Config;
 pub use error::{Error, TensorMismatch};
+pub use export::{expanded, save_multi_query};
 pub use gate::{Fill, Gate};
-pub use kv_heads::{Pooling, pool_kv};
+pub use kv_heads::{Merge, Merged, Moments, check_merge, merge_kv};
 pub use layer::Rows;
 pub use lora::Lora;
 pub use mask::Mask;
@@ -46,7 +48,7 @@ pub use model::{
     Attended, DecodeState, ForwardOptions, LoadOptions, Model, ModelInput, Output, Positions,
     WantedHead,
 };
-pub use refit::{Refitted, refit};
+pub use refit::{Refitted, StreamedRefit, refit};
 pub use running::Running;
 pub use variants::Variant;
 pub use weights::LoadReport;

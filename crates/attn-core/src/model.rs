@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error,
     arch::{Architecture, Tokens, Vocabulary},
-    attention::{State, Stream},
+    attention::{Projections, State, Stream},
     checkpoint::{self, Checkpoint, WriteOptions},
     config::{Config, Head},
     gate::Gate,
@@ -87,9 +87,29 @@ impl ModelInput {
         Self { attention_mask: Some(attention_mask), ..Self::new(input_ids) }
     }
 
+    /// Real tokens.
+    pub(crate) fn n_real(&self) -> i64 {
+        match &self.attention_mask {
+            None => self.input_ids.numel() as i64,
+            Some(mask) => mask.sum(Kind::Int64).int64_value(&[]),
+        }
+    }
+
     /// The same, attending to `source`.
     pub fn attending_to(self, source: Self) -> Self {
         Self { source: Some(Box::new(source)), ..self }
+    }
+}
+
+/// The rows of real tokens: `[batch, seq_len, width] -> [n, width]`.
+pub(crate) fn real_rows(x: &Tensor, input: &ModelInput) -> Tensor {
+    let all = x.flatten(0, 1);
+    match &input.attention_mask {
+        None => all,
+        Some(mask) => {
+            let real = mask.to_device(x.device()).view([-1]).nonzero().view([-1]);
+            all.index_select(0, &real)
+        }
     }
 }
 
@@ -416,11 +436,12 @@ impl Model {
         &mut self,
         layer: usize,
         groups: &[Vec<i64>],
-        kv: [(Tensor, Option<Tensor>); 2],
+        new: Projections,
+        out: &Tensor,
     ) -> Result<(), Error> {
         self.check_layers(&[layer])?;
         self.refuse_lora("change key/value heads")?;
-        self.arch.layer_mut(layer).regroup_kv(groups, kv)?;
+        self.arch.layer_mut(layer).regroup_kv(groups, new, out)?;
         self.structure_changed()
     }
 

@@ -13,11 +13,15 @@
 //! who fit one factor a head; here the whole projection is fitted, as Frantar and Alistarh 2022 do of pruned matrices,
 //! <https://arxiv.org/abs/2208.11580>.
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor};
 
 use crate::{
     Error,
-    model::{ForwardOptions, Model, ModelInput},
+    kv_heads::attention_inputs,
+    layer::AttnLayer,
+    model::{ForwardOptions, Model, ModelInput, real_rows},
     running::Running,
 };
 
@@ -52,9 +56,7 @@ pub fn refit(
     ridge: f64,
 ) -> Result<Vec<Refitted>, Error> {
     let refuse = |name, problem: String| Err(Error::Input { name, problem });
-    if !(ridge > 0.0 && ridge.is_finite()) {
-        return refuse("ridge", format!("is {ridge}, expected a positive number"));
-    }
+    check_ridge(ridge)?;
     let sizes = |of: &Model| (of.layers().len(), of.config().sizes.hidden_size);
     if sizes(model) != sizes(whole) {
         return refuse(
@@ -68,18 +70,9 @@ pub fn refit(
     else {
         return Ok(Vec::new());
     };
-    let n_tokens: i64 = inputs.iter().map(n_real).sum();
+    let n_tokens: i64 = inputs.iter().map(ModelInput::n_real).sum();
     for (layer, it) in model.layers().iter().enumerate().skip(first) {
-        let n_unknowns = n_unknowns(it);
-        if n_tokens < n_unknowns {
-            return refuse(
-                "calibration set",
-                format!(
-                    "has {n_tokens} real tokens, and layer {layer} {n_unknowns} unknowns: the rank can be {n_tokens} at most\nhint: \
-                     give more text"
-                ),
-            );
-        }
+        check_tokens(n_tokens, it, layer)?;
     }
     let _no_grad = tch::no_grad_guard();
     // Where each input stands in front of the layer, in both models; `model` is changed in between.
@@ -131,49 +124,163 @@ fn fit_layer(
     ridge: f64,
 ) -> Result<Refitted, Error> {
     let (own, old) = (model.layers()[layer], whole.layers()[layer]);
-    let out = own.out();
-    let (weight, bias) = (out.out_in().to_kind(Kind::Double), out.bias.as_ref());
-    let (n_out, n_unknowns) = (weight.size()[0], n_unknowns(own));
-    let wide = (Kind::Double, weight.device());
-    // Σ z̃ z̃ᵀ and Σ z̃ yᵀ, where z̃ ends in a 1 if there is a bias; and Σ ‖y‖².
-    let (mut gram, mut cross) =
-        (Tensor::zeros([n_unknowns; 2], wide), Tensor::zeros([n_unknowns, n_out], wide));
-    let (mut n_tokens, mut energy) = (0, 0.0);
+    let mut sums = Sums::of(own);
     for ((input, x), y) in inputs.iter().zip(here).zip(there) {
         let z = at(model, input, x, layer)?.advance_with_z(None)?;
-        let z = real_rows(&flat(&z), input).to_kind(Kind::Double);
         let y = at(whole, input, y, layer)?.advance_with_z(None)?;
-        let y = old.out().forward(&flat(&y), false);
-        let y = real_rows(&y, input).to_kind(Kind::Double);
-        let z = match bias {
-            Some(_) => Tensor::cat(&[&z, &Tensor::ones([z.size()[0], 1], wide)], 1),
-            None => z,
-        };
-        n_tokens += z.size()[0];
-        energy += y.square().sum(Kind::Double).double_value(&[]);
-        gram += z.tr().matmul(&z);
-        cross += z.tr().matmul(&y);
+        sums.add(&real_rows(&flat(&z), input), &put_out(old, &y, input));
     }
-    // Rows of unknowns: [n_unknowns, n_out].
-    let start = match bias {
-        Some(bias) => Tensor::cat(&[weight.tr(), bias.to_kind(Kind::Double).unsqueeze(0)], 0),
-        None => weight.tr(),
-    };
-    // Σ ‖ŷ − y‖² = tr(Wᵀ G W) − 2 tr(Wᵀ C) + Σ ‖y‖².
-    let error = |w: &Tensor| {
-        let fit = (w * gram.matmul(w)).sum(Kind::Double) - (w * &cross).sum(Kind::Double) * 2.0;
-        ((fit.double_value(&[]) + energy) / energy).max(0.0)
-    };
-    let n_z = n_unknowns - i64::from(bias.is_some());
-    let mut refitted = Refitted {
-        layer,
-        n_tokens,
-        n_unknowns,
-        rank: 0,
-        error_before: error(&start),
-        error_after: 0.0,
-    };
-    if n_unknowns > 0 {
+    sums.fit(own, layer, ridge)
+}
+
+/// What a layer whose heads put out `z` adds at the real tokens: `[n, hidden_size]`.
+fn put_out(layer: &AttnLayer, z: &Tensor, input: &ModelInput) -> Tensor {
+    layer.out().forward(&real_rows(&flat(z), input), false)
+}
+
+/// Output projections of layers, fitted each by itself, on what goes into the layers of the whole model: one pass over a text of any
+/// length, however many layers. Sums are in `f64`: beside them, two square matrices a layer, a batch is held.
+///
+/// Against [`refit()`], which lets each layer make up for those before it, the layers' inputs are those of the model as it was.
+#[derive(Debug)]
+pub struct StreamedRefit {
+    sums: BTreeMap<usize, Sums>,
+    n_tokens: i64,
+}
+
+impl StreamedRefit {
+    /// Of the layers `layers` of `model`.
+    ///
+    /// # Panics
+    /// For a layer that is not there.
+    pub fn new(model: &Model, layers: &[usize]) -> Self {
+        let all = model.layers();
+        Self { sums: layers.iter().map(|&at| (at, Sums::of(all[at]))).collect(), n_tokens: 0 }
+    }
+
+    /// Adds what the layers of `whole` and of `model`, made of it, put out where the real tokens of `input` go into `whole`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`] of either.
+    pub fn add(&mut self, model: &Model, whole: &Model, input: &ModelInput) -> Result<(), Error> {
+        let layers: Vec<usize> = self.sums.keys().copied().collect();
+        let (inputs, y) = attention_inputs(whole, input, true)?;
+        let inputs: Vec<Tensor> = layers.iter().map(|&at| inputs[at].shallow_clone()).collect();
+        let _no_grad = tch::no_grad_guard();
+        let z = model.attend(input, &layers, &inputs, &ForwardOptions::default())?.z;
+        for (z, (&layer, sums)) in z.iter().zip(&mut self.sums) {
+            sums.add(
+                &real_rows(&flat(z), input),
+                &put_out(whole.layers()[layer], &y[layer], input),
+            );
+        }
+        self.n_tokens += input.n_real();
+        Ok(())
+    }
+
+    /// Puts the fitted projections into `model`, in place.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a ridge that is not positive, and where there were fewer tokens than a layer has unknowns, before anything is
+    /// changed.
+    pub fn finish(self, model: &Model, ridge: f64) -> Result<Vec<Refitted>, Error> {
+        check_ridge(ridge)?;
+        let all = model.layers();
+        for &layer in self.sums.keys() {
+            check_tokens(self.n_tokens, all[layer], layer)?;
+        }
+        let _no_grad = tch::no_grad_guard();
+        self.sums.into_iter().map(|(layer, sums)| sums.fit(all[layer], layer, ridge)).collect()
+    }
+}
+
+fn check_ridge(ridge: f64) -> Result<(), Error> {
+    if ridge > 0.0 && ridge.is_finite() {
+        return Ok(());
+    }
+    let problem = format!("is {ridge}, expected a positive number");
+    Err(Error::Input { name: "ridge", problem })
+}
+
+/// Refuses fewer tokens than there are unknowns.
+fn check_tokens(n_tokens: i64, it: &AttnLayer, layer: usize) -> Result<(), Error> {
+    let n_unknowns = n_unknowns(it);
+    if n_tokens >= n_unknowns {
+        return Ok(());
+    }
+    let problem = format!(
+        "has {n_tokens} real tokens, and layer {layer} {n_unknowns} unknowns: the rank can be {n_tokens} at most\nhint: give more text"
+    );
+    Err(Error::Input { name: "calibration set", problem })
+}
+
+/// What a layer's projection is fitted by, z̃ being z with a 1 behind it if there is a bias.
+#[derive(Debug)]
+struct Sums {
+    /// Σ z̃ z̃ᵀ.
+    gram: Tensor,
+    /// Σ z̃ yᵀ.
+    cross: Tensor,
+    /// Σ ‖y‖².
+    energy: f64,
+    n_tokens: i64,
+}
+
+impl Sums {
+    /// Of nothing yet.
+    fn of(it: &AttnLayer) -> Self {
+        let n = n_unknowns(it);
+        let wide = (Kind::Double, it.out().weight.device());
+        Self {
+            gram: Tensor::zeros([n; 2], wide),
+            cross: Tensor::zeros([n, it.dims().hidden_size], wide),
+            energy: 0.0,
+            n_tokens: 0,
+        }
+    }
+
+    /// Adds tokens: z `[n, n_heads · head_dim]`, y `[n, hidden_size]`.
+    fn add(&mut self, z: &Tensor, y: &Tensor) {
+        let (mut z, y) = (z.to_kind(Kind::Double), y.to_kind(Kind::Double));
+        self.n_tokens += z.size()[0];
+        if self.gram.size()[0] > z.size()[1] {
+            z = z.pad([0, 1], "constant", 1.0);
+        }
+        self.energy += y.square().sum(Kind::Double).double_value(&[]);
+        self.gram += z.tr().matmul(&z);
+        self.cross += z.tr().matmul(&y);
+    }
+
+    /// Fits the projection of `it` in place.
+    fn fit(&self, it: &AttnLayer, layer: usize, ridge: f64) -> Result<Refitted, Error> {
+        let Self { gram, cross, energy, n_tokens } = self;
+        let out = it.out();
+        let (weight, bias) = (out.out_in().to_kind(Kind::Double), out.bias.as_ref());
+        let n_unknowns = gram.size()[0];
+        let wide = (Kind::Double, weight.device());
+        // Rows of unknowns: [n_unknowns, hidden_size].
+        let start = match bias {
+            Some(bias) => Tensor::cat(&[weight.tr(), bias.to_kind(Kind::Double).unsqueeze(0)], 0),
+            None => weight.tr(),
+        };
+        // Σ ‖ŷ − y‖² = tr(Wᵀ G W) − 2 tr(Wᵀ C) + Σ ‖y‖².
+        let error = |w: &Tensor| {
+            let fit = (w * gram.matmul(w)).sum(Kind::Double) - (w * cross).sum(Kind::Double) * 2.0;
+            ((fit.double_value(&[]) + energy) / energy).max(0.0)
+        };
+        let n_z = n_unknowns - i64::from(bias.is_some());
+        let mut refitted = Refitted {
+            layer,
+            n_tokens: *n_tokens,
+            n_unknowns,
+            rank: 0,
+            error_before: error(&start),
+            error_after: 0.0,
+        };
+        if n_unknowns == 0 {
+            refitted.error_after = refitted.error_before;
+            return Ok(refitted);
+        }
         let values = gram.linalg_eigvalsh("L");
         let bar = values.max().double_value(&[]) * 1e-10;
         refitted.rank = values.gt(bar).sum(Kind::Int64).int64_value(&[]);
@@ -184,8 +291,8 @@ fn fit_layer(
             let _ = drawn.narrow(0, n_z, 1).fill_(0.0);
         }
         drawn = drawn.unsqueeze(1);
-        let left = &gram + drawn.squeeze().view([n_unknowns]).diag(0);
-        let right = &cross + drawn * &start;
+        let left = gram + drawn.squeeze().view([n_unknowns]).diag(0);
+        let right = cross + drawn * &start;
         let solved =
             Tensor::f_linalg_solve(&left, &right, true).map_err(|source| Error::Torch {
                 doing: format!("fitting the output projection of layer {layer}"),
@@ -196,10 +303,8 @@ fn fit_layer(
         if let Some(bias) = bias {
             bias.shallow_clone().copy_(&solved.get(n_z));
         }
-    } else {
-        refitted.error_after = refitted.error_before;
+        Ok(refitted)
     }
-    Ok(refitted)
 }
 
 /// Heads' outputs side by side: `[batch, n_heads, seq_len, head_dim] -> [batch, seq_len, n_heads · head_dim]`.
@@ -208,25 +313,6 @@ fn flat(z: &Tensor) -> Tensor {
     z.transpose(1, 2).reshape([b, n, n_heads * d])
 }
 
-/// The rows of real tokens: `[batch, seq_len, width] -> [n, width]`.
-fn real_rows(x: &Tensor, input: &ModelInput) -> Tensor {
-    let all = x.flatten(0, 1);
-    match &input.attention_mask {
-        None => all,
-        Some(mask) => {
-            let real = mask.to_device(x.device()).view([-1]).nonzero().view([-1]);
-            all.index_select(0, &real)
-        }
-    }
-}
-
-fn n_real(input: &ModelInput) -> i64 {
-    match &input.attention_mask {
-        None => input.input_ids.numel() as i64,
-        Some(mask) => mask.sum(Kind::Int64).int64_value(&[]),
-    }
-}
-
-fn n_unknowns(layer: &crate::layer::AttnLayer) -> i64 {
+fn n_unknowns(layer: &AttnLayer) -> i64 {
     layer.dims().n_heads * layer.dims().head_dim + i64::from(layer.out().bias.is_some())
 }

@@ -114,6 +114,11 @@ impl Rotary {
         }
     }
 
+    /// Radians a position of each plane, `head_dim / 2`.
+    pub(crate) fn frequencies(&self) -> &[f64] {
+        &self.double
+    }
+
     /// `(cos, sin)` for `positions` (`[batch, seq_len]`): each `[batch, 1, seq_len, head_dim]` in `kind`.
     ///
     /// Frequencies and angles are taken in `f32`, operation by operation as transformers takes them; in `f64` where

@@ -19,6 +19,10 @@ pub struct Divergence {
     pub kl_nats_per_token: f64,
     /// Its 95 % interval: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0).
     pub kl_interval_95: Interval,
+    /// Sum of KL(baseline ‖ model), in nats, and number of tokens of each row, in their order: to be compared row by row with another
+    /// model's. Not in files.
+    #[serde(skip)]
+    pub kl_by_row: Vec<(f64, f64)>,
     /// KL(model ‖ baseline), mean over tokens, in nats.
     pub reverse_kl_nats_per_token: f64,
     /// Share of the tokens for which both give the largest logit to the same one.
@@ -241,7 +245,8 @@ impl Totals {
             .map(|sum| sum.score(convention, "no row has two tokens, or none that can be hidden"));
         let (model, baseline) = (model?, baseline?);
         let n = model.n_tokens as f64;
-        let (kl, counts): (Vec<f64>, Vec<f64>) = rows.into_values().unzip();
+        let kl_by_row: Vec<(f64, f64)> = rows.into_values().collect();
+        let (kl, counts): (Vec<f64>, Vec<f64>) = kl_by_row.iter().copied().unzip();
         let kl_interval_95 = bootstrap_ratio(&kl, &counts, 0.95, N_RESAMPLES, 0)
             .expect("divergences are finite and each row counts some tokens");
         let at = |(bucket, (sums, n_tokens)): (usize, ([f64; 3], usize))| {
@@ -264,6 +269,7 @@ impl Totals {
         Ok(Divergence {
             kl_nats_per_token: kl.iter().sum::<f64>() / n,
             kl_interval_95,
+            kl_by_row,
             reverse_kl_nats_per_token: reverse_kl / n,
             top1_agreement: n_agreed as f64 / n,
             entropy_nats: entropy[0] / n,

@@ -4,7 +4,8 @@
 //! and [`masked_token()`] score language models in nats per token and perplexity, [`choices()`] by the answers they
 //! choose, [`recall()`] by those they give word for word, [`perplexity()`] by the conventions in use. [`divergence()`] says how far one is from another that it was made of. [`score_heads()`] says which heads matter to any of these losses, [`ablate()`] what is lost without them, [`retrieval()`] which look up facts in long texts, [`head_roles()`] where each
 //! looks and [`syntax()`] along which relations, [`attention_shift()`] how that differs between models,
-//! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget.
+//! [`sensitivity()`] what each layer loses under another attention, and [`allocate()`] which it should have under a budget;
+//! [`convert()`] gives a model fewer key/value heads, fitted to a text, and [`kv_sensitivity()`] says how many each layer needs.
 //! [`stats`] says how far a number can be trusted. Nothing here knows how a model was trained: training calls these as any other caller does.
 //!
 //! Rows run in batches of similar length and come back in the order they were given. Dropout is off, no gradient is
@@ -15,6 +16,7 @@ mod allocate;
 mod attention_shift;
 mod choices;
 mod classify;
+mod conversion;
 mod cost;
 mod divergence;
 mod error;
@@ -42,6 +44,10 @@ pub use allocate::{Budget, Cost, Offer, allocate};
 pub use attention_shift::{AttentionShift, Change, Control, Shift, Table, attention_shift};
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
+pub use conversion::{
+    Converted, Text, WithHeads, against, cache_bytes, choose_kv_heads, convert, kl_difference, kv_sensitivity,
+    moments, set_apart,
+};
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};

@@ -158,6 +158,16 @@ impl Staging {
     }
 }
 
+/// Puts the folder `new`, beside `target`, in the place of `target` in one step; what was there is gone.
+pub(super) fn replace_folder(new: &Path, target: &Path) -> Result<(), Error> {
+    exchange(new, target)?;
+    sync_folder(parent_of(target))?;
+    if let Err(e) = fs::remove_dir_all(new) {
+        tracing::warn!("cannot remove `{}`, which has been replaced: {e}", new.display());
+    }
+    Ok(())
+}
+
 /// Reserves `len` bytes for `file`, so that a full disk shows at once.
 pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {

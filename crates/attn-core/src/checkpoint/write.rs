@@ -75,6 +75,15 @@ pub fn write_tensors(
     atomic::write_file(path, |file| stream(file, path, &plan.iter().collect::<Vec<_>>(), metadata))
 }
 
+/// Puts the folder `new` in the place of the folder `target`, which lies beside it, in one step. What `target` held is removed.
+///
+/// # Errors
+///
+/// If the system refuses, or `target` is where a file system is mounted; both folders are then as they were.
+pub fn replace_folder(new: &Path, target: &Path) -> Result<(), Error> {
+    atomic::replace_folder(new, target)
+}
+
 /// Writes a small file in one step.
 ///
 /// # Errors
