@@ -19,7 +19,7 @@ fn place(base: &str) -> Place {
 fn a_converted_folder_is_a_model_like_any_other() {
     for base in ["gpt2", "llama", "distilbert"] {
         let place = place(base);
-        let ran = place.done("convert --model m --kv-heads 1 --layers 1 --out one");
+        let ran = place.done("convert --model m --kv-heads 1 --layers 1 --method mean --out one");
         assert!(ran.stdout.contains("key/value heads by layer"), "{}", ran.stdout);
         let report = place.json("one/conversion.json");
         let heads =
@@ -55,14 +55,160 @@ fn more_heads_compute_what_there_was_and_a_whole_llama_stays_ordinary() {
 }
 
 #[test]
+fn every_method_is_compared_on_blocks_set_apart() {
+    for base in ["gpt2", "llama", "distilbert"] {
+        let place = place(base);
+        let flags = "--calibration notes.txt --max-len 24 --test-tokens 200 --refit --compare";
+        let ran = place.done(&format!("convert --model m --kv-heads 1 {flags} --out c"));
+        let report = place.json("c/conversion.json");
+        let compared = report["compared"].as_array().unwrap();
+        assert_eq!(compared.len(), 12, "six methods, with and without a fit");
+        let kl = |of: &serde_json::Value| of["kl_nats_per_token"].as_f64().unwrap();
+        let of = |method: &str, refit: bool| {
+            let is = |one: &&serde_json::Value| {
+                (one["method"] == method || one["method"].get(method).is_some())
+                    && one["refit"] == refit
+            };
+            compared.iter().find(is).unwrap()
+        };
+        // The model that is written, again.
+        assert_eq!(kl(of("low_rank", true)), kl(&report["measured"]), "{base}");
+        assert_eq!(of("low_rank", true)["kl_more"], 0.0);
+        let more = &of("mean", false)["kl_more_interval_95"];
+        let apart = kl(of("mean", false)) - kl(&report["measured"]);
+        let range = |at: &str| more[at].as_f64().unwrap();
+        assert!(range("low") <= apart && apart <= range("high"), "{base} {more} {apart}");
+        let n_kv = report["kv_heads_before"][0].as_i64().unwrap();
+        for layer in report["merged"].as_array().unwrap() {
+            assert_eq!(layer["groups"][0].as_array().unwrap().len() as i64, n_kv);
+        }
+        assert_eq!(report["refitted"].as_array().unwrap().len(), 2);
+        assert_eq!(report["sensitivity"].as_array().unwrap().len(), 2);
+        for said in
+            ["low_rank     yes", "similarity   no", "layer 1 alone", "fitted to", "set apart"]
+        {
+            assert!(ran.stdout.contains(said), "{base}: {said} in {}", ran.stdout);
+        }
+        // What was compared is what the folder is.
+        let text = &report["text"];
+        let n = |name: &str| text[name].as_i64().unwrap();
+        assert!(n("n_test_tokens") <= 200 && n("n_test_tokens") < n("n_tokens"), "{text}");
+        let again = place.done(&format!(
+            "convert --model m --kv-heads 1 --calibration notes.txt --max-len 24 --test-tokens 200 --seed 1 --out d"
+        ));
+        assert!(!again.stdout.contains("fitted"), "{}", again.stdout);
+        let other = place.json("d/conversion.json");
+        assert_eq!(other["text"]["n_test_tokens"], text["n_test_tokens"]);
+        assert_eq!(
+            other["measured"]["perplexity_before"], report["measured"]["perplexity_before"],
+            "the same blocks"
+        );
+    }
+}
+
+#[test]
+fn a_budget_is_met_by_a_number_of_heads_for_each_layer() {
+    let place = place("gpt2");
+    place.done("convert --model m --cache 60% --calibration notes.txt --max-len 24 --method first --out half");
+    let report = place.json("half/conversion.json");
+    let number = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!(number("budget_bytes"), number("cache_bytes_per_token_before") * 6 / 10);
+    assert!(number("cache_bytes_per_token_after") <= number("budget_bytes"));
+    // The choice, by hand: each layer 4, 2 or 1 of four heads, at most 4.8 together.
+    let layers = report["sensitivity"].as_array().unwrap();
+    let kl = |layer: usize, n: i64| {
+        let tried = layers[layer]["tried"].as_array().unwrap();
+        let one = tried.iter().find(|one| one["n_kv_heads"] == n).unwrap();
+        one["kl_nats_per_token"].as_f64().unwrap()
+    };
+    let pairs = [(1, 1), (1, 2), (2, 1), (2, 2)];
+    let least = pairs
+        .into_iter()
+        .min_by(|a, b| (kl(0, a.0) + kl(1, a.1)).total_cmp(&(kl(0, b.0) + kl(1, b.1))));
+    let after: Vec<i64> = serde_json::from_value(report["kv_heads_after"].clone()).unwrap();
+    assert_eq!((after[0], after[1]), least.unwrap());
+    place.refused("convert --model m --cache 0% --out x", &["--cache", "more than 0"]);
+    place.refused("convert --model m --cache 100% --out x", &["--cache", "expected less"]);
+    place.refused("convert --model m --cache much --out x", &["--cache", "50%"]);
+    place.refused(
+        "convert --model m --cache 1 --calibration notes.txt --max-len 24 --out x",
+        &["--cache", "bytes"],
+    );
+}
+
+#[test]
+fn folders_are_written_in_the_form_that_is_asked_for() {
+    let place = place("gpt2");
+    let text = "--calibration notes.txt --max-len 24";
+    place.done(&format!("convert --model m --kv-heads 2 {text} --as expanded --out whole"));
+    assert_eq!(place.json("whole/config.json")["model_type"], "gpt2");
+    place.done(&format!("convert --model m --kv-heads 2 {text} --out small"));
+    place.done(&format!("eval --model whole {ROWS} --against small --out kl.json"));
+    let kl = place.json("kl.json")["divergence"]["kl_nats_per_token"].as_f64().unwrap();
+    assert!(kl.abs() < 1e-9, "{kl}");
+    place.done(&format!("convert --model m --kv-heads 1 {text} --as multi-query --out mq"));
+    let config = place.json("mq/config.json");
+    assert_eq!(
+        (config["model_type"].as_str(), config["multi_query"].as_bool()),
+        (Some("gpt_bigcode"), Some(true))
+    );
+    assert!(config.get("attn").is_none() && config["architectures"][0] == "GPTBigCodeForCausalLM");
+    place.refused(
+        "convert --model m --kv-heads 2 --as multi-query --out x",
+        &["multi-query", "layer 0"],
+    );
+    let llama = Place::new();
+    model_folder(&llama, "m", "llama", Head::LanguageModel);
+    llama.refused(
+        "convert --model m --kv-heads 1 --as multi-query --out x",
+        &["multi-query", "is a llama"],
+    );
+}
+
+#[test]
+fn a_folder_is_replaced_by_force_alone_and_as_a_whole() {
+    let place = place("gpt2");
+    place.done("convert --model m --kv-heads 2 --method mean --out c");
+    place.write("c/notes.md", "mine");
+    let two = "convert --model m --kv-heads 1 --method mean --out c";
+    place.refused(two, &["is there already"]);
+    assert_eq!(place.json("c/conversion.json")["kv_heads_after"][0], 2);
+    place.done(&format!("{two} --force"));
+    assert_eq!(place.json("c/conversion.json")["kv_heads_after"][0], 1);
+    assert!(!place.path("c/notes.md").exists(), "all that was in it");
+    place.write("other/notes.md", "mine");
+    place.refused(&two.replace("--out c", "--out other --force"), &["no model's folder"]);
+    place.refused(&two.replace("--out c", "--out m --force"), &["holds what is converted"]);
+    // What fails leaves it as it was.
+    place.refused("convert --model m --kv-heads 3 --out c --force", &["neither divides"]);
+    assert_eq!(place.json("c/conversion.json")["kv_heads_after"][0], 1);
+    let left: Vec<_> =
+        std::fs::read_dir(place.path(".")).unwrap().flatten().map(|it| it.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_nothing_is_written() {
     let place = place("gpt2");
+    place.write("short.txt", "the film was good");
     for (arguments, parts) in [
         ("convert --model m --kv-heads 3 --out x", ["--kv-heads", "neither divides the other"]),
         ("convert --model m --kv-heads 8 --out x", ["--kv-heads", "expected 1 to 4"]),
         ("convert --model m --kv-heads 4 --out x", ["--kv-heads", "nothing would change"]),
         ("convert --model m --kv-heads 2 --layers 5 --out x", ["--layers", "no layer 5"]),
         ("convert --model m --kv-heads 2 --out m", ["m", "is there already"]),
+        (
+            "convert --model m --kv-heads 2 --calibration short.txt --out x",
+            ["--calibration", "tokens at least"],
+        ),
+        (
+            "convert --model m --kv-heads 2 --calibration none.txt --out x",
+            ["--calibration", "none.txt"],
+        ),
+        (
+            "convert --model m --kv-heads 2 --method mean --refit --ridge 0 --out x",
+            ["ridge", "positive"],
+        ),
     ] {
         place.refused(arguments, &parts);
         assert!(!place.path("x").exists(), "{arguments}");

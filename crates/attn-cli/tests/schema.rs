@@ -99,7 +99,10 @@ fn is_whole(name: &str, title: &str) -> bool {
         "OUT.json of `compare-scores`" => name == "pairs[].spearman",
         "OUT.json of `patch`" => name == "attention",
         "`pruning.json` of `prune`" => ["target", "picked"].contains(&name),
-        "`conversion.json` of `convert`" => name == "method",
+        "`conversion.json` of `convert`" => {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            last == "method" || last.ends_with("interval_95")
+        }
         "OUT.json of `head-roles`" => {
             let last = name.rsplit('.').next().unwrap_or(name);
             ["attention", "data", "positional"].contains(&last) || last.ends_with("interval_95")
@@ -610,8 +613,11 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
     }
     place.done("prune --model m --heads 0-1,1-0 --out p --refit notes.txt");
     check(&place.json("p/pruning.json"), "`pruning.json` of `prune`");
-    place.done("convert --model m --kv-heads 2 --method random --seed 5 --out k");
+    let text = "--calibration notes.txt --max-len 24 --test-tokens 100";
+    place.done(&format!("convert --model m --kv-heads 2 {text} --refit --compare --out k"));
     check(&place.json("k/conversion.json"), "`conversion.json` of `convert`");
+    place.done(&format!("convert --model m --cache 60% {text} --method first --out l"));
+    check(&place.json("l/conversion.json"), "`conversion.json` of `convert`");
     place.done("prune --model m --scores s.michel.json --target flops=0.6 --out q");
     check(&place.json("q/pruning.json"), "`pruning.json` of `prune`");
 }
