@@ -1,5 +1,6 @@
 //! Fewer and more key/value heads, against models whose heads are made alike.
 
+mod common;
 #[path = "common/small.rs"]
 mod small;
 
@@ -8,7 +9,7 @@ use attn_core::{
     Variant,
     checkpoint::WriteOptions,
     config::LayerSpec,
-    merge_kv,
+    expanded, merge_kv, save_multi_query,
     testing::{assert_close, randn, random_ids},
 };
 use small::{BASES, logits, model};
@@ -586,4 +587,71 @@ fn text_that_is_missing_short_or_of_no_use_is_refused() {
     assert!(fit.finish(&whole, 1e-4).unwrap_err().to_string().contains("25 unknowns"));
     let fit = StreamedRefit::new(&whole, &[0]);
     assert!(fit.finish(&whole, 0.0).unwrap_err().to_string().contains("ridge"));
+}
+
+/// A Llama with fewer heads, a GPT-2 with all of them again, whose groups were no neighbours, and one with a single head. Needs Python
+/// with transformers, named by `ATTN_TEST_PYTHON`.
+#[test]
+fn transformers_computes_what_converted_folders_do() {
+    const TEST: &str = "transformers_computes_what_converted_folders_do";
+    let Some(python) = common::python(TEST, "transformers, torch") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| dir.path().join(name);
+    let save =
+        |model: &Model, name: &str| model.save(&folder(name), &WriteOptions::default()).unwrap();
+    let mut llama = model("llama");
+    merge(&mut llama, 1, Merge::LowRank);
+    save(&llama, "llama");
+    let gpt2 = |n: i64| {
+        let mut gpt2 = model("gpt2");
+        turned_copies(&gpt2, true, 1.3);
+        merge(&mut gpt2, n, Merge::LowRank);
+        gpt2
+    };
+    let two = gpt2(2);
+    assert_eq!(two.layers()[0].spec().kept_heads, [0, 2, 1, 3]);
+    save(&expanded(&two).unwrap(), "expanded");
+    let one = gpt2(1);
+    save_multi_query(&one, &folder("multi_query"), &WriteOptions::default()).unwrap();
+    for (name, model) in [("llama", llama), ("expanded", two), ("multi_query", one)] {
+        let ids: Vec<i64> = Vec::try_from(input().input_ids.view([-1])).unwrap();
+        let code = "import sys, json, torch, transformers\n\
+                    m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64).eval()\n\
+                    x = torch.tensor(json.loads(sys.argv[2])).view(2, -1)\n\
+                    print(json.dumps(m(x).logits.flatten().tolist()))\n\
+                    c = m(x, use_cache=True).past_key_values.layers[0]\n\
+                    print(c.keys.shape[1])";
+        let ran = std::process::Command::new(&python)
+            .args(["-c", code])
+            .arg(folder(name))
+            .arg(format!("{ids:?}"))
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{name}: {}", String::from_utf8_lossy(&ran.stderr));
+        let printed = String::from_utf8(ran.stdout).unwrap();
+        let mut lines = printed.lines();
+        let found: Vec<f64> = serde_json::from_str(lines.next().unwrap()).unwrap();
+        let expected = logits(&model, &input());
+        let found = Tensor::from_slice(&found).view_as(&expected);
+        assert_close(name, &found, &expected, 1e-6); // theirs turns in f32
+        let n_cached: i64 = lines.next().unwrap().parse().unwrap();
+        assert_eq!(n_cached, if name == "expanded" { 4 } else { 1 }, "{name}");
+    }
+}
+
+#[test]
+fn a_folder_of_another_tool_is_refused_where_it_would_be_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |model: &Model| {
+        let error = save_multi_query(model, &dir.path().join("x"), &WriteOptions::default());
+        assert!(!dir.path().join("x").exists());
+        error.unwrap_err().to_string()
+    };
+    assert!(refused(&model("llama")).contains("model_type"));
+    let mut two = model("gpt2");
+    pool(&mut two, &[0], 1, Merge::Mean).unwrap();
+    assert!(refused(&two).contains("attn.layers[1].n_kv_heads"));
+    pool(&mut two, &[1], 1, Merge::Mean).unwrap();
+    two.select_heads(1, &[0, 1]).unwrap();
+    assert!(refused(&two).contains("attn.layers[1].n_heads"));
 }

@@ -52,6 +52,16 @@ impl Softmax {
         let bias = (!is_plain).then(|| mask.bias(q_len, k_len, (q.kind(), q.device())));
 
         let grouped = self.dims.n_kv_heads != self.dims.n_heads && self.dims.is_evenly_grouped();
+        if grouped && q_len == 1 {
+            // The heads of a group are queries of one head: LibTorch's kernel would read the keys once for each of them.
+            let shape = q.size();
+            let group = self.dims.n_heads / self.dims.n_kv_heads;
+            let q = q.reshape([shape[0], self.dims.n_kv_heads, group, shape[3]]);
+            let scale = self.dims.scale;
+            let z =
+                Tensor::scaled_dot_product_attention(&q, k, v, bias, dropout, false, scale, false);
+            return z.reshape(shape.as_slice());
+        }
         let [k, v] = if grouped {
             [k, v].map(Tensor::shallow_clone)
         } else {
@@ -120,6 +130,22 @@ mod tests {
                     assert_close(&name, &kind.weights(&probe.input(&mask), &rows), &weights, 1e-12);
                 }
             }
+        }
+    }
+
+    /// As decoding asks: the heads of a group go through the kernel as queries of one head.
+    #[test]
+    fn single_queries_of_groups_see_what_is_not_hidden() {
+        for (n_heads, n_kv_heads) in [(4, 2), (6, 2), (4, 1)] {
+            let probe = Probe::new(13, [3, 1, 9], n_heads, n_kv_heads, true);
+            let keep: Vec<i64> =
+                (0..27).map(|at| i64::from(at % 9 >= at / 9 && at != 22)).collect();
+            let mask = Mask::with_keep(true, &Tensor::from_slice(&keep).view([3, 9]));
+            let kind = Softmax { dims: probe.dims.clone() };
+            let input = probe.input(&mask);
+            let weights = kind.weights(&input, &[0]);
+            let z = weights.matmul(&probe.dims.expand_kv(input.v));
+            assert_close("z", &kind.forward(&input), &z, 1e-12);
         }
     }
 
