@@ -168,8 +168,8 @@ Formats:
              set their attention_mask to 0 there. For a model with `cross` layers, \"source\": {\"input_ids\": ...}
              holds the sequences that they attend to, of a length of their own.
   MASK.json  {\"mask\": [[1, 0, 1, 1], [1, 1, 1, 1]]}
-             Layers x heads; 1 keeps a head, 0 removes it.
-  OUT        `logits`, `attentions.{layer}` [batch, n_heads, queries, keys],
+             Layers x heads, by rising number; 1 keeps a head, 0 removes it.
+  OUT        `logits`, `attentions.{layer}` [batch, n_heads, queries, keys], heads by rising number,
              `hidden_states.{i}` [batch, seq_len, hidden_size] for i from 0 (what enters the
              first block) to n_layers; all in f32.
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use attn_eval::stats::{Correlation, kendall, spearman};
 use serde::Serialize;
 
@@ -37,16 +37,18 @@ struct Agreement {
 
 pub(crate) fn run(args: &CompareScoresArgs, out: &mut dyn Write) -> Result<()> {
     let _made = check_writable(&args.out)?;
-    let all = args.scores.iter().map(|path| read_any_scores(path)).collect::<Result<Vec<_>>>()?;
-    for (path, one) in args.scores.iter().zip(&all) {
-        ensure!(
-            one.heads == all[0].heads,
-            "`{}` scores the heads {:?}, and `{}` {:?}: there is nothing to compare",
-            path.display(),
-            one.heads,
-            args.scores[0].display(),
-            all[0].heads
-        );
+    let mut all =
+        args.scores.iter().map(|path| read_any_scores(path)).collect::<Result<Vec<_>>>()?;
+    let heads = all[0].heads.clone();
+    for (path, one) in args.scores.iter().zip(&mut all) {
+        *one = one.in_order(&heads).with_context(|| {
+            format!(
+                "`{}` scores the heads {:?}, and `{}` {heads:?}: there is nothing to compare",
+                path.display(),
+                one.heads,
+                args.scores[0].display()
+            )
+        })?;
     }
     let flat: Vec<Vec<f64>> = all.iter().map(|one| one.scores.concat()).collect();
     let n_heads = flat[0].len();

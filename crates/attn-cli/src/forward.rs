@@ -46,6 +46,14 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     let mut output = model.forward(&input, &options).with_context(|| {
         format!("cannot run `{}` on `{}`", args.model, args.input_ids.display())
     })?;
+    for (attention, layer) in output.attentions.iter_mut().zip(&model.config().layers) {
+        let places: Vec<i64> =
+            layer.places_by_number().into_iter().map(|place| place as i64).collect();
+        if !places.is_sorted() {
+            let places = Tensor::from_slice(&places).to_device(attention.device());
+            *attention = attention.index_select(1, &places);
+        }
+    }
     let wide = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Float);
     if let Some(path) = &args.attention_table {
         let layers: Vec<Tensor> = output.attentions.iter().map(wide).collect();
@@ -194,7 +202,11 @@ fn gates(model: &Model, path: &Path, mask: &[Vec<i64>]) -> Result<Vec<Option<Gat
             "`{shown}`: `mask[{layer}]` has {} values, expected {n_heads}, one a head of layer {layer}",
             row.len()
         );
-        let heads = Tensor::from_slice(row).to_kind(model.kind()).to_device(model.device());
+        let mut by_place = row.clone();
+        for (&value, place) in row.iter().zip(layers[layer].spec().places_by_number()) {
+            by_place[place] = value;
+        }
+        let heads = Tensor::from_slice(&by_place).to_kind(model.kind()).to_device(model.device());
         Ok(Some(Gate::per_head(&heads)))
     };
     mask.iter().enumerate().map(gate).collect()

@@ -60,12 +60,14 @@ pub(crate) fn parse(config: &Config, text: &str) -> Result<Vec<Head>> {
 pub(crate) fn read_scores(path: &Path, model: &str, config: &Config) -> Result<HeadScores> {
     let Read { scores, model: scored } = read_any(path)?;
     let kept: Vec<Vec<i64>> = config.layers.iter().map(|layer| layer.kept_heads.clone()).collect();
-    ensure!(
-        scores.heads == kept,
-        "`{}` scores other heads than the model has: {:?}, and not {kept:?}\nhint: score the heads of this very model",
-        path.display(),
-        scores.heads
-    );
+    // Heads that were merged may stand in another order.
+    let Some(scores) = scores.in_order(&kept) else {
+        bail!(
+            "`{}` scores other heads than the model has: {:?}, and not {kept:?}\nhint: score the heads of this very model",
+            path.display(),
+            scores.heads
+        );
+    };
     if let Some(scored) = scored.filter(|scored| scored != model) {
         tracing::warn!("`{}` has scores of `{scored}`, used here for `{model}`", path.display());
     }

@@ -30,10 +30,10 @@ pub(crate) fn run(args: &HeatmapArgs, out: &mut dyn Write) -> Result<()> {
     };
     for &head in &args.heads {
         for &layer in &chosen {
-            let n_heads = folder.config.layers[layer].n_heads;
+            let heads = &folder.config.layers[layer].kept_heads;
             ensure!(
-                head < n_heads,
-                "`--heads` names head {head}, and layer {layer} has {n_heads}, counted from 0"
+                heads.contains(&head),
+                "`--heads` names head {head}, and layer {layer} has the heads {heads:?}"
             );
         }
     }
@@ -77,10 +77,12 @@ pub(crate) fn run(args: &HeatmapArgs, out: &mut dyn Write) -> Result<()> {
             heads => heads
                 .iter()
                 .map(|&head| {
+                    let kept = &folder.config.layers[layer].kept_heads;
+                    let place = kept.iter().position(|&it| it == head).expect("checked above");
                     (
                         format!("layer-{layer}-head-{head}"),
                         format!("head {head}"),
-                        weights.get(head),
+                        weights.get(place as i64),
                     )
                 })
                 .collect(),

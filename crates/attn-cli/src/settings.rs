@@ -772,8 +772,9 @@ mod tests {
     #[test]
     fn every_config_about_heads_is_what_its_command_reads() {
         let mut n_files = 0;
-        for path in configs("heads") {
+        for path in [configs("heads"), configs("gqa")].concat() {
             let shown = path.display().to_string();
+            let folder = path.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
             let text = fs::read_to_string(&path).unwrap();
             let comment: String = text.lines().take_while(|line| line.starts_with('#')).collect();
             assert!(comment.contains("Costs "), "{shown}");
@@ -800,10 +801,10 @@ mod tests {
                         .unwrap_or_else(|error| panic!("{shown}: {error}"));
                 }
             }
-            assert!(comment.contains(&format!("configs/heads/{file}")), "{shown}");
+            assert!(comment.contains(&format!("configs/{folder}/{file}")), "{shown}");
             n_files += 1;
         }
-        assert_eq!(n_files, 7);
+        assert_eq!(n_files, 12);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use attn_core::config::Head;
+use attn_core::{LoadOptions, Model, checkpoint::WriteOptions, config::Head};
 use common::{Place, model_folder};
 
 const ROWS: &str = "--task notes.txt --split train --max-len 24";
@@ -163,6 +163,57 @@ fn folders_are_written_in_the_form_that_is_asked_for() {
         "convert --model m --kv-heads 1 --as multi-query --out x",
         &["multi-query", "is a llama"],
     );
+}
+
+/// Heads 0 and 2 are the same, and 1 and 3: query heads change places, and every command goes on by number.
+#[test]
+fn masks_and_scores_mean_the_heads_that_they_meant() {
+    let place = place("gpt2");
+    let options = LoadOptions::default();
+    let (model, _) = Model::load(&place.path("m"), &options).unwrap();
+    for layer in model.layers() {
+        let d = layer.dims().head_dim;
+        let projections = layer.projections();
+        for (weight, bias) in [&projections.k, &projections.v] {
+            for of in [Some(weight), bias.as_ref()].into_iter().flatten() {
+                tch::no_grad(|| of.narrow(0, 2 * d, 2 * d).copy_(&of.narrow(0, 0, 2 * d)));
+            }
+        }
+    }
+    model.save(&place.path("m"), &WriteOptions::default()).unwrap();
+    place.done("convert --model m --kv-heads 2 --calibration notes.txt --max-len 24 --method similarity --out c");
+    assert_eq!(
+        place.json("c/config.json")["attn"]["layers"][1]["kept_heads"],
+        serde_json::json!([0, 2, 1, 3])
+    );
+    place.write("ids.json", r#"{"input_ids": [[5, 6, 7, 8, 9]]}"#);
+    place.write("mask.json", r#"{"mask": [[1, 0, 1, 1], [1, 1, 1, 0]]}"#);
+    let forward = |model: &str| {
+        place.done(&format!(
+            "forward --model {model} --input-ids ids.json --head-mask mask.json --attentions --out {model}.safetensors"
+        ));
+        let path = place.path(&format!("{model}.safetensors"));
+        let tensors = tch::Tensor::read_safetensors(path).unwrap();
+        tensors.into_iter().collect::<std::collections::HashMap<_, _>>()
+    };
+    let (before, after) = (forward("m"), forward("c"));
+    assert_eq!(before.len(), 3);
+    for (name, before) in &before {
+        let apart = (before - &after[name]).abs().max().double_value(&[]);
+        assert!(apart < 1e-5, "{name}: {apart}");
+    }
+    for of in ["m", "c"] {
+        let rows = "--task notes.txt --split train --max-len 24";
+        place.done(&format!("score-heads --model {of} {rows} --out {of}.scores.json"));
+    }
+    place.done("compare-scores m.scores.json c.scores.json --out agree.json");
+    let agree = place.json("agree.json")["pairs"][0]["spearman"]["value"].as_f64();
+    assert!(agree.is_some_and(|rho| rho > 0.99), "{}", place.json("agree.json"));
+    place.done("prune --model c --scores m.scores.json --remove 2 --out p");
+    let (one, other) = (place.json("m.scores.json"), place.json("c.scores.json"));
+    assert_ne!(one["heads"], other["heads"]);
+    place.done("prune --model m --scores m.scores.json --remove 2 --out q");
+    assert_eq!(place.json("p/pruning.json")["removed"], place.json("q/pruning.json")["removed"]);
 }
 
 #[test]

@@ -57,8 +57,9 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 /// The examples that begin with a download, which these tests do not make: they end where the Hub is asked.
-const OF_THE_HUB: [&str; 22] = [
+const OF_THE_HUB: [&str; 23] = [
     "attn ablate --model runs/sst2/model --task sst2 --out ablation.json",
+    "attn convert --config configs/gqa/half.toml",
     "attn distill configs/distill/window.toml --set attention.size=4",
     "attn eval --model gpt2-window --task wikitext-2 --against openai-community/gpt2 --out kl.json",
     "attn eval --model openai-community/gpt2 --task blimp --limit 100 --out blimp.json",

@@ -53,6 +53,13 @@ pub struct LayerSpec {
 }
 
 impl LayerSpec {
+    /// The places of the layer's query heads by rising number: in their own order, unless heads were merged that are no neighbours.
+    pub fn places_by_number(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.kept_heads.len()).collect();
+        places.sort_by_key(|&place| self.kept_heads[place]);
+        places
+    }
+
     /// A layer as plain transformers has it.
     pub fn plain(n_heads: i64, n_kv_heads: i64) -> Self {
         Self {

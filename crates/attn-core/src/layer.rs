@@ -169,7 +169,7 @@ fn texts_by_heads(dims: &Dims, open: &Tensor, n: i64) -> Vec<Group> {
 }
 
 /// The heads side by side: `[batch, heads, n, d] -> [batch, n, heads · d]`.
-fn joined(z: &Tensor) -> Tensor {
+pub(crate) fn joined(z: &Tensor) -> Tensor {
     let [b, heads, n, d] = z.size()[..] else { unreachable!("z has four axes") };
     z.transpose(1, 2).reshape([b, n, heads * d])
 }
@@ -278,6 +278,12 @@ impl AttnLayer {
     /// The pretrained projections, views of the layer's own.
     pub fn projections(&self) -> Projections {
         projections(&self.qkv, &self.dims)
+    }
+
+    /// What the layer adds to the hidden states where its heads give `z`, no gate on them: `[batch, n_heads, q_len, head_dim] ->
+    /// [batch, q_len, hidden_size]`. `train` turns on the dropout of an adapter.
+    pub fn put_out(&self, z: &Tensor, train: bool) -> Tensor {
+        self.out.forward(&joined(z), train)
     }
 
     /// The output projection.

@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 use crate::{
     Error,
     kv_heads::attention_inputs,
-    layer::AttnLayer,
+    layer::{AttnLayer, joined},
     model::{ForwardOptions, Model, ModelInput, real_rows},
     running::Running,
 };
@@ -128,14 +128,14 @@ fn fit_layer(
     for ((input, x), y) in inputs.iter().zip(here).zip(there) {
         let z = at(model, input, x, layer)?.advance_with_z(None)?;
         let y = at(whole, input, y, layer)?.advance_with_z(None)?;
-        sums.add(&real_rows(&flat(&z), input), &put_out(old, &y, input));
+        sums.add(&real_rows(&joined(&z), input), &put_out(old, &y, input));
     }
     sums.fit(own, layer, ridge)
 }
 
 /// What a layer whose heads put out `z` adds at the real tokens: `[n, hidden_size]`.
 fn put_out(layer: &AttnLayer, z: &Tensor, input: &ModelInput) -> Tensor {
-    layer.out().forward(&real_rows(&flat(z), input), false)
+    real_rows(&layer.put_out(z, false), input)
 }
 
 /// Output projections of layers, fitted each by itself, on what goes into the layers of the whole model: one pass over a text of any
@@ -170,7 +170,7 @@ impl StreamedRefit {
         let z = model.attend(input, &layers, &inputs, &ForwardOptions::default())?.z;
         for (z, (&layer, sums)) in z.iter().zip(&mut self.sums) {
             sums.add(
-                &real_rows(&flat(z), input),
+                &real_rows(&joined(z), input),
                 &put_out(whole.layers()[layer], &y[layer], input),
             );
         }
@@ -305,12 +305,6 @@ impl Sums {
         }
         Ok(refitted)
     }
-}
-
-/// Heads' outputs side by side: `[batch, n_heads, seq_len, head_dim] -> [batch, seq_len, n_heads · head_dim]`.
-fn flat(z: &Tensor) -> Tensor {
-    let [b, n_heads, n, d] = z.size()[..] else { unreachable!("z has four axes") };
-    z.transpose(1, 2).reshape([b, n, n_heads * d])
 }
 
 fn n_unknowns(layer: &AttnLayer) -> i64 {

@@ -102,6 +102,33 @@ pub struct HeadScores {
     pub n_rows: usize,
 }
 
+impl HeadScores {
+    /// The scores with the heads of each layer in the order of `heads`; `None` where these are others.
+    pub fn in_order(&self, heads: &[Vec<i64>]) -> Option<Self> {
+        if heads.len() != self.heads.len() {
+            return None;
+        }
+        let of_layer = |(wanted, own): (&Vec<i64>, &Vec<i64>)| -> Option<Vec<usize>> {
+            let place = |head: &i64| own.iter().position(|it| it == head);
+            (wanted.len() == own.len()).then(|| wanted.iter().map(place).collect())?
+        };
+        let places: Vec<Vec<usize>> =
+            heads.iter().zip(&self.heads).map(of_layer).collect::<Option<_>>()?;
+        fn ordered<T: Copy>(table: &[Vec<T>], places: &[Vec<usize>]) -> Vec<Vec<T>> {
+            let of_layer = |(row, places): (&Vec<T>, &Vec<usize>)| {
+                places.iter().map(|&place| row[place]).collect()
+            };
+            table.iter().zip(places).map(of_layer).collect()
+        }
+        Some(Self {
+            heads: heads.to_vec(),
+            scores: ordered(&self.scores, &places),
+            interval_95: self.interval_95.as_ref().map(|table| ordered(table, &places)),
+            n_rows: self.n_rows,
+        })
+    }
+}
+
 /// Scores the query heads of `model` on `rows`, by the loss that it has on them, by each of `methods`. Those that are made of the
 /// slopes at the gates share a pass.
 ///

@@ -72,15 +72,36 @@ impl<'a> Distillation<'a> {
                 sizes(by).1
             ));
         }
-        let layers: Vec<usize> = (0..by.layers.len().min(of.layers.len()))
-            .filter(|&layer| of.layers[layer].variant != by.layers[layer].variant)
-            .collect();
+        let differs = |layer: &usize| {
+            let (of, by) = (&of.layers[*layer], &by.layers[*layer]);
+            of.variant != by.variant || (losses.layer_output > 0.0 && of != by)
+        };
+        let layers: Vec<usize> =
+            (0..by.layers.len().min(of.layers.len())).filter(differs).collect();
         if losses.reads_attention() {
             if layers.is_empty() {
-                return refuse(
-                    "its attention is the student's in every layer: there is nothing to transfer"
-                        .into(),
-                );
+                let hint = match losses.layer_output > 0.0 {
+                    true => "",
+                    false => {
+                        "\nhint: `loss.layer_output` compares layers whose heads were merged or removed"
+                    }
+                };
+                return refuse(format!(
+                    "its attention is the student's in every layer: there is nothing to transfer{hint}"
+                ));
+            }
+        }
+        if losses.reads_heads() {
+            let merged = |&&layer: &&usize| {
+                let (of, by) = (&of.layers[layer], &by.layers[layer]);
+                of.n_heads == by.n_heads
+                    && (&of.kept_heads, &of.kv_of_head) != (&by.kept_heads, &by.kv_of_head)
+            };
+            if let Some(layer) = layers.iter().find(merged) {
+                return refuse(format!(
+                    "layer {layer} has its heads in another order, or other key/value heads, than the student's, and heads are \
+                     compared one by one\nhint: `loss.layer_output` compares layers"
+                ));
             }
             let heads = |config: &attn_core::Config, layer: usize| config.layers[layer].n_heads;
             if let Some(layer) = layers.iter().find(|&&layer| heads(of, layer) != heads(by, layer))
@@ -155,8 +176,14 @@ impl<'a> Distillation<'a> {
         Ok(apply(function, &inputs)?.remove(0))
     }
 
-    /// What the heads give in the layers that differ, and their attention weights.
-    fn attention(&self, keep: &Tensor, student: &Attended, teacher: &Attended) -> Tensor {
+    /// What the heads of `model` give in the layers that differ, their attention weights, and what these layers make of them.
+    fn attention(
+        &self,
+        model: &Model,
+        keep: &Tensor,
+        student: &Attended,
+        teacher: &Attended,
+    ) -> Tensor {
         let by_token = keep.unsqueeze(1).unsqueeze(-1); // [b, 1, n, 1]
         let n_tokens = keep.sum(Kind::Float);
         let mut parts = Vec::new();
@@ -177,6 +204,18 @@ impl<'a> Distillation<'a> {
                     -(wide(other) * log).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
                 let mean = (crossed * &by_token).sum(None::<Kind>) / (&n_tokens * heads as f64);
                 parts.push(mean * (self.losses.attention_weights / n_layers));
+            }
+        }
+        if self.losses.layer_output > 0.0 {
+            let [own, other] = [model, self.teacher].map(Model::layers);
+            for ((&layer, z), taught) in self.layers.iter().zip(&student.z).zip(&teacher.z) {
+                let train = true; // as the forward pass: dropout of adapters
+                let apart = wide(&own[layer].put_out(z, train))
+                    - wide(&other[layer].put_out(taught, false));
+                let width = apart.size()[2] as f64;
+                let squared = apart.square() * keep.unsqueeze(-1);
+                let mean = squared.sum(None::<Kind>) / (&n_tokens * width);
+                parts.push(mean * (self.losses.layer_output / n_layers));
             }
         }
         total(parts)
@@ -295,7 +334,7 @@ impl Objective for Distillation<'_> {
             let inputs = pick(taught.attention_inputs);
             let mut own = model.attend(&input, &self.layers, &inputs, &options)?;
             parts.extend(own.own_loss.take());
-            parts.push(self.attention(&keep, &own, &teacher));
+            parts.push(self.attention(model, &keep, &own, &teacher));
         }
         if reads_last || losses.reads_hidden() || free {
             let options = ForwardOptions {
@@ -311,7 +350,7 @@ impl Objective for Distillation<'_> {
             if free {
                 let own =
                     Attended { z: pick(own.z), attentions: pick(own.attentions), own_loss: None };
-                parts.push(self.attention(&keep, &own, &teacher));
+                parts.push(self.attention(model, &keep, &own, &teacher));
             }
             if losses.reads_hidden() {
                 parts.push(self.hidden(&keep, &own.hidden_states, &taught.hidden_states));

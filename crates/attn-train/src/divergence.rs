@@ -50,7 +50,11 @@ pub struct Losses {
     /// Cross-entropy of the attention weights in those layers, `−Σ_j a_ij log â_ij` (Hedgehog, Zhang et al. 2024,
     /// <https://arxiv.org/abs/2402.04347>, section 4.2). Takes memory with the square of the length.
     pub attention_weights: f64,
-    /// Whether `attention_output` and `attention_weights` feed each layer what enters the teacher's, so that its errors
+    /// Mean squared difference of what attention layers add to the hidden states, behind the output projection, in the layers that
+    /// differ in their attention or in their heads: where heads were merged, turned or removed they cannot be compared one by one.
+    /// Not beside the two above.
+    pub layer_output: f64,
+    /// Whether `attention_output`, `attention_weights` and `layer_output` feed each layer what enters the teacher's, so that its errors
     /// are its own alone.
     pub teacher_forced: bool,
     /// What both models' logits are divided by in the divergences.
@@ -72,6 +76,7 @@ impl Default for Losses {
             hidden_cosine: 0.0,
             attention_output: 0.0,
             attention_weights: 0.0,
+            layer_output: 0.0,
             teacher_forced: false,
             temperature: 1.0,
         }
@@ -109,17 +114,24 @@ impl Losses {
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return refuse("temperature", self.temperature.to_string(), "a number above 0");
         }
-        if self.teacher_forced && self.attention_output == 0.0 && self.attention_weights == 0.0 {
+        if self.teacher_forced && !self.reads_attention() {
             return refuse(
                 "teacher_forced",
                 "true".into(),
-                "false, as neither attention_output nor attention_weights has a weight",
+                "false, as none of attention_output, attention_weights and layer_output has a weight",
+            );
+        }
+        if self.layer_output > 0.0 && self.reads_heads() {
+            return refuse(
+                "layer_output",
+                self.layer_output.to_string(),
+                "0, as attention_output or attention_weights compares heads\nhint: compare heads or layers",
             );
         }
         Ok(())
     }
 
-    fn weights(&self) -> [(&'static str, f64); 10] {
+    fn weights(&self) -> [(&'static str, f64); 11] {
         [
             ("forward_kl", self.forward_kl),
             ("reverse_kl", self.reverse_kl),
@@ -131,6 +143,7 @@ impl Losses {
             ("hidden_cosine", self.hidden_cosine),
             ("attention_output", self.attention_output),
             ("attention_weights", self.attention_weights),
+            ("layer_output", self.layer_output),
         ]
     }
 
@@ -156,7 +169,7 @@ impl Losses {
             true => Err(Error::Setting {
                 field: "gradient_checkpointing",
                 value: "true".into(),
-                expected: "false, as attention_output and attention_weights compare what is then not kept\nhint: set \
+                expected: "false, as attention_output, attention_weights and layer_output compare what is then not kept\nhint: set \
                            `loss.teacher_forced`, or leave it away",
             }),
         }
@@ -169,6 +182,11 @@ impl Losses {
 
     /// Whether any of them compares what attention does.
     pub(crate) fn reads_attention(&self) -> bool {
+        self.reads_heads() || self.layer_output > 0.0
+    }
+
+    /// Whether any of them compares heads one by one.
+    pub(crate) fn reads_heads(&self) -> bool {
         self.attention_output > 0.0 || self.attention_weights > 0.0
     }
 

@@ -2,7 +2,11 @@
 
 mod common;
 
-use attn_core::{ForwardOptions, Model, Rows, Variant, attention::Stream, testing::relative_rms};
+use attn_core::{
+    ForwardOptions, Model, Rows, Variant,
+    attention::Stream,
+    testing::{random_ids, relative_rms},
+};
 use attn_data::batch::{Side, collate};
 use attn_torch::{GradOptions, grad};
 use attn_train::{Batch, Batches, Distillation, Error, Losses, Objective, Run, TrainConfig, train};
@@ -236,6 +240,58 @@ fn attention_is_compared_in_the_layers_that_differ_at_real_tokens() {
         let forced = loss(&losses, &teacher, &both, &batch).double_value(&[]);
         assert!((free - forced).abs() > 1e-6 * free, "{base}: {free} is {forced}");
     }
+}
+
+/// Heads that were merged, turned and put in another order, and heads that were removed: layers are compared behind the output
+/// projection.
+#[test]
+fn layers_whose_heads_were_merged_are_compared_by_what_they_add() {
+    for base in ["gpt2", "llama", "distilbert"] {
+        let teacher = model(base, "lm", 0.0, Kind::Double, 1);
+        let mut student = teacher.alias().unwrap();
+        let mut moments = attn_core::Moments::of_layers(&[1]);
+        moments.add(&teacher, &attn_core::ModelInput::new(random_ids(5, [9, 12], 40))).unwrap();
+        attn_core::merge_kv(&mut student, &[(1, 1)], attn_core::Merge::LowRank, Some(&moments))
+            .unwrap();
+        let batch = batch(Side::Right);
+        let options = ForwardOptions { z: true, ..ForwardOptions::default() };
+        let added = |model: &Model| {
+            let z = &model.forward(&batch.input(model), &options).unwrap().z[1];
+            let [rows, heads, n, width] = z.size()[..] else { panic!() };
+            let z = z.transpose(1, 2).reshape([rows, n, heads * width]);
+            model.layers()[1].out().forward(&z, false)
+        };
+        let keep = Tensor::from_slice(&batch.rows.mask).view([3, 7, 1]).to_kind(Kind::Double);
+        let apart = added(&student) - added(&teacher);
+        let width = apart.size()[2];
+        let expected =
+            (apart.square() * keep).sum(Kind::Double).double_value(&[]) / (14 * width) as f64;
+        let mut losses = only("layer_output", 1.0);
+        for forced in [false, true] {
+            losses.teacher_forced = forced;
+            let actual = loss(&losses, &teacher, &student, &batch).double_value(&[]);
+            assert!((actual - expected).abs() < 1e-10 * expected, "{base} {actual} {expected}");
+        }
+        let same = teacher.alias().unwrap();
+        assert!(
+            Distillation::new(&teacher, &same, &losses)
+                .unwrap_err()
+                .to_string()
+                .contains("nothing to transfer")
+        );
+        // Heads would be compared in coordinates that they no longer have.
+        let mut swapped = student.alias().unwrap();
+        swapped.swap(&[1], &window(2), 0).unwrap();
+        let error =
+            Distillation::new(&teacher, &swapped, &only("attention_output", 1.0)).unwrap_err();
+        assert!(error.to_string().contains("other key/value heads"), "{error}");
+        assert!(Distillation::new(&teacher, &swapped, &losses).is_ok());
+        let mut cut = teacher.alias().unwrap();
+        cut.select_heads(0, &[1]).unwrap();
+        assert!(loss(&losses, &teacher, &cut, &batch).double_value(&[]) > 0.0);
+    }
+    let both = Losses { attention_output: 1.0, ..only("layer_output", 1.0) };
+    assert!(both.validate().unwrap_err().to_string().contains("heads or layers"));
 }
 
 #[test]
