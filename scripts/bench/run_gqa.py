@@ -58,24 +58,32 @@ def decode(args):
             folder = str(Path(place, str(n)))
             subprocess.run([args.ours, "make", place, folder, str(n)], check=True)
             command = [args.ours, "decode", folder, str(args.threads)]
-            contenders.append(Contender(f"ours-{n}", command, units, args.threads))
+            contenders.append(Contender(f"ours-{n}", [*command, "4096"], units, args.threads))
+            if n == args.heads[0]:
+                contenders.append(Contender("ours-no-context", [*command, "1"], units, args.threads))
             if args.python:
                 command = [args.python, str(HERE / "gqa.py"), folder, str(args.threads)]
                 contenders.append(Contender(f"theirs-{n}", command, units, args.threads))
         results = take_turns(contenders, args.rounds)
     title = "8 rows of 4,096 tokens, f32"
     lines = [
-        f"| key/value heads ({title}) | cache, MiB | ours, tokens/s | times {args.heads[0]} heads | bytes allow | share | against transformers |",
+        f"| key/value heads ({title}) | cache, MiB | ours, tokens/s | times {args.heads[0]} heads | cache bytes allow | share of it | against transformers |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     results["summary"] = {}
     whole = f"ours-{args.heads[0]}"
-    size = lambda name: results[name]["facts"]["weight_bytes"] + results[name]["facts"]["cache_bytes"]
+    bare = results["ours-no-context"]["turns"]
     for n in args.heads:
         name = f"ours-{n}"
-        faster, allowed = ratio(results, whole, name), size(whole) / size(name)
-        share = spread([a["s"] / b["s"] / allowed for a, b in zip(results[whole]["turns"], results[name]["turns"])])
-        share["of_medians"] = faster["s"]["of_medians"] / allowed
+        faster = ratio(results, whole, name)
+        # The time that the context takes of all heads, for the bytes that are left of it.
+        left = results[name]["facts"]["cache_bytes"] / results[whole]["facts"]["cache_bytes"]
+        floor = lambda no_context, all_heads: no_context + (all_heads - no_context) * left
+        turns = zip(bare, results[whole]["turns"], results[name]["turns"])
+        share = spread([floor(no["s"], a["s"]) / b["s"] for no, a, b in turns])
+        medians = [results[which]["s"]["median"] for which in ("ours-no-context", whole, name)]
+        share["of_medians"] = floor(*medians[:2]) / medians[2]
+        allowed = medians[1] / floor(*medians[:2])
         rate = spread([8 / turn["s"] for turn in results[name]["turns"]])
         against = ratio(results, f"theirs-{n}", name) if args.python else None
         results["summary"][name] = {"faster": faster, "allowed": allowed, "share": share, "against": against, "tokens_s": rate}

@@ -161,8 +161,13 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         }
     }
     check_form(args, &config, &candidates)?;
-    let reads = method.reads_text() || args.refit || args.compare || budget.is_some();
-    let blocks = (reads || args.calibration.is_some())
+    // Copies need no text.
+    let is_fewer = |(layer, numbers): &(usize, Vec<i64>)| {
+        numbers.iter().any(|&n| n < config.layers[*layer].n_kv_heads)
+    };
+    let loses = candidates.iter().any(is_fewer);
+    let reads = args.compare || (loses && (method.reads_text() || args.refit));
+    let blocks = (reads || budget.is_some() || args.calibration.is_some())
         .then(|| blocks(args, &hub, folder.config.sizes.hidden_size))
         .transpose()?;
 
@@ -170,7 +175,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let whole = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
     let calibration = blocks.as_ref().map(|blocks| blocks.text(&blocks.calibration));
-    let needs_moments = args.compare || method.reads_text();
+    let needs_moments = args.compare || (loses && method.reads_text());
     let moments = match calibration.as_ref().filter(|_| needs_moments) {
         Some(text) => {
             let mut progress = counted("reading", text.rows.len());
@@ -268,10 +273,12 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     };
     let extra = serde_json::to_vec_pretty(&report).context("cannot write JSON")?;
     let save = |draft: &Path| -> Result<()> {
-        Ok(match args.form {
-            Form::MultiQuery => save_multi_query(&written, draft, &WriteOptions::default())?,
-            Form::Smallest | Form::Expanded => written.save(draft, &WriteOptions::default())?,
-        })
+        let options = WriteOptions::default();
+        match args.form {
+            Form::MultiQuery => save_multi_query(&written, draft, &options)?,
+            Form::Smallest | Form::Expanded => written.save(draft, &options)?,
+        }
+        Ok(())
     };
     let replace = if args.force { Replace::Model } else { Replace::Nothing };
     write_with(&save, &folder.tokenizer, &args.out, &[(FILE, extra)], replace)?;

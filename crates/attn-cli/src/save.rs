@@ -114,10 +114,11 @@ pub(crate) fn write_with(
         for (name, content) in extra {
             fs::write(draft.join(name), content)?;
         }
-        Ok(match replace == Replace::Model && !is_free(out)? {
+        match replace == Replace::Model && !is_free(out)? {
             true => replace_folder(&draft, out)?,
             false => fs::rename(&draft, out)?,
-        })
+        }
+        Ok(())
     };
     write().with_context(|| format!("cannot save the model to `{}`", out.display()))
 }

@@ -23,7 +23,9 @@ use tch::Kind;
 pub use error::{Error, TensorProblem};
 pub use read::{Checkpoint, read_json, read_metadata, read_tensors};
 pub(crate) use write::for_each_piece;
-pub use write::{FolderWriter, WriteOptions, replace_folder, write_file, write_folder, write_tensors};
+pub use write::{
+    FolderWriter, WriteOptions, replace_folder, write_file, write_folder, write_tensors,
+};
 
 /// The configuration of a model folder.
 pub const CONFIG_FILE: &str = "config.json";

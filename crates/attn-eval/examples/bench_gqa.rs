@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! bench_gqa make CONFIG-FOLDER OUT N     a model of random weights with N key/value heads a layer, as an ordinary folder
-//! bench_gqa decode FOLDER THREADS        reads a context, prints a JSON line, then writes as many tokens as each line of stdin asks for
+//! bench_gqa decode FOLDER THREADS TOKENS reads a context of 8 rows of TOKENS, prints a JSON line, then writes as many tokens as each line
+//!                                        of stdin asks for
 //! ```
 
 use std::{
@@ -21,8 +22,8 @@ use tch::{Kind, Tensor};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Rows and tokens of the context.
-const CONTEXT: [i64; 2] = [8, 4096];
+/// Rows of the context.
+const ROWS: i64 = 8;
 
 /// Tokens of the context that share a pass.
 const CHUNK: i64 = 512;
@@ -33,11 +34,11 @@ fn main() -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["make", folder, out, n] => make(Path::new(folder), Path::new(out), n.parse()?),
-        ["decode", folder, threads] => {
+        ["decode", folder, threads, n_tokens] => {
             tch::set_num_threads(threads.parse()?);
-            decode(Path::new(folder))
+            decode(Path::new(folder), n_tokens.parse()?)
         }
-        _ => Err("usage: bench_gqa make CONFIG-FOLDER OUT N | decode FOLDER THREADS".into()),
+        _ => Err("usage: bench_gqa make CONFIG-FOLDER OUT N | decode FOLDER THREADS TOKENS".into()),
     }
 }
 
@@ -49,14 +50,16 @@ fn make(folder: &Path, out: &Path, n: i64) -> Result<()> {
     Ok(model.save(out, &WriteOptions::default())?)
 }
 
-fn decode(folder: &Path) -> Result<()> {
+fn decode(folder: &Path, n: i64) -> Result<()> {
     let (model, _) = Model::load(folder, &LoadOptions::default())?;
     let _no_grad = tch::no_grad_guard();
     let vocab_size = model.config().sizes.vocab_size;
-    let [rows, n] = CONTEXT;
+    let rows = ROWS;
     let ids = Tensor::arange(rows * n, (Kind::Int64, model.device())).remainder(vocab_size - 7);
     let ids = ids.view([rows, n]);
-    let last = |len: i64| Tensor::arange_start_step(len - 1, rows * len, len, (Kind::Int64, model.device()));
+    let last = |len: i64| {
+        Tensor::arange_start_step(len - 1, rows * len, len, (Kind::Int64, model.device()))
+    };
     let mut state = model.start();
     let step = |ids: &Tensor, state: &mut _| -> Result<Tensor> {
         let at = last(ids.size()[1]);
@@ -66,11 +69,13 @@ fn decode(folder: &Path) -> Result<()> {
     };
     let mut next = ids.narrow(1, 0, 1);
     for at in (0..n).step_by(CHUNK as usize) {
-        next = step(&ids.narrow(1, at, CHUNK), &mut state)?;
+        next = step(&ids.narrow(1, at, CHUNK.min(n - at)), &mut state)?;
     }
     let weights: usize = model.parameters().iter().map(|(_, x)| x.numel() * 4).sum();
-    let cache: i64 = model.layers().iter().map(|it| it.dims()).map(|it| 8 * it.n_kv_heads * it.head_dim).sum();
-    let mut answer = json!({ "weight_bytes": weights, "cache_bytes": cache * rows * n, "first": first(&next) });
+    let cache: i64 =
+        model.layers().iter().map(|it| it.dims()).map(|it| 8 * it.n_kv_heads * it.head_dim).sum();
+    let mut answer =
+        json!({ "weight_bytes": weights, "cache_bytes": cache * rows * n, "first": first(&next) });
     loop {
         for _ in 0..next_order(&answer) {
             next = step(&next, &mut state)?;

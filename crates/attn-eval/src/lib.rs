@@ -45,8 +45,8 @@ pub use attention_shift::{AttentionShift, Change, Control, Shift, Table, attenti
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use conversion::{
-    Converted, Text, WithHeads, against, cache_bytes, choose_kv_heads, convert, kl_difference, kv_sensitivity,
-    moments, set_apart,
+    Converted, Text, WithHeads, against, cache_bytes, choose_kv_heads, convert, kl_difference,
+    kv_sensitivity, moments, set_apart,
 };
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};

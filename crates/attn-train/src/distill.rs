@@ -78,18 +78,16 @@ impl<'a> Distillation<'a> {
         };
         let layers: Vec<usize> =
             (0..by.layers.len().min(of.layers.len())).filter(differs).collect();
-        if losses.reads_attention() {
-            if layers.is_empty() {
-                let hint = match losses.layer_output > 0.0 {
-                    true => "",
-                    false => {
-                        "\nhint: `loss.layer_output` compares layers whose heads were merged or removed"
-                    }
-                };
-                return refuse(format!(
-                    "its attention is the student's in every layer: there is nothing to transfer{hint}"
-                ));
-            }
+        if losses.reads_attention() && layers.is_empty() {
+            let hint = match losses.layer_output > 0.0 {
+                true => "",
+                false => {
+                    "\nhint: `loss.layer_output` compares layers whose heads were merged or removed"
+                }
+            };
+            return refuse(format!(
+                "its attention is the student's in every layer: there is nothing to transfer{hint}"
+            ));
         }
         if losses.reads_heads() {
             let merged = |&&layer: &&usize| {
