@@ -19,15 +19,15 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::{
-    args::{ConvertArgs, Form, MergeBy, RowArgs, dtype_name},
+    args::{ConvertArgs, Form, MergeBy, dtype_name},
     config::bundled,
     monitor::{count_every_row, count_rows_of, grouped},
     prune::{Layer, of_layer, warn_of_few_tokens},
     run_dir::SCHEMA,
     save::{Replace, check_free, check_replaceable, write_with},
     swap::layers,
-    task::{Task, dataset},
-    texts::{Folder, load_model},
+    task::dataset,
+    texts::{Folder, load_model, max_len, read_split},
 };
 
 /// The file in the folder that says what was made of what.
@@ -161,6 +161,16 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         }
     }
     check_form(args, &config, &candidates)?;
+    if config.head != Head::LanguageModel {
+        let flag = [(args.compare, "--compare"), (budget.is_some(), "--cache")];
+        if let Some((_, flag)) = flag.into_iter().find(|(is_set, _)| *is_set) {
+            bail!(
+                "`{flag}` compares predictions of tokens, and the model ends in {}\nhint: leave it out and name a number, \
+                 --kv-heads",
+                config.head
+            );
+        }
+    }
     // Copies need no text.
     let is_fewer = |(layer, numbers): &(usize, Vec<i64>)| {
         numbers.iter().any(|&n| n < config.layers[*layer].n_kv_heads)
@@ -168,7 +178,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let loses = candidates.iter().any(is_fewer);
     let reads = args.compare || (loses && (method.reads_text() || args.refit));
     let blocks = (reads || budget.is_some() || args.calibration.is_some())
-        .then(|| blocks(args, &hub, folder.config.sizes.hidden_size))
+        .then(|| blocks(args, &folder, &hub))
         .transpose()?;
 
     let options = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
@@ -206,6 +216,11 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let Converted { model, merged, refitted } =
         make(method, args.refit).with_context(|| format!("cannot convert `{}`", args.model))?;
     let test = blocks.as_ref().and_then(|blocks| testable(blocks, &config));
+    ensure!(
+        !args.compare || test.is_some(),
+        "`--compare` has no text to compare models on\nhint: more text, or more --test-tokens: a quarter of the text at most is \
+         set apart"
+    );
     let mut measured = None;
     let mut compared = Vec::new();
     if let Some(test) = &test {
@@ -353,6 +368,19 @@ fn others(config: &Config, named: &[usize], dtype: Kind) -> u64 {
 
 /// Refuses a form that the model cannot have, before anything is read.
 fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64>)]) -> Result<()> {
+    if args.form == Form::Expanded {
+        let mut whole = config.clone();
+        for layer in &mut whole.layers {
+            layer.n_kv_heads = layer.n_heads;
+            layer.kv_of_head = (0..layer.n_heads).collect();
+        }
+        ensure!(
+            whole.is_plain(),
+            "`--as expanded` is of a model whose layers are plain softmax attention with as many heads each, and `{}` has \
+             others\nhint: leave it out",
+            args.model
+        );
+    }
     if args.form != Form::MultiQuery {
         return Ok(());
     }
@@ -377,7 +405,8 @@ fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64
 }
 
 /// Reads the text, and sets blocks of it apart.
-fn blocks(args: &ConvertArgs, hub: &Hub, hidden_size: i64) -> Result<Blocks> {
+fn blocks(args: &ConvertArgs, folder: &Folder, hub: &Hub) -> Result<Blocks> {
+    let hidden_size = folder.config.sizes.hidden_size;
     let task = match &args.calibration {
         Some(task) => task.clone(),
         None => bundled(TEXT)
@@ -386,34 +415,29 @@ fn blocks(args: &ConvertArgs, hub: &Hub, hidden_size: i64) -> Result<Blocks> {
             .to_string(),
     };
     let data = dataset(&task, &args.set).context("cannot use `--calibration`")?;
-    let folder = Folder::open(&args.model, true, None, hub)?;
-    let longest = folder.config.sizes.max_positions as usize;
-    let rows = RowArgs {
-        split: Some(args.split.clone().unwrap_or_else(|| data.train_split.clone())),
-        task,
-        limit: args.limit,
-        set: args.set.clone(),
-        max_len: args.max_len.or(Some(BLOCK.min(longest))),
-        by_text: false,
-        batch_size: Batching::default().batch_size,
-    };
+    let split = args.split.clone().unwrap_or_else(|| data.train_split.clone());
+    let block = BLOCK.min(folder.config.sizes.max_positions as usize);
     let read = || -> Result<Blocks> {
-        let task = Task::read(folder, &rows, data, None, hub)?;
+        let (config, tokenizer) = (&folder.config, &folder.tokenizer);
+        let max_len = max_len(args.max_len.or(Some(block)), config, tokenizer, "`--max-len`")?;
+        let texts = read_split(&data, &split, args.limit, hub)?.rows;
+        // A task's rows stand for themselves; their labels are not looked at.
+        let rows = folder.read_texts(&texts, data.label.is_some(), max_len, &split)?;
         let tokens = [args.test_tokens, args.calibration_tokens.get()];
-        let [test, calibration] = set_apart(task.to_read()?, tokens, args.seed);
+        let [test, calibration] = set_apart(rows, tokens, args.seed);
         let count = |rows: &[Encoded]| rows.iter().map(|row| row.ids.len()).sum();
         let read = Read {
-            task: rows.task.clone(),
-            split: task.split.clone(),
-            max_len: task.max_len,
+            task: task.clone(),
+            split: split.clone(),
+            max_len,
             seed: args.seed,
             n_rows: calibration.len(),
             n_tokens: count(&calibration),
             n_test_rows: test.len(),
             n_test_tokens: count(&test),
         };
-        let pad_id = task.folder.tokenizer.fill_id();
-        Ok(Blocks { read, calibration, test, masking: task.masking()?, pad_id })
+        let pad_id = tokenizer.fill_id();
+        Ok(Blocks { read, calibration, test, masking: folder.masking()?, pad_id })
     };
     let blocks = read().context("cannot read the text (`--calibration`)")?;
     let n_tokens = blocks.read.n_tokens as i64;
@@ -446,11 +470,6 @@ fn tried(
     blocks: &Blocks,
     dtype: Kind,
 ) -> Result<Vec<OfLayer>> {
-    ensure!(
-        whole.config().head == Head::LanguageModel,
-        "`--cache` compares predictions of tokens, and the model ends in {}\nhint: name a number, --kv-heads",
-        whole.config().head
-    );
     let mut n_tokens = 0;
     let few = blocks.calibration.iter().take_while(|row| {
         n_tokens += row.ids.len();
@@ -603,10 +622,5 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
                 "transformers has no words for these layers and refuses the folder; --as expanded writes one that it loads",
         }
     )?;
-    if args.form == Form::Expanded && !report.loads_in_transformers {
-        bail!(
-            "`--as expanded`: other layers are not softmax attention, for which transformers has no words"
-        );
-    }
     Ok(())
 }

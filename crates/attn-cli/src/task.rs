@@ -16,11 +16,8 @@ use crate::{
     args::{ComputeArgs, RowArgs},
     config::Written,
     scoring::{check_model, max_prompt_len},
-    texts::{Folder, Split, encode, masking, max_len, read_split},
+    texts::{Folder, Split, encode, max_len, read_split},
 };
-
-/// The share of tokens that is hidden from a masked language model.
-const MASK_RATE: f64 = 0.15;
 
 /// Rows that were read, beside the model that they are for, which is not loaded yet.
 pub(crate) struct Task<'a> {
@@ -179,10 +176,7 @@ impl<'a> Task<'a> {
 
     /// What is hidden from the model where it is a masked language model. A classifier hears why it is none elsewhere.
     pub(crate) fn masking(&self) -> Result<Option<Masking>> {
-        let config = &self.folder.config;
-        let is_masked = !config.is_causal() && config.head == Head::LanguageModel;
-        let make = || masking(&self.folder.tokenizer, config.sizes.vocab_size, MASK_RATE);
-        is_masked.then(make).transpose()
+        self.folder.masking()
     }
 }
 

@@ -25,6 +25,9 @@ use crate::{
     monitor::grouped,
 };
 
+/// The share of tokens that is hidden from a masked language model.
+const MASK_RATE: f64 = 0.15;
+
 /// The most tokens of a text where nothing says otherwise.
 const USUAL_MAX_LEN: usize = 512;
 
@@ -88,6 +91,13 @@ impl Folder {
             (true, true) => blocks(&self.tokenizer, texts, max_len),
             (true, false) => framed_blocks(&self.tokenizer, texts, max_len),
         }
+    }
+
+    /// What is hidden from the model where it is a masked language model.
+    pub(crate) fn masking(&self) -> Result<Option<Masking>> {
+        let is_masked = !self.config.is_causal() && self.config.head == Head::LanguageModel;
+        let make = || masking(&self.tokenizer, self.config.sizes.vocab_size, MASK_RATE);
+        is_masked.then(make).transpose()
     }
 
     /// Whether [`Self::read_texts`] joins texts and cuts them into blocks.

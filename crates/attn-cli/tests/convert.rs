@@ -166,6 +166,30 @@ fn folders_are_written_in_the_form_that_is_asked_for() {
     );
 }
 
+#[test]
+fn a_classifier_reads_text_with_and_without_labels() {
+    for base in ["gpt2", "distilbert"] {
+        let place = place(base);
+        model_folder(&place, "k", base, Head::Classifier { n_classes: 2 });
+        let rows: Vec<String> = common::rows(40)
+            .into_iter()
+            .map(|(text, label)| format!("\"{text}\",{label}"))
+            .collect();
+        place.write("rows.csv", &format!("text,label\n{}", rows.join("\n")));
+        for text in ["notes.txt", "rows.csv --set data.text=text --set data.label=label"] {
+            let flags = format!("--calibration {text} --max-len 24");
+            let ran = place
+                .done(&format!("convert --model k --kv-heads 1 --refit {flags} --force --out c"));
+            assert!(ran.stdout.contains("not compared"), "{}", ran.stdout);
+            assert_eq!(place.json("c/conversion.json")["refitted"].as_array().unwrap().len(), 2);
+        }
+        for flag in ["--kv-heads 1 --compare", "--cache 50%"] {
+            let of = format!("convert --model k {flag} --calibration notes.txt --out x");
+            place.refused(&of, &["compares predictions of tokens", "--kv-heads"]);
+        }
+    }
+}
+
 /// Heads 0 and 2 are the same, and 1 and 3: query heads change places, and every command goes on by number.
 #[test]
 fn masks_and_scores_mean_the_heads_that_they_meant() {
@@ -243,6 +267,7 @@ fn a_folder_is_replaced_by_force_alone_and_as_a_whole() {
 fn what_cannot_be_is_refused_and_nothing_is_written() {
     let place = place("gpt2");
     place.write("short.txt", "the film was good");
+    place.done("swap --model m --attention window --layers 0 --out w");
     for (arguments, parts) in [
         ("convert --model m --kv-heads 3 --out x", ["--kv-heads", "neither divides the other"]),
         ("convert --model m --kv-heads 8 --out x", ["--kv-heads", "expected 1 to 4"]),

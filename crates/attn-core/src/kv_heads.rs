@@ -186,7 +186,7 @@ pub fn merge_kv(
 /// As [`merge_kv`].
 pub fn check_merge(config: &Config, wanted: &[(usize, i64)], method: Merge) -> Result<(), Error> {
     let count = config.layers.len();
-    for &(layer, n_kv) in wanted {
+    for (at, &(layer, n_kv)) in wanted.iter().enumerate() {
         let Some(spec) = config.layers.get(layer) else {
             return Err(Error::Index { what: "layer", index: layer as i64, count: count as i64 });
         };
@@ -196,6 +196,9 @@ pub fn check_merge(config: &Config, wanted: &[(usize, i64)], method: Merge) -> R
                 problem: format!("of layer {layer}: {problem}"),
             })
         };
+        if wanted[..at].iter().any(|(other, _)| *other == layer) {
+            return refuse("two numbers are asked for".into());
+        }
         let old = spec.n_kv_heads;
         if old == n_kv {
             continue;

@@ -183,6 +183,7 @@ fn numbers_that_cannot_be_are_refused_and_nothing_is_changed() {
         (vec![0, 1], 0, "expected 1 to 4"),
         (vec![0, 1], 8, "expected 1 to 4"),
         (vec![0, 2], 2, "layer"),
+        (vec![1, 1], 2, "two numbers"),
     ] {
         let error = pool(&mut model, &layers, n, Merge::Mean).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
