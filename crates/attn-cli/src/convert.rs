@@ -406,7 +406,9 @@ fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64
 
 /// Reads the text, and sets blocks of it apart.
 fn blocks(args: &ConvertArgs, folder: &Folder, hub: &Hub) -> Result<Blocks> {
-    let hidden_size = folder.config.sizes.hidden_size;
+    // What a fit has as many unknowns as, and what second moments need.
+    let sizes = &folder.config.sizes;
+    let n_channels = sizes.hidden_size.max(sizes.n_heads * sizes.head_dim);
     let task = match &args.calibration {
         Some(task) => task.clone(),
         None => bundled(TEXT)
@@ -442,11 +444,11 @@ fn blocks(args: &ConvertArgs, folder: &Folder, hub: &Hub) -> Result<Blocks> {
     let blocks = read().context("cannot read the text (`--calibration`)")?;
     let n_tokens = blocks.read.n_tokens as i64;
     ensure!(
-        n_tokens > hidden_size,
-        "the text (`--calibration`) has {n_tokens} tokens to read, and the hidden states of `{}` {hidden_size} channels\nhint: \
+        n_tokens > n_channels,
+        "the text (`--calibration`) has {n_tokens} tokens to read, and the hidden states of `{}` {n_channels} channels\nhint: \
          give more text: {} tokens at least",
         args.model,
-        10 * hidden_size
+        10 * n_channels
     );
     Ok(blocks)
 }

@@ -450,6 +450,9 @@ fn who_attends_to_whom_is_drawn() {
     );
     assert_eq!((ran.code, ran.stdout.trim()), (0, "maps/layer-1.png"), "{}", ran.stderr);
     place.refused("heatmap --model x --text a --out maps", &["layer 1 attends", "two texts"]);
-    place.refused("heatmap --model m --text a --heads 4 --out maps", &["head 4", "layer 0 has 4"]);
+    place.refused(
+        "heatmap --model m --text a --heads 4 --out maps",
+        &["head 4", "layer 0 has the heads [0, 1, 2, 3]"],
+    );
     place.refused("heatmap --model m --text a --layers 2 --out maps", &["no layer 2"]);
 }
