@@ -21,7 +21,7 @@ use tch::{Device, Kind};
 use crate::{
     args::{ConvertArgs, Form, MergeBy, dtype_name},
     config::bundled,
-    monitor::{count_every_row, count_rows_of, grouped},
+    monitor::{count_every_row, count_every_row_of, grouped},
     prune::{Layer, of_layer, warn_of_few_tokens},
     run_dir::SCHEMA,
     save::{Replace, check_free, check_replaceable, write_with},
@@ -100,7 +100,7 @@ struct OfLayer {
 }
 
 /// A converted model against what it was, on text that was set apart.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Measured {
     method: Merge,
     refit: bool,
@@ -188,7 +188,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let needs_moments = args.compare || (loses && method.reads_text());
     let moments = match calibration.as_ref().filter(|_| needs_moments) {
         Some(text) => {
-            let mut progress = counted("reading", text.rows.len());
+            let mut progress = count_every_row_of("reading", text.rows.len());
             Some(moments(&whole, &named, text, &mut progress).context("cannot read the text")?)
         }
         None => None,
@@ -197,7 +197,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let wanted: Vec<(usize, i64)> = match (budget, &blocks) {
         (Some(most), Some(blocks)) => {
             sensitivity = tried(&whole, &candidates, (method, moments.as_ref()), blocks, dtype)?;
-            let others = others(&config, &named, dtype);
+            let others = bytes_of_token(&config, &named, dtype);
             let found: Vec<Vec<WithHeads>> =
                 sensitivity.iter().map(|it| it.tried.clone()).collect();
             let chosen = choose_kv_heads(&found, most.saturating_sub(others))
@@ -209,7 +209,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
 
     let make = |method: Merge, refit: bool| -> Result<Converted> {
         let text = calibration.as_ref().filter(|_| refit);
-        let mut progress = counted("fitting", text.map_or(0, |text| text.rows.len()));
+        let mut progress = count_every_row_of("fitting", text.map_or(0, |text| text.rows.len()));
         let fit = text.map(|text| (args.ridge, text));
         Ok(convert(&whole, &wanted, (method, moments.as_ref()), fit, &mut progress)?)
     };
@@ -236,7 +236,10 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
                     continue; // heads that cannot be turned
                 }
                 for refit in [false, true] {
-                    let one = measure(&make(other, refit)?.model, other, refit)?;
+                    let one = match (other, refit) == (method, args.refit) {
+                        true => own.clone(), // the model that is written
+                        false => measure(&make(other, refit)?.model, other, refit)?,
+                    };
                     compared.push(one.less(&own)?);
                 }
             }
@@ -269,8 +272,8 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         kv_heads_after: kv(&written),
         parameters_before: n_parameters(&whole),
         parameters_after: n_parameters(&written),
-        cache_bytes_per_token_before: of_token(&whole, dtype),
-        cache_bytes_per_token_after: of_token(&written, dtype),
+        cache_bytes_per_token_before: bytes_of_token(whole.config(), &[], dtype),
+        cache_bytes_per_token_after: bytes_of_token(written.config(), &[], dtype),
         cache_dtype: dtype_name(dtype),
         loads_in_transformers: written.config().is_plain() || args.form == Form::MultiQuery,
         form: match args.form {
@@ -339,7 +342,7 @@ fn candidates(
 
 /// `--cache`, in bytes.
 fn budget(text: &str, config: &Config, dtype: Kind) -> Result<u64> {
-    let all = others(config, &[], dtype);
+    let all = bytes_of_token(config, &[], dtype);
     let problem = || {
         format!(
             "`--cache` is `{text}`, expected bytes of a token, or a share of {all}, such as 50%"
@@ -359,8 +362,8 @@ fn budget(text: &str, config: &Config, dtype: Kind) -> Result<u64> {
     Ok(most)
 }
 
-/// Bytes of a token in the layers that are not `named`.
-fn others(config: &Config, named: &[usize], dtype: Kind) -> u64 {
+/// Bytes of the keys and values of one token, but for those of the layers `named`.
+fn bytes_of_token(config: &Config, named: &[usize], dtype: Kind) -> u64 {
     let bytes = |n: i64| cache_bytes(n, config.sizes.head_dim, dtype.elt_size_in_bytes());
     let layers = config.layers.iter().enumerate().filter(|(layer, _)| !named.contains(layer));
     layers.map(|(_, spec)| bytes(spec.n_kv_heads)).sum()
@@ -511,19 +514,6 @@ impl Measured {
             ..self
         })
     }
-}
-
-/// Bytes of the keys and values of one token.
-fn of_token(model: &Model, kind: Kind) -> u64 {
-    let of = |it: &attn_core::layer::AttnLayer| {
-        cache_bytes(it.dims().n_kv_heads, it.dims().head_dim, kind.elt_size_in_bytes())
-    };
-    model.layers().into_iter().map(of).sum()
-}
-
-fn counted(what: &'static str, total: usize) -> impl FnMut(usize) -> std::ops::ControlFlow<()> {
-    static NEVER: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-    count_rows_of(what, total, &NEVER)
 }
 
 fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {

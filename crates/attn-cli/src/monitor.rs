@@ -114,8 +114,16 @@ pub(crate) fn count_rows(
 
 /// Counts rows of an evaluation that nothing stops but Ctrl-C, which ends the process.
 pub(crate) fn count_every_row(total: usize) -> impl FnMut(usize) -> ControlFlow<()> {
+    count_every_row_of("evaluating", total)
+}
+
+/// As [`count_every_row`], of `what`.
+pub(crate) fn count_every_row_of(
+    what: &'static str,
+    total: usize,
+) -> impl FnMut(usize) -> ControlFlow<()> {
     static NEVER: AtomicBool = AtomicBool::new(false);
-    count_rows(total, &NEVER)
+    count_rows_of(what, total, &NEVER)
 }
 
 /// Counts the rows of `what`, until `stop` is set.

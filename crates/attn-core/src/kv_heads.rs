@@ -143,7 +143,6 @@ pub fn merge_kv(
         if n_old == n_kv {
             continue;
         }
-        let groups = neighbours(n_old, n_kv);
         let of_text = (method.reads_text() && n_kv < n_old)
             .then(|| -> Result<_, Error> {
                 let moment = moments.map_or_else(
@@ -157,6 +156,7 @@ pub fn merge_kv(
         made.push(match &of_text {
             Some(spaces) => by_text(it, layer, n_kv, method, spaces),
             None => {
+                let groups = neighbours(n_old, n_kv);
                 let maps = || pooled(it.dims(), layer, &groups, method);
                 let merged =
                     Merged { layer, groups: groups.clone(), key_loss: None, value_loss: None };

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Maps,
-    space::{Space, numbers, rows, traces},
+    space::{Space, complex, numbers, rows, traces},
 };
 
 /// Rounds of turning every head of a group once, at most.
@@ -107,15 +107,11 @@ fn turn(space: &Space, cross: &Tensor) -> (Tensor, f64) {
         return (v.matmul(&u.tr()), s.sum(Kind::Double).double_value(&[]));
     }
     // R = [[c, −s], [s, c]] in the plane (i, i + d/2): c (x_ii + x_jj) + s (x_ij − x_ji), j = i + d/2.
-    let half = cross.size()[0] / 2;
-    let block = |row: i64, col: i64| {
-        numbers(&cross.narrow(0, row * half, half).narrow(1, col * half, half).diagonal(0, 0, 1))
-    };
-    let [ii, ij, ji, jj] = [block(0, 0), block(0, 1), block(1, 0), block(1, 1)];
+    let [same, across] = complex(cross).map(|part| numbers(&part));
     let mut reached = 0.0;
     let mut turns = Vec::new();
-    for at in 0..half as usize {
-        let (c, s) = (ii[at] + jj[at], ij[at] - ji[at]);
+    for (same, across) in same.into_iter().zip(across) {
+        let (c, s) = (2.0 * same, -2.0 * across);
         let size = c.hypot(s);
         reached += size;
         turns.push(if size > 0.0 { (c / size, s / size) } else { (1.0, 0.0) });

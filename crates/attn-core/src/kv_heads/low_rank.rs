@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Maps,
     aligned::in_planes,
-    space::{Space, numbers, rows, traces},
+    space::{Space, complex, numbers, rows, traces},
 };
 
 /// Eigenvalues below this share of the largest are none.
@@ -110,16 +110,11 @@ struct Planes {
 impl Planes {
     fn of(space: &Space, group: &[i64]) -> Self {
         let moments = space.among(group);
-        let half = moments.size()[2] / 2;
-        let block = |x: &Tensor, row: i64, col: i64| {
-            x.narrow(-2, row * half, half).narrow(-1, col * half, half).diagonal(0, -2, -1)
-        };
-        let re = block(&moments, 0, 0) + block(&moments, 1, 1); // [g, g, planes]
-        let im = block(&moments, 1, 0) - block(&moments, 0, 1);
-        let moments = Tensor::complex(&re, &im).permute([2, 0, 1]);
+        let [re, im] = complex(&moments); // [g, g, planes]
+        let moments = Tensor::complex(&(re * 2.0), &(im * 2.0)).permute([2, 0, 1]);
         // Over positions a plane is turned all ways: its two directions count alike.
-        let gains = rows(&space.gains, group);
-        let roots = ((block(&gains, 0, 0) + block(&gains, 1, 1)) / 2.0).clamp_min(0.0).sqrt().tr();
+        let [gains, _] = complex(&rows(&space.gains, group));
+        let roots = gains.clamp_min(0.0).sqrt().tr();
         let s = roots.unsqueeze(2) * &moments * roots.unsqueeze(1);
         let (values, vectors) = s.linalg_eigh("L");
         Self { moments, roots, values, vectors }

@@ -130,14 +130,18 @@ fn twice(by_plane: &[f64]) -> Tensor {
     Tensor::from_slice(by_plane).repeat([2])
 }
 
-/// What of `[.., d, d]` multiplies each rotary plane by a complex number.
-fn of_planes(x: &Tensor) -> Tensor {
+/// The complex number, real and imaginary part, by which `[.., d, d]` multiplies each rotary plane, as nearly as one can: `[.., d / 2]` each.
+pub(super) fn complex(x: &Tensor) -> [Tensor; 2] {
     let half = x.size()[x.dim() - 1] / 2;
     let block = |row: i64, col: i64| {
         x.narrow(-2, row * half, half).narrow(-1, col * half, half).diagonal(0, -2, -1)
     };
-    let c = ((block(0, 0) + block(1, 1)) / 2.0).diag_embed(0, -2, -1);
-    let s = ((block(1, 0) - block(0, 1)) / 2.0).diag_embed(0, -2, -1);
+    [(block(0, 0) + block(1, 1)) / 2.0, (block(1, 0) - block(0, 1)) / 2.0]
+}
+
+/// What of `[.., d, d]` multiplies each rotary plane by a complex number.
+fn of_planes(x: &Tensor) -> Tensor {
+    let [c, s] = complex(x).map(|part| part.diag_embed(0, -2, -1));
     Tensor::cat(&[Tensor::cat(&[&c, &(-&s)], -1), Tensor::cat(&[&s, &c], -1)], -2)
 }
 
