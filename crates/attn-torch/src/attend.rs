@@ -198,6 +198,7 @@ pub(crate) mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::random::seeded;
 
     const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -302,7 +303,7 @@ pub(crate) mod tests {
         if !served("stretches_are_softmax_over_what_is_seen") {
             return;
         }
-        tch::manual_seed(1);
+        let _stream = seeded(1);
         // Sizes around a group of rows, a panel, a tile, a chunk of queries.
         for (n, window, d) in
             [(1, 1, 6), (7, 3, 64), (65, 20, 6), (130, 64, 80), (300, 100, 64), (700, 33, 16)]
@@ -340,7 +341,7 @@ pub(crate) mod tests {
         if !served("chosen_blocks_are_softmax_over_their_keys") {
             return;
         }
-        tch::manual_seed(2);
+        let _stream = seeded(2);
         for (n, block, n_choices, d) in [
             (9, 1, 3, 6),
             (150, 4, 5, 6),
@@ -376,7 +377,7 @@ pub(crate) mod tests {
         if !served("blocks_are_chosen_by_what_they_weigh") {
             return;
         }
-        tch::manual_seed(3);
+        let _stream = seeded(3);
         let (b, d, scale) = (2, 16, 0.25);
         for (n, stride, reach, per_block, n_chosen) in
             [(400i64, 4, 2, 4, 5), (90, 2, 1, 3, 4), (33, 16, 2, 2, 3), (300, 1, 3, 1, 20)]
@@ -488,6 +489,7 @@ pub(crate) mod tests {
         if !served("what_does_not_fit_is_refused") {
             return;
         }
+        let _stream = seeded(11);
         let x = random(&[1, 2, 5, 8]);
         let seen = |n: i64| Seen {
             lo: Tensor::zeros([1, n], (Kind::Int, Device::Cpu)),
@@ -536,6 +538,7 @@ pub(crate) mod tests {
         if !served("large_scores_and_what_is_no_number_come_through") {
             return;
         }
+        let _stream = seeded(12);
         let n = 40;
         let seen = || Seen {
             lo: ints(&vec![0; n as usize]).unsqueeze(0),

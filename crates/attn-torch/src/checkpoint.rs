@@ -139,12 +139,11 @@ where
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::PoisonError;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::autograd::grad;
-    use crate::random::STREAM;
+    use crate::random::seeded;
 
     type Block = Box<dyn Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, BoxError> + Send>;
 
@@ -186,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Output and gradients of a block from the same start. Call it with [`STREAM`] held.
+    /// Output and gradients of a block from the same start. Call it with what [`seeded`] returns held.
     fn outcome(checkpointed: bool, x_needs_grad: bool, autocast: Option<Kind>) -> Outcome {
         tch::manual_seed(3);
         let x = matrix(4, 8, 1.).set_requires_grad(x_needs_grad);
@@ -207,7 +206,7 @@ mod tests {
 
     #[test]
     fn nothing_differs_from_a_plain_run_with_dropout() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
 
         let plain = outcome(false, true, None);
         let after_plain = Tensor::randn([3], (Kind::Float, Device::Cpu));
@@ -222,7 +221,7 @@ mod tests {
 
     #[test]
     fn captured_parameters_get_gradients_though_no_input_needs_one() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
 
         let (plain, checkpointed) = (outcome(false, false, None), outcome(true, false, None));
 
@@ -232,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_second_run_is_under_the_same_autocast() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
 
         let (plain, checkpointed) =
             (outcome(false, true, Some(Kind::BFloat16)), outcome(true, true, Some(Kind::BFloat16)));
@@ -243,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_parameter_used_again_under_the_same_autocast_keeps_its_gradient() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
         let (x, weight) = (matrix(4, 8, 1.), param(2.));
         let _autocast = Autocast::new(Device::Cpu, Kind::BFloat16).unwrap();
 
@@ -255,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_block_runs_twice_and_checkpoints_nest() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
         let runs = Arc::new(AtomicUsize::new(0));
         let weight = param(2.);
         let x = matrix(4, 8, 1.);
@@ -283,7 +282,7 @@ mod tests {
 
     #[test]
     fn gradients_of_chosen_inputs_and_second_derivatives_are_refused() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
         let (x, weight) = (matrix(4, 8, 1.).set_requires_grad(true), param(2.));
         let loss = || checkpoint(block(&weight), &[&x]).unwrap()[0].sum(Kind::Float);
 
@@ -302,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_block_that_fails_says_so_in_either_run() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
         let x = matrix(4, 8, 1.).set_requires_grad(true);
         let failing = |good_runs: usize| {
             let runs = AtomicUsize::new(0);
@@ -326,7 +325,7 @@ mod tests {
 
     #[test]
     fn it_is_a_plain_call_where_nothing_is_recorded_and_harmless_where_all_is_frozen() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(3);
         let (x, frozen) = (matrix(4, 8, 1.), matrix(8, 8, 2.));
 
         let unrecorded = tch::no_grad(|| checkpoint(block(&param(2.)), &[&x]).unwrap().remove(0));

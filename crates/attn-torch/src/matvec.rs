@@ -36,6 +36,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::random::seeded;
 
     /// The largest error of `got`, in units of what rounding the exact sums to `kind` may cost.
     fn error(got: &Tensor, matrix: &Tensor, x: &Tensor, bias: Option<&Tensor>) -> f64 {
@@ -69,7 +70,7 @@ mod tests {
             std::io::stderr().write_all(line.as_bytes()).unwrap();
             return;
         }
-        tch::manual_seed(0);
+        let _stream = seeded(0);
         for kind in [Kind::Float, Kind::BFloat16] {
             // Sizes around the width of a register, of a row block, of a thread's share; nothing, as of a layer without heads.
             for (n_out, n_in) in [
@@ -104,6 +105,7 @@ mod tests {
 
     #[test]
     fn what_it_does_not_do_is_left_to_libtorch() {
+        let _stream = seeded(11);
         let matrix = random(&[4, 6], Kind::Float);
         let x = random(&[6], Kind::Float);
         let kinds = [Kind::Double, Kind::Half];

@@ -119,6 +119,7 @@ mod tests {
 
     use super::*;
     use crate::attend::tests::{error, random, served};
+    use crate::random::seeded;
 
     /// z and the gradients of q, k and v under `grad`, from the definition in `f64`, every weight made.
     fn naive(qkv: [&Tensor; 3], features: &PositiveFeatures, grad: &Tensor) -> [Tensor; 4] {
@@ -168,7 +169,7 @@ mod tests {
         if !served("kernels_find_what_the_definition_says") {
             return;
         }
-        tch::manual_seed(4);
+        let _stream = seeded(4);
         // Sizes around a group of rows, a panel, a chunk.
         for (n, m, d) in
             [(1, 1, 6), (5, 7, 3), (32, 40, 16), (33, 64, 6), (100, 256, 64), (300, 33, 80)]
@@ -199,7 +200,7 @@ mod tests {
         if !served("hidden_keys_at_the_beginning_leave_no_trace") {
             return;
         }
-        tch::manual_seed(5);
+        let _stream = seeded(5);
         let (n, hidden, d) = (90, 41, 8);
         let [q, k, v] = [0; 3].map(|_| random(&[1, 2, n, d]));
         let omega = random(&[1, 1, 16, d]).view([16, d]);
@@ -218,7 +219,7 @@ mod tests {
         if !served("long_keys_come_through_and_the_future_does_not") {
             return;
         }
-        tch::manual_seed(6);
+        let _stream = seeded(6);
         let (n, d) = (70, 8);
         let qkv = [0; 3].map(|_| random(&[1, 1, n, d]));
         let omega = random(&[1, 1, 16, d]).view([16, d]);
@@ -247,6 +248,7 @@ mod tests {
         if !served("what_does_not_fit_is_refused") {
             return;
         }
+        let _stream = seeded(11);
         let (x, omega) = (random(&[1, 2, 5, 8]), random(&[1, 1, 4, 8]).view([4, 8]));
         let run = |x: &Tensor, omega: &Tensor, scale: f64, keep: Option<&Tensor>| {
             performer(x, x, x, &PositiveFeatures { omega, scale, eps: 1e-6, keep })

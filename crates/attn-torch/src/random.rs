@@ -69,14 +69,18 @@ pub(crate) fn rng_states(devices: &[Device]) -> Result<Vec<(Device, Tensor)>> {
     devices.iter().map(|&device| Ok((device, rng_state(device)?))).collect()
 }
 
-/// LibTorch has one CPU stream per process, and tests run on threads: those that draw from it hold this.
+/// Seeds LibTorch's stream of the CPU and keeps it from the other tests of this process, which run on threads: every
+/// test that draws holds what this returns.
 #[cfg(test)]
-pub(crate) static STREAM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+pub(crate) fn seeded(seed: i64) -> std::sync::MutexGuard<'static, ()> {
+    static STREAM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let stream = STREAM.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    tch::manual_seed(seed);
+    stream
+}
 
 #[cfg(test)]
 mod tests {
-    use std::sync::PoisonError;
-
     use tch::Kind;
 
     use super::*;
@@ -87,8 +91,7 @@ mod tests {
 
     #[test]
     fn a_state_put_back_repeats_what_was_drawn() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
-        tch::manual_seed(5);
+        let _stream = seeded(5);
         let _ = draw(); // An odd number of normals leaves half a pair in the state.
 
         let state = rng_state(Device::Cpu).unwrap();
@@ -103,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_replay_ends_where_it_began() {
-        let _stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stream = seeded(6);
         let before = rng_states(&[Device::Cpu]).unwrap();
         let first = draw();
         let after = rng_state(Device::Cpu).unwrap();
