@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 use crate::{
     Error,
     mask::{Mask, Padding},
+    variants::Variant,
     weights::{Init, Weights},
 };
 
@@ -382,6 +383,16 @@ pub trait Attention: std::fmt::Debug + Send {
         None
     }
 
+    /// The fewer key/value heads that a kind has learned, where it is one that merges them. `old`: the layer's projections.
+    fn learned_heads(&self, _old: &Projections) -> Option<LearnedHeads> {
+        None
+    }
+
+    /// Its settings, where they name heads or count them: [`Self::select_heads`] may have changed them.
+    fn settings(&self) -> Option<Variant> {
+        None
+    }
+
     /// Names the kind's own parameters.
     fn visit(&self, _: &mut crate::nn::Visitor<'_>) {}
 
@@ -396,6 +407,21 @@ pub trait Attention: std::fmt::Debug + Send {
     /// # Errors
     /// [`Error::Refused`] where the kind's parameters cannot follow.
     fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), Error>;
+}
+
+/// Key/value heads that are to take the place of others.
+#[derive(Debug)]
+pub struct LearnedHeads {
+    /// The old heads of each new one.
+    pub groups: Vec<Vec<i64>>,
+    /// `[groups · head_dim, hidden_size]`, and its bias.
+    pub k: (Tensor, Option<Tensor>),
+    /// As `k`.
+    pub v: (Tensor, Option<Tensor>),
+    /// What each old key, and each old value, is read from the new one by: `[n_kv_heads, head_dim, head_dim]`.
+    pub push: [Tensor; 2],
+    /// How much of each old head is still in use, from 0 to 1.
+    pub open: Vec<f64>,
 }
 
 /// A choice of the heads that run, by what comes into the layer.

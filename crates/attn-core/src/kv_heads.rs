@@ -24,13 +24,14 @@ use crate::{
     Config, Error, Model, Variant,
     attention::{Dims, Projections},
     layer::AttnLayer,
+    variants::merging,
 };
 
 mod aligned;
 mod grouping;
 mod low_rank;
 mod moments;
-mod space;
+pub(crate) mod space;
 
 pub use moments::Moments;
 pub(crate) use moments::attention_inputs;
@@ -109,6 +110,9 @@ pub struct Merged {
     /// Σ E‖W_O (v − C v̂)‖² / Σ E‖W_O v‖² over the heads: what is lost of what values add to the output. Of methods that read text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_loss: Option<f64>,
+    /// How much of each old head was still in use when it was left out, from 0 to 1. Of learned merges.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open: Option<Vec<f64>>,
 }
 
 /// How x̂ is made of the old heads, and how these are read from it.
@@ -134,6 +138,105 @@ pub fn merge_kv(
     method: Merge,
     moments: Option<&Moments>,
 ) -> Result<Vec<Merged>, Error> {
+    let made: Vec<_> = plan(model, wanted, method, moments)?
+        .into_iter()
+        .map(|(merged, maps)| {
+            let it = model.layers()[merged.layer];
+            let projections = through(it, &merged.groups, &maps);
+            (merged, projections)
+        })
+        .collect();
+    let mut all = Vec::new();
+    for (merged, (projections, out)) in made {
+        model.regroup_kv(merged.layer, &merged.groups, projections, &out)?;
+        all.push(merged);
+    }
+    Ok(all)
+}
+
+/// Puts each of `wanted`, a layer and a number, on its way to so many key/value heads: the layer's kind becomes
+/// [`merging`](crate::variants::merging) by matrices, which start where `method` would end, an open gate at `price`. The model computes
+/// what it did. Layers that have as many stay as they are, and are not in the result.
+///
+/// # Errors
+/// As [`merge_kv`]; [`Error::Input`] where a layer is to have more heads, and [`Error::Refused`] where it is not softmax attention. No layer
+/// is then changed.
+pub fn begin_merging(
+    model: &mut Model,
+    wanted: &[(usize, i64)],
+    method: Merge,
+    moments: Option<&Moments>,
+    price: f64,
+) -> Result<Vec<Merged>, Error> {
+    for &(layer, n_kv) in wanted {
+        let Some(spec) = model.config().layers.get(layer) else { continue }; // refused below
+        if n_kv > spec.n_kv_heads {
+            let problem = format!(
+                "of layer {layer}: {n_kv} are asked for, and there are {}: copies need no learning",
+                spec.n_kv_heads
+            );
+            return Err(Error::Input { name: "key/value heads", problem });
+        }
+        check_softmax(&spec.variant, "have its key/value heads merged by learning")?;
+    }
+    let made = plan(model, wanted, method, moments)?;
+    for (Merged { layer, groups, .. }, maps) in &made {
+        let it = model.layers()[*layer];
+        let new = pulled(it, groups, maps);
+        let push = maps.each_ref().map(|maps| maps.push.shallow_clone());
+        let config = merging::Config {
+            kv_heads: groups.len() as u32,
+            groups: Some(groups.clone()),
+            price,
+            ..merging::Config::default()
+        };
+        model.swap(&[*layer], &Variant::Merging(config), 0)?;
+        merging::start_from(model.layers()[*layer].kind(), &new, &push);
+    }
+    Ok(made.into_iter().map(|(merged, _)| merged).collect())
+}
+
+/// Ends what [`begin_merging`] began, once it has learned: the new heads alone are left, in ordinary grouped layers. What is still open of
+/// an old head is lost ([`Merged::open`]).
+///
+/// # Errors
+/// [`Error::Input`] where no layer's heads are being merged. As [`AttnLayer::regroup_kv`].
+pub fn merge_learned(model: &mut Model) -> Result<Vec<Merged>, Error> {
+    let learned: Vec<_> = (0..)
+        .zip(model.layers())
+        .filter_map(|(layer, it): (usize, _)| {
+            let heads = it.kind().learned_heads(&it.projections())?;
+            let (q, out) = pushed(it, &heads.push);
+            let projections = Projections { q, k: heads.k, v: heads.v };
+            let open = Some(heads.open);
+            let merged =
+                Merged { layer, groups: heads.groups, key_loss: None, value_loss: None, open };
+            Some((merged, projections, out))
+        })
+        .collect();
+    if learned.is_empty() {
+        return Err(Error::Input {
+            name: "key/value heads",
+            problem: "no layer's are being merged: the attention kind `merging` does that".into(),
+        });
+    }
+    let layers: Vec<usize> = learned.iter().map(|(merged, ..)| merged.layer).collect();
+    model.swap(&layers, &Variant::default(), 0)?;
+    let mut all = Vec::new();
+    for (merged, projections, out) in learned {
+        model.regroup_kv(merged.layer, &merged.groups, projections, &out)?;
+        all.push(merged);
+    }
+    Ok(all)
+}
+
+/// Groups and maps of the layers that are to have another number of heads.
+fn plan(
+    model: &Model,
+    wanted: &[(usize, i64)],
+    method: Merge,
+    moments: Option<&Moments>,
+) -> Result<Vec<(Merged, [Maps; 2])>, Error> {
     check_merge(model.config(), wanted, method)?;
     let all = model.layers();
     let mut made = Vec::new();
@@ -158,26 +261,18 @@ pub fn merge_kv(
             None => {
                 let groups = neighbours(n_old, n_kv);
                 let maps = || pooled(it.dims(), layer, &groups, method);
-                let merged =
-                    Merged { layer, groups: groups.clone(), key_loss: None, value_loss: None };
+                let merged = Merged {
+                    layer,
+                    groups: groups.clone(),
+                    key_loss: None,
+                    value_loss: None,
+                    open: None,
+                };
                 (merged, [maps(), maps()])
             }
         });
     }
-    let made: Vec<_> = made
-        .into_iter()
-        .map(|(merged, maps)| {
-            let it = model.layers()[merged.layer];
-            let projections = through(it, &merged.groups, &maps);
-            (merged, projections)
-        })
-        .collect();
-    let mut all = Vec::new();
-    for (merged, (projections, out)) in made {
-        model.regroup_kv(merged.layer, &merged.groups, projections, &out)?;
-        all.push(merged);
-    }
-    Ok(all)
+    Ok(made)
 }
 
 /// Refuses what [`merge_kv`] would refuse of a model with this config, whatever the text.
@@ -228,11 +323,15 @@ fn no_moments(layer: usize, problem: &str) -> Error {
 
 /// Refuses a kind that keys and values in other coordinates would be something else to.
 fn check_turns(variant: &Variant) -> Result<(), Error> {
+    check_softmax(variant, "have its keys and values turned")
+}
+
+fn check_softmax(variant: &Variant, what: &'static str) -> Result<(), Error> {
     match variant {
         Variant::Softmax(_) => Ok(()),
         other => Err(Error::Refused {
             kind: other.name(),
-            what: "have its keys and values turned",
+            what,
             reason: "it may look at more of them than products\nhint: convert the model before its attention is swapped, or \
                      pool heads as they are (`mean`)"
                 .into(),
@@ -277,11 +376,12 @@ fn by_text(
         _ => means(it.dims(), &groups),
     });
     let loss = |at: usize| Some(spaces[at].loss(&groups, &maps[at]));
-    (Merged { layer, key_loss: loss(0), value_loss: loss(1), groups: groups.clone() }, maps)
+    let [key_loss, value_loss] = [loss(0), loss(1)];
+    (Merged { layer, key_loss, value_loss, groups: groups.clone(), open: None }, maps)
 }
 
 /// The old heads of each of `n_kv` new ones, one number dividing the other.
-fn neighbours(old: i64, n_kv: i64) -> Vec<Vec<i64>> {
+pub(crate) fn neighbours(old: i64, n_kv: i64) -> Vec<Vec<i64>> {
     match n_kv < old {
         true => (0..n_kv).map(|g| (g * old / n_kv..(g + 1) * old / n_kv).collect()).collect(),
         false => (0..n_kv).map(|g| vec![g * old / n_kv]).collect(),
@@ -319,18 +419,22 @@ fn means(dims: &Dims, taken: &[Vec<i64>]) -> Maps {
 }
 
 /// A layer's projections and output projection, `[hidden_size, n_heads · head_dim]`, once its heads went through `maps`, of keys and of
-/// values. Computed in `f64`.
+/// values.
 fn through(it: &AttnLayer, groups: &[Vec<i64>], maps: &[Maps; 2]) -> (Projections, Tensor) {
-    let Dims { n_heads, n_kv_heads, head_dim: d, hidden_size, ref kv_of_head, .. } = *it.dims();
+    let [k, v] = pulled(it, groups, maps);
+    let (q, out) = pushed(it, &maps.each_ref().map(|maps| maps.push.shallow_clone()));
+    (Projections { q, k, v }, out)
+}
+
+/// The projections of new keys and values, P applied. Computed in `f64`.
+fn pulled(it: &AttnLayer, groups: &[Vec<i64>], maps: &[Maps; 2]) -> [(Tensor, Option<Tensor>); 2] {
+    let Dims { n_kv_heads, head_dim: d, .. } = *it.dims();
     let device = it.out().weight.device();
-    let [keys, values] = maps.each_ref().map(|Maps { pull, push }| {
-        [pull, push].map(|maps| maps.to_device(device)) // made on the CPU
-    });
     let old = it.projections();
-    let by_head = |x: &Tensor, n: i64| x.to_kind(Kind::Double).view([n, d, -1]);
-    let pulled = |(weight, bias): &(Tensor, Option<Tensor>), pull: &Tensor| {
+    let of_side = |(weight, bias): &(Tensor, Option<Tensor>), maps: &Maps| {
+        let pull = maps.pull.to_device(device); // made on the CPU
         let made = |x: &Tensor| {
-            let parts = pull.matmul(&by_head(x, n_kv_heads)); // [n, d, ..]
+            let parts = pull.matmul(&x.to_kind(Kind::Double).view([n_kv_heads, d, -1])); // [n, d, ..]
             let sums =
                 groups.iter().map(|group| {
                     parts
@@ -345,14 +449,27 @@ fn through(it: &AttnLayer, groups: &[Vec<i64>], maps: &[Maps; 2]) -> (Projection
         };
         (made(weight), bias.as_ref().map(made))
     };
+    [of_side(&old.k, &maps[0]), of_side(&old.v, &maps[1])]
+}
+
+/// The queries' projection and the output projection, `[hidden_size, n_heads · head_dim]`, C of keys and of values folded in: `push`, each
+/// `[n_kv_heads, head_dim, head_dim]`. Computed in `f64`.
+fn pushed(it: &AttnLayer, push: &[Tensor; 2]) -> ((Tensor, Option<Tensor>), Tensor) {
+    let Dims { n_heads, head_dim: d, hidden_size, ref kv_of_head, .. } = *it.dims();
+    let device = it.out().weight.device();
     let of_head = Tensor::from_slice(kv_of_head).to_device(device);
-    let push_k = keys[1].index_select(0, &of_head).transpose(1, 2);
-    let turned = |x: &Tensor| push_k.matmul(&by_head(x, n_heads)).view_as(x).to_kind(x.kind());
-    let q = (turned(&old.q.0), old.q.1.as_ref().map(turned));
+    let [push_k, push_v] = push
+        .each_ref()
+        .map(|push| push.to_device(device).to_kind(Kind::Double).index_select(0, &of_head));
+    let push_k = push_k.transpose(1, 2);
+    let turned = |x: &Tensor| {
+        let by_head = x.to_kind(Kind::Double).view([n_heads, d, -1]);
+        push_k.matmul(&by_head).view_as(x).to_kind(x.kind())
+    };
+    let (weight, bias) = it.projections().q;
+    let q = (turned(&weight), bias.as_ref().map(turned));
     let out = it.out().out_in();
-    let push_v = values[1].index_select(0, &of_head);
     let by_reader = out.to_kind(Kind::Double).view([hidden_size, n_heads, d]).transpose(0, 1);
     let new_out = by_reader.matmul(&push_v).transpose(0, 1).reshape([hidden_size, n_heads * d]);
-    let projections = Projections { q, k: pulled(&old.k, &keys[0]), v: pulled(&old.v, &values[0]) };
-    (projections, new_out.to_kind(out.kind()))
+    (q, new_out.to_kind(out.kind()))
 }

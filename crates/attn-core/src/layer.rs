@@ -351,6 +351,9 @@ impl AttnLayer {
         self.out.select_inputs(&q);
         self.kept_heads = heads.iter().map(|&head| self.kept_heads[head as usize]).collect();
         self.dims = dims;
+        if let Some(settings) = self.kind.settings() {
+            self.variant = settings;
+        }
         Ok(())
     }
 

@@ -12,7 +12,10 @@ use attn_core::{
 use tch::{Device, Kind, Tensor};
 
 /// Settings beside the defaults, at which few tokens are more than a kind sees.
-const SETTINGS: [&str; 28] = [
+const SETTINGS: [&str; 31] = [
+    r#"{"kind": "merging", "kv_heads": 2}"#,
+    r#"{"kind": "merging", "by": "scalars"}"#,
+    r#"{"kind": "merging", "kv_heads": 2, "groups": [[0, 3], [2, 1]]}"#,
     r#"{"kind": "routed", "by": "text"}"#,
     r#"{"kind": "window", "size": 1}"#,
     r#"{"kind": "window", "size": 8}"#,
@@ -102,6 +105,15 @@ fn done(variant: &Variant, kind: &dyn Attention, probe: &Probe) -> i64 {
         | Variant::MaskMixture(_) => 4 * d * pairs(),
         // Each entry of a matrix meets every token.
         Variant::Gated(_) => 4 * d * pairs() + 2 * matrices * n,
+        // Each entry of a matrix meets every token, and so do scalars, once a channel.
+        Variant::Merging(config) => {
+            use attn_core::variants::merging::By;
+            let scaled = match config.by {
+                By::Matrices => 0,
+                By::Scalars => 2 * probe.dims.n_kv_heads * d,
+            };
+            4 * d * pairs() + 2 * matrices * n + 2 * scaled * n
+        }
         // As if every head ran; by text the router reads once.
         Variant::Routed(config) => {
             let n_choices = if config.by == routed::By::Text { 1 } else { n };

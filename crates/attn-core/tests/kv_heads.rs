@@ -6,10 +6,10 @@ mod small;
 
 use attn_core::{
     ForwardOptions, Gate, LoadOptions, Merge, Merged, Model, ModelInput, Moments, StreamedRefit,
-    Variant,
+    Variant, begin_merging,
     checkpoint::WriteOptions,
     config::LayerSpec,
-    expanded, merge_kv, save_multi_query,
+    expanded, merge_kv, merge_learned, save_multi_query,
     testing::{assert_close, randn, random_ids},
 };
 use small::{BASES, logits, model};
@@ -655,4 +655,74 @@ fn a_folder_of_another_tool_is_refused_where_it_would_be_another_model() {
     pool(&mut two, &[1], 1, Merge::Mean).unwrap();
     two.select_heads(1, &[0, 1]).unwrap();
     assert!(refused(&two).contains("attn.layers[1].n_heads"));
+}
+
+/// Sets every gate of a merging model: ln α over 100.
+fn set_gates(model: &Model, value: f64) {
+    for (name, tensor) in model.parameters() {
+        if name.ends_with("gate.log_alpha") {
+            tch::no_grad(|| tensor.shallow_clone().fill_(value));
+        }
+    }
+}
+
+/// A model whose heads are being merged computes what it did; with its gates closed it computes what the merge in closed form that it
+/// started from does, and so does what is left of it in the end.
+#[test]
+fn merging_begins_where_the_model_is_and_ends_where_its_start_was() {
+    let dir = tempfile::tempdir().unwrap();
+    for base in BASES {
+        let n_kv = model(base).layers()[0].dims().n_kv_heads;
+        for method in [Merge::Mean, Merge::Aligned, Merge::LowRank] {
+            let context = format!("{base} {method:?}");
+            let mut model = model(base);
+            let before = logits(&model, &input());
+            let moments = moments(&model);
+            let wanted = [(0, 1), (1, n_kv / 2)];
+            let mut merged = model.alias().unwrap();
+            merge_kv(&mut merged, &wanted, method, Some(&moments)).unwrap();
+            let begun = begin_merging(&mut model, &wanted, method, Some(&moments), 1.0).unwrap();
+            assert_eq!(begun.len(), 2, "{context}");
+            assert_close(&context, &logits(&model, &input()), &before, 1e-12);
+            // A folder keeps groups, matrices and gates.
+            set_gates(&model, -0.1);
+            let folder = dir.path().join(format!("{base}-{}", method.name()));
+            model.save(&folder, &WriteOptions::default()).unwrap();
+            let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+            let (mut model, _) = Model::load(&folder, &options).unwrap();
+            let closed = logits(&model, &input());
+            let by_head = |model: &Model| {
+                let gates =
+                    [Some(Gate::per_head(&Tensor::from_slice(&[1.0, 0.0, 1.0, 0.3]))), None];
+                let options = ForwardOptions { gates: &gates, ..ForwardOptions::default() };
+                model.forward(&input(), &options).unwrap().logits
+            };
+            let closed_gated = by_head(&model);
+            let ended = merge_learned(&mut model).unwrap();
+            assert_eq!(ended[0].open, Some(vec![0.0; n_kv as usize]), "{context}");
+            assert_close(&context, &logits(&model, &input()), &closed, 1e-12);
+            assert_close(&context, &closed, &logits(&merged, &input()), 1e-12);
+            if !model.config().layers[0].kept_heads.is_sorted() {
+                continue; // gates of a pass go by place
+            }
+            assert_close(&context, &by_head(&model), &closed_gated, 1e-12);
+        }
+    }
+}
+
+#[test]
+fn what_is_still_open_is_said_and_lost() {
+    let mut model = model("gpt2");
+    assert!(matches!(merge_learned(&mut model), Err(attn_core::Error::Input { .. })));
+    begin_merging(&mut model, &[(1, 2)], Merge::Mean, None, 1.0).unwrap();
+    assert!(begin_merging(&mut model, &[(1, 1)], Merge::Mean, None, 1.0).is_err(), "twice");
+    let error = merge_kv(&mut model, &[(1, 1)], Merge::Mean, None).unwrap_err().to_string();
+    assert!(error.contains("--method learned"), "{error}");
+    set_gates(&model, 0.0);
+    let before = logits(&model, &input());
+    let ended = merge_learned(&mut model).unwrap();
+    assert_eq!((ended[0].layer, ended[0].open.clone()), (1, Some(vec![0.5; 4])));
+    assert!((logits(&model, &input()) - before).abs().max().double_value(&[]) > 1e-3);
+    assert_eq!(model.layers()[1].dims().n_kv_heads, 2);
+    assert_eq!(model.config().layers[1].variant, Variant::default());
 }

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Maps,
-    space::{Space, complex, numbers, rows, traces},
+    space::{Space, complex, in_planes, numbers, rows, traces},
 };
 
 /// Rounds of turning every head of a group once, at most.
@@ -114,15 +114,11 @@ fn turn(space: &Space, cross: &Tensor) -> (Tensor, f64) {
         let (c, s) = (2.0 * same, -2.0 * across);
         let size = c.hypot(s);
         reached += size;
-        turns.push(if size > 0.0 { (c / size, s / size) } else { (1.0, 0.0) });
+        turns.push(if size > 0.0 { [c / size, s / size] } else { [1.0, 0.0] });
     }
-    (in_planes(&turns), reached)
-}
-
-/// Multiplication by a complex number c + is in each plane: `[d, d]`.
-pub(super) fn in_planes(by_plane: &[(f64, f64)]) -> Tensor {
-    let diagonal = |values: Vec<f64>| Tensor::from_slice(&values).diag(0);
-    let c = diagonal(by_plane.iter().map(|plane| plane.0).collect());
-    let s = diagonal(by_plane.iter().map(|plane| plane.1).collect());
-    Tensor::cat(&[Tensor::cat(&[&c, &(-&s)], 1), Tensor::cat(&[&s, &c], 1)], 0)
+    let parts = [0, 1].map(|at| {
+        let part: Vec<f64> = turns.iter().map(|turn: &[f64; 2]| turn[at]).collect();
+        Tensor::from_slice(&part)
+    });
+    (in_planes(&parts), reached)
 }

@@ -16,8 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Maps,
-    aligned::in_planes,
-    space::{Space, complex, numbers, rows, traces},
+    space::{Space, complex, in_planes, rows, traces},
 };
 
 /// Eigenvalues below this share of the largest are none.
@@ -130,13 +129,7 @@ impl Planes {
         let inverse = top.reciprocal().where_scalarother(&top.gt(bar.max(f64::MIN_POSITIVE)), 0.0);
         let c = self.moments.matmul(&(&self.roots * &best).unsqueeze(2)).squeeze_dim(2)
             * inverse.unsqueeze(1);
-        let of = |x: &Tensor| {
-            let by_head = (0..g).map(|head| {
-                let [re, im] = [x.real(), x.imag()].map(|part| numbers(&part.select(1, head)));
-                in_planes(&re.into_iter().zip(im).collect::<Vec<_>>())
-            });
-            Tensor::stack(&by_head.collect::<Vec<_>>(), 0)
-        };
+        let of = |x: &Tensor| in_planes(&[x.real(), x.imag()].map(|part| part.tr())); // [g, d, d]
         (of(&p), of(&c))
     }
 }

@@ -131,7 +131,7 @@ fn twice(by_plane: &[f64]) -> Tensor {
 }
 
 /// The complex number, real and imaginary part, by which `[.., d, d]` multiplies each rotary plane, as nearly as one can: `[.., d / 2]` each.
-pub(super) fn complex(x: &Tensor) -> [Tensor; 2] {
+pub(crate) fn complex(x: &Tensor) -> [Tensor; 2] {
     let half = x.size()[x.dim() - 1] / 2;
     let block = |row: i64, col: i64| {
         x.narrow(-2, row * half, half).narrow(-1, col * half, half).diagonal(0, -2, -1)
@@ -141,7 +141,12 @@ pub(super) fn complex(x: &Tensor) -> [Tensor; 2] {
 
 /// What of `[.., d, d]` multiplies each rotary plane by a complex number.
 fn of_planes(x: &Tensor) -> Tensor {
-    let [c, s] = complex(x).map(|part| part.diag_embed(0, -2, -1));
+    in_planes(&complex(x))
+}
+
+/// Multiplication by a complex number in each plane, given as real and imaginary parts: `[.., d / 2]` each to `[.., d, d]`.
+pub(crate) fn in_planes(parts: &[Tensor; 2]) -> Tensor {
+    let [c, s] = parts.each_ref().map(|part| part.diag_embed(0, -2, -1));
     Tensor::cat(&[Tensor::cat(&[&c, &(-&s)], -1), Tensor::cat(&[&s, &c], -1)], -2)
 }
 

@@ -15,6 +15,7 @@ pub mod global_local;
 pub mod hedgehog;
 pub mod indexed;
 pub mod mask_mixture;
+pub mod merging;
 pub mod moba;
 pub mod nsa;
 pub mod performer;
@@ -109,6 +110,7 @@ variants! {
     Nsa => nsa,
     Moba => moba,
     Indexed => indexed,
+    Merging => merging,
 }
 
 impl Default for Variant {
