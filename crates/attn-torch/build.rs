@@ -69,7 +69,8 @@ fn build() -> Result<(), String> {
     // This one computes, on LibTorch's own threads, which are OpenMP's.
     let mut kernels = base.clone();
     kernels.opt_level(3).flag("-fopenmp").files(
-        ["matvec", "attend", "performer", "vocabulary"].map(|name| format!("cpp/{name}.cpp")),
+        ["matvec", "attend", "decode", "performer", "vocabulary"]
+            .map(|name| format!("cpp/{name}.cpp")),
     );
     compile(&mut kernels, "attn_torch_kernels")?;
     // Once for each set of instructions, of which the one that the processor has is taken when the program runs.
@@ -82,7 +83,8 @@ fn build() -> Result<(), String> {
         // A product and a sum in one instruction, which ISO C++ leaves apart.
         set.opt_level(3).flag("-ffp-contract=fast").flags(*flags).define("ATTN_ISA", *name);
         set.files(
-            ["attend", "performer", "vocabulary"].map(|name| format!("cpp/{name}_kernels.cpp")),
+            ["attend", "decode", "performer", "vocabulary"]
+                .map(|name| format!("cpp/{name}_kernels.cpp")),
         );
         compile(&mut set, &format!("attn_torch_kernels_{name}"))?;
     }

@@ -4,8 +4,10 @@ use std::{io::Write, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    Config, LoadOptions, Merge, Merged, Model, check_merge, checkpoint::WriteOptions, config::Head,
-    expanded, save_multi_query,
+    Config, LoadOptions, Merge, Merged, Model, Moments, Variant, begin_merging, check_merge,
+    checkpoint::WriteOptions,
+    config::{Head, LayerSpec},
+    expanded, merge_learned, save_multi_query,
 };
 use attn_data::{
     batch::{Encoded, Masking},
@@ -48,7 +50,7 @@ struct Report {
     schema: u32,
     attn: &'static str,
     model: String,
-    method: Merge,
+    method: Method,
     /// Layers that were named.
     layers: Vec<usize>,
     kv_heads_before: Vec<i64>,
@@ -78,6 +80,28 @@ struct Report {
     compared: Vec<Measured>,
 }
 
+/// What key/value heads were made by.
+#[derive(Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+enum Method {
+    Merge(Merge),
+    #[serde(serialize_with = "learned")]
+    Learned,
+}
+
+fn learned<S: serde::Serializer>(to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str("learned")
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Merge(method) => method.name(),
+            Self::Learned => "learned",
+        }
+    }
+}
+
 /// The text.
 #[derive(Serialize)]
 struct Read {
@@ -102,7 +126,7 @@ struct OfLayer {
 /// A converted model against what it was, on text that was set apart.
 #[derive(Clone, Serialize)]
 struct Measured {
-    method: Merge,
+    method: Method,
     refit: bool,
     kl_nats_per_token: f64,
     kl_interval_95: Interval,
@@ -134,6 +158,168 @@ impl Blocks {
     }
 }
 
+/// What was asked for, as far as it can be checked before texts and weights are read.
+struct Asked {
+    /// `None`: what the model has learned.
+    method: Option<Merge>,
+    /// Layers that were named.
+    named: Vec<usize>,
+    /// The numbers of heads that each layer may have.
+    candidates: Vec<(usize, Vec<i64>)>,
+    /// The most bytes of a token.
+    budget: Option<u64>,
+    dtype: Kind,
+    /// Whether a layer loses heads that a text could tell of.
+    loses: bool,
+}
+
+impl Asked {
+    fn check(args: &ConvertArgs, config: &Config) -> Result<Self> {
+        let n_layers = config.layers.len();
+        let dtype = Kind::from(args.dtype);
+        let Some(method) = method(args) else {
+            check_learned(args)?;
+            let is_merging = |spec: &LayerSpec| matches!(spec.variant, Variant::Merging(_));
+            ensure!(
+                config.layers.iter().any(is_merging),
+                "`--method learned` is of a model whose heads are being merged, and `{}` has none such\nhint: attn convert --as \
+                 merging, then attn distill",
+                args.model
+            );
+            let named = (0..n_layers).filter(|&layer| is_merging(&config.layers[layer])).collect();
+            return Ok(Self {
+                method: None,
+                named,
+                candidates: Vec::new(),
+                budget: None,
+                dtype,
+                loses: false,
+            });
+        };
+        ensure!(
+            args.kv_heads.is_some() || args.cache.is_some(),
+            "how many key/value heads are left?\nhint: --kv-heads N, or --cache with the bytes of a token"
+        );
+        if args.form == Form::Merging {
+            check_merging(args)?;
+        }
+        let named = match &args.layers {
+            None => (0..n_layers).collect(),
+            Some(text) => layers(text, n_layers).context("cannot use `--layers`")?,
+        };
+        let budget = args.cache.as_deref().map(|text| budget(text, config, dtype)).transpose()?;
+        let candidates = candidates(args, config, &named)?;
+        for (layer, numbers) in &candidates {
+            for &n in numbers {
+                check_merge(config, &[(*layer, n)], method).with_context(|| {
+                    let flag = if budget.is_some() { "--cache" } else { "--kv-heads" };
+                    format!("cannot use `{flag}` with `--method {}`", flag_of(method))
+                })?;
+            }
+        }
+        check_form(args, config, &candidates)?;
+        if config.head != Head::LanguageModel {
+            let flag = [(args.compare, "--compare"), (budget.is_some(), "--cache")];
+            if let Some((_, flag)) = flag.into_iter().find(|(is_set, _)| *is_set) {
+                bail!(
+                    "`{flag}` compares predictions of tokens, and the model ends in {}\nhint: leave it out and name a number, \
+                     --kv-heads",
+                    config.head
+                );
+            }
+        }
+        // Copies need no text.
+        let is_fewer = |(layer, numbers): &(usize, Vec<i64>)| {
+            numbers.iter().any(|&n| n < config.layers[*layer].n_kv_heads)
+        };
+        let loses = candidates.iter().any(is_fewer);
+        Ok(Self { method: Some(method), named, candidates, budget, dtype, loses })
+    }
+
+    /// Whether second moments of the text are needed.
+    fn needs_moments(&self, args: &ConvertArgs) -> bool {
+        args.compare || (self.loses && self.method.is_some_and(Merge::reads_text))
+    }
+
+    fn needs_text(&self, args: &ConvertArgs) -> bool {
+        self.needs_moments(args)
+            || (self.loses && args.refit)
+            || self.budget.is_some()
+            || args.calibration.is_some()
+    }
+}
+
+/// Everything that models are made of.
+struct Source<'a> {
+    args: &'a ConvertArgs,
+    asked: &'a Asked,
+    whole: &'a Model,
+    blocks: Option<&'a Blocks>,
+    moments: Option<Moments>,
+}
+
+impl<'a> Source<'a> {
+    fn calibration(&self) -> Option<Text<'a>> {
+        self.blocks.map(|blocks| blocks.text(&blocks.calibration))
+    }
+
+    /// What each of `candidates` loses by itself.
+    fn tried(&self, candidates: &[(usize, Vec<i64>)], method: Merge) -> Result<Vec<OfLayer>> {
+        let Some(blocks) = self.blocks else { return Ok(Vec::new()) };
+        tried(self.whole, candidates, (method, self.moments.as_ref()), blocks, self.asked.dtype)
+    }
+
+    fn convert(&self, wanted: &[(usize, i64)], method: Merge, refit: bool) -> Result<Converted> {
+        let text = self.calibration().filter(|_| refit);
+        let n_rows = text.as_ref().map_or(0, |text| text.rows.len());
+        let mut progress = count_every_row_of("fitting", n_rows);
+        let fit = text.as_ref().map(|text| (self.args.ridge, text));
+        Ok(convert(self.whole, wanted, (method, self.moments.as_ref()), fit, &mut progress)?)
+    }
+
+    /// The model that is written.
+    fn make(&self, wanted: &[(usize, i64)]) -> Result<Converted> {
+        let Some(method) = self.asked.method else {
+            let mut model = self.whole.alias()?;
+            let merged = merge_learned(&mut model)?;
+            return Ok(Converted { model, merged, refitted: Vec::new() });
+        };
+        if self.args.form == Form::Merging {
+            let mut model = self.whole.alias()?;
+            let (moments, price) = (self.moments.as_ref(), self.args.price);
+            let merged = begin_merging(&mut model, wanted, method, moments, price)?;
+            return Ok(Converted { model, merged, refitted: Vec::new() });
+        }
+        self.convert(wanted, method, self.args.refit)
+    }
+
+    /// Every method, fitted and not, against `own`, the model that is written.
+    fn compared(
+        &self,
+        wanted: &[(usize, i64)],
+        own: &Measured,
+        measure: &dyn Fn(&Model, Method, bool) -> Result<Measured>,
+    ) -> Result<Vec<Measured>> {
+        let mut all = Vec::new();
+        for method in Merge::ALL.map(|other| of_seed(other, self.args.seed)) {
+            if method.reads_text() && check_merge(self.whole.config(), wanted, method).is_err() {
+                continue; // heads that cannot be turned
+            }
+            for refit in [false, true] {
+                let one = match (Method::Merge(method), refit) == (own.method, own.refit) {
+                    true => own.clone(),
+                    false => {
+                        let made = self.convert(wanted, method, refit)?.model;
+                        measure(&made, Method::Merge(method), refit)?
+                    }
+                };
+                all.push(one.less(own)?);
+            }
+        }
+        Ok(all)
+    }
+}
+
 pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.get().into());
@@ -144,118 +330,66 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         true => check_replaceable(&args.out, &[&folder.path])?,
         false => check_free(&args.out)?,
     }
-    // What cannot be is refused before texts and weights are read.
-    let method = method(args);
     let config = folder.config.clone();
-    let n_layers = config.layers.len();
-    let named = match &args.layers {
-        None => (0..n_layers).collect(),
-        Some(text) => layers(text, n_layers).context("cannot use `--layers`")?,
-    };
-    let dtype = Kind::from(args.dtype);
-    let budget = args.cache.as_deref().map(|text| budget(text, &config, dtype)).transpose()?;
-    let candidates = candidates(args, &config, &named)?;
-    for (layer, numbers) in &candidates {
-        for &n in numbers {
-            check_merge(&config, &[(*layer, n)], method).context("cannot use `--kv-heads`")?;
-        }
-    }
-    check_form(args, &config, &candidates)?;
-    if config.head != Head::LanguageModel {
-        let flag = [(args.compare, "--compare"), (budget.is_some(), "--cache")];
-        if let Some((_, flag)) = flag.into_iter().find(|(is_set, _)| *is_set) {
-            bail!(
-                "`{flag}` compares predictions of tokens, and the model ends in {}\nhint: leave it out and name a number, \
-                 --kv-heads",
-                config.head
-            );
-        }
-    }
-    // Copies need no text.
-    let is_fewer = |(layer, numbers): &(usize, Vec<i64>)| {
-        numbers.iter().any(|&n| n < config.layers[*layer].n_kv_heads)
-    };
-    let loses = candidates.iter().any(is_fewer);
-    let reads = args.compare || (loses && (method.reads_text() || args.refit));
-    let blocks = (reads || budget.is_some() || args.calibration.is_some())
-        .then(|| blocks(args, &folder, &hub))
-        .transpose()?;
+    let asked = Asked::check(args, &config)?;
+    let blocks = asked.needs_text(args).then(|| blocks(args, &folder, &hub)).transpose()?;
 
     let options = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
     let whole = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
-    let calibration = blocks.as_ref().map(|blocks| blocks.text(&blocks.calibration));
-    let needs_moments = args.compare || (loses && method.reads_text());
-    let moments = match calibration.as_ref().filter(|_| needs_moments) {
-        Some(text) => {
-            let mut progress = count_every_row_of("reading", text.rows.len());
-            Some(moments(&whole, &named, text, &mut progress).context("cannot read the text")?)
-        }
-        None => None,
-    };
+    let mut source =
+        Source { args, asked: &asked, whole: &whole, blocks: blocks.as_ref(), moments: None };
+    if let Some(text) = source.calibration().filter(|_| asked.needs_moments(args)) {
+        let mut progress = count_every_row_of("reading", text.rows.len());
+        let read = moments(&whole, &asked.named, &text, &mut progress);
+        source.moments = Some(read.context("cannot read the text")?);
+    }
     let mut sensitivity = Vec::new();
-    let wanted: Vec<(usize, i64)> = match (budget, &blocks) {
-        (Some(most), Some(blocks)) => {
-            sensitivity = tried(&whole, &candidates, (method, moments.as_ref()), blocks, dtype)?;
-            let others = bytes_of_token(&config, &named, dtype);
+    let wanted: Vec<(usize, i64)> = match (asked.budget, asked.method) {
+        (Some(most), Some(method)) => {
+            sensitivity = source.tried(&asked.candidates, method)?;
+            let others = bytes_of_token(&config, &asked.named, asked.dtype);
             let found: Vec<Vec<WithHeads>> =
                 sensitivity.iter().map(|it| it.tried.clone()).collect();
             let chosen = choose_kv_heads(&found, most.saturating_sub(others))
                 .context("cannot use `--cache`")?;
-            named.iter().copied().zip(chosen).collect()
+            asked.named.iter().copied().zip(chosen).collect()
         }
-        _ => candidates.iter().map(|(layer, numbers)| (*layer, numbers[0])).collect(),
+        _ => asked.candidates.iter().map(|(layer, numbers)| (*layer, numbers[0])).collect(),
     };
 
-    let make = |method: Merge, refit: bool| -> Result<Converted> {
-        let text = calibration.as_ref().filter(|_| refit);
-        let mut progress = count_every_row_of("fitting", text.map_or(0, |text| text.rows.len()));
-        let fit = text.map(|text| (args.ridge, text));
-        Ok(convert(&whole, &wanted, (method, moments.as_ref()), fit, &mut progress)?)
-    };
     let Converted { model, merged, refitted } =
-        make(method, args.refit).with_context(|| format!("cannot convert `{}`", args.model))?;
+        source.make(&wanted).with_context(|| format!("cannot convert `{}`", args.model))?;
+    let method = asked.method.map_or(Method::Learned, Method::Merge);
     let test = blocks.as_ref().and_then(|blocks| testable(blocks, &config));
-    ensure!(
-        !args.compare || test.is_some(),
-        "`--compare` has no text to compare models on\nhint: more text, or more --test-tokens: a quarter of the text at most is \
-         set apart"
-    );
     let mut measured = None;
     let mut compared = Vec::new();
     if let Some(test) = &test {
-        let measure = |model: &Model, method: Merge, refit: bool| -> Result<Measured> {
+        let measure = |model: &Model, method: Method, refit: bool| -> Result<Measured> {
             let mut progress = count_every_row(test.rows.len());
             let found = against(&whole, model, test, &mut progress)?;
             Ok(of_divergence(&found, method, refit))
         };
         let own = measure(&model, method, args.refit)?;
-        if args.compare {
-            for other in Merge::ALL.map(|other| of_seed(other, args.seed)) {
-                if other.reads_text() && check_merge(&config, &wanted, other).is_err() {
-                    continue; // heads that cannot be turned
-                }
-                for refit in [false, true] {
-                    let one = match (other, refit) == (method, args.refit) {
-                        true => own.clone(), // the model that is written
-                        false => measure(&make(other, refit)?.model, other, refit)?,
-                    };
-                    compared.push(one.less(&own)?);
-                }
-            }
+        if let Some(method) = asked.method.filter(|_| args.compare) {
+            compared = source.compared(&wanted, &own, &measure)?;
             let each: Vec<(usize, Vec<i64>)> =
                 wanted.iter().map(|&(layer, n)| (layer, vec![n])).collect();
-            if let Some(blocks) = &blocks {
-                sensitivity = tried(&whole, &each, (method, moments.as_ref()), blocks, dtype)?;
-            }
+            sensitivity = source.tried(&each, method)?;
         }
         measured = Some(own);
+    } else if args.compare {
+        bail!(
+            "`--compare` has no text to compare models on\nhint: more text, or more --test-tokens: a quarter of the text at \
+             most is set apart"
+        );
     }
 
     let mut written = match args.form {
         Form::Expanded => expanded(&model).context("cannot use `--as expanded`")?,
-        Form::Smallest | Form::MultiQuery => model,
+        Form::Smallest | Form::MultiQuery | Form::Merging => model,
     };
+    let dtype = asked.dtype;
     if dtype != written.kind() {
         written.own(&|_| true);
         written.to_kind(dtype);
@@ -267,7 +401,6 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         attn: env!("CARGO_PKG_VERSION"),
         model: args.model.clone(),
         method,
-        layers: named,
         kv_heads_before: kv(&whole),
         kv_heads_after: kv(&written),
         parameters_before: n_parameters(&whole),
@@ -280,11 +413,13 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
             Form::Smallest => "smallest",
             Form::Expanded => "expanded",
             Form::MultiQuery => "multi_query",
+            Form::Merging => "merging",
         },
+        budget_bytes: asked.budget,
+        layers: asked.named,
         text: blocks.map(|blocks| blocks.read),
         merged,
         refitted: refitted.iter().map(of_layer).collect(),
-        budget_bytes: budget,
         sensitivity,
         measured,
         compared,
@@ -294,7 +429,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         let options = WriteOptions::default();
         match args.form {
             Form::MultiQuery => save_multi_query(&written, draft, &options)?,
-            Form::Smallest | Form::Expanded => written.save(draft, &options)?,
+            Form::Smallest | Form::Expanded | Form::Merging => written.save(draft, &options)?,
         }
         Ok(())
     };
@@ -303,7 +438,44 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     print(&report, args, out)
 }
 
-fn method(args: &ConvertArgs) -> Merge {
+/// Refuses what `--method learned` has no use for.
+fn check_learned(args: &ConvertArgs) -> Result<()> {
+    let flags = [
+        (args.kv_heads.is_some(), "--kv-heads"),
+        (args.cache.is_some(), "--cache"),
+        (args.layers.is_some(), "--layers"),
+        (args.refit, "--refit"),
+        (args.compare, "--compare"),
+        (args.form == Form::Merging, "--as merging"),
+    ];
+    no_use(&flags, "`--method learned` ends what a model has learned as it stands")
+}
+
+/// Refuses what `--as merging` has no use for.
+fn check_merging(args: &ConvertArgs) -> Result<()> {
+    ensure!(
+        args.price >= 0.0 && args.price.is_finite(),
+        "`--price` is {}, expected a number of at least 0",
+        args.price
+    );
+    let flags = [(args.refit, "--refit"), (args.compare, "--compare")];
+    no_use(&flags, "`--as merging` changes nothing that the model computes")
+}
+
+fn no_use(flags: &[(bool, &str)], why: &str) -> Result<()> {
+    match flags.iter().find(|(is_set, _)| *is_set) {
+        Some((_, flag)) => bail!("{why}, and has no use for `{flag}`\nhint: leave it out"),
+        None => Ok(()),
+    }
+}
+
+/// How a method is typed.
+fn flag_of(method: Merge) -> String {
+    method.name().replace('_', "-")
+}
+
+/// `None`: what was learned.
+fn method(args: &ConvertArgs) -> Option<Merge> {
     let method = match args.method {
         MergeBy::First => Merge::First,
         MergeBy::Random => Merge::Random { seed: 0 },
@@ -311,8 +483,9 @@ fn method(args: &ConvertArgs) -> Merge {
         MergeBy::Similarity => Merge::Similarity,
         MergeBy::Aligned => Merge::Aligned,
         MergeBy::LowRank => Merge::LowRank,
+        MergeBy::Learned => return None,
     };
-    of_seed(method, args.seed)
+    Some(of_seed(method, args.seed))
 }
 
 fn of_seed(method: Merge, seed: u64) -> Merge {
@@ -471,7 +644,7 @@ fn testable<'a>(blocks: &'a Blocks, config: &Config) -> Option<Text<'a>> {
 fn tried(
     whole: &Model,
     candidates: &[(usize, Vec<i64>)],
-    by: (Merge, Option<&attn_core::Moments>),
+    by: (Merge, Option<&Moments>),
     blocks: &Blocks,
     dtype: Kind,
 ) -> Result<Vec<OfLayer>> {
@@ -490,7 +663,7 @@ fn tried(
     Ok(candidates.iter().zip(found).map(of_layer).collect())
 }
 
-fn of_divergence(found: &Divergence, method: Merge, refit: bool) -> Measured {
+fn of_divergence(found: &Divergence, method: Method, refit: bool) -> Measured {
     Measured {
         method,
         refit,
@@ -544,6 +717,25 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
     let lost: Vec<String> = report.merged.iter().filter_map(of_merged).collect();
     if !lost.is_empty() {
         writeln!(out, "% lost of scores/of what values add, by layer: {}", lost.join(", "))?;
+    }
+    for it in &report.merged {
+        let Some(open) = &it.open else { continue };
+        let most = open.iter().copied().fold(0.0, f64::max);
+        let n_open = open.iter().filter(|open| **open > 0.0).count();
+        writeln!(
+            out,
+            "layer {}: {n_open} of {} old heads still in use, at most to {most:.2}",
+            it.layer,
+            open.len()
+        )?;
+    }
+    let still: usize =
+        report.merged.iter().flat_map(|it| &it.open).flatten().filter(|open| **open > 0.0).count();
+    if still > 0 {
+        tracing::warn!(
+            "{still} old heads were still in use, and what they did is lost\nhint: teach the model for more steps, or begin with a \
+             higher --price"
+        );
     }
     for layer in &report.refitted {
         writeln!(
@@ -609,6 +801,8 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
                 "transformers loads the folder as `gpt_bigcode`, with the same logits",
             (Form::Expanded, true) =>
                 "transformers loads the folder, with the same logits; in its full shape nothing is saved",
+            (Form::Merging, _) =>
+                "nothing is merged yet: teach the model (attn distill configs/gqa/learn.toml), then attn convert --method learned",
             (_, true) => "transformers loads the folder, with the same logits",
             (_, false) =>
                 "transformers has no words for these layers and refuses the folder; --as expanded writes one that it loads",

@@ -57,16 +57,38 @@ INLINE vec exp2_of(vec x) {
   return x < -126.0f ? vec{} : p;
 }
 
-INLINE float sum(vec x) {
-  float total = 0;
-  for (int64_t at = 0; at < kWidth; ++at) total += x[at];
-  return total;
+// Lane i is lane i + by.
+template <int by>
+INLINE vec turned(vec x) {
+  ivec from;
+  for (int i = 0; i < ATTN_WIDTH; ++i) from[i] = (i + by) % ATTN_WIDTH;
+  return __builtin_shuffle(x, from);
 }
 
+INLINE float sum(vec x) {
+#if ATTN_WIDTH == 16
+  x += turned<8>(x);
+#endif
+#if ATTN_WIDTH >= 8
+  x += turned<4>(x);
+#endif
+  x += turned<2>(x);
+  x += turned<1>(x);
+  return x[0];
+}
+
+INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
+
 INLINE float largest(vec x) {
-  float found = x[0];
-  for (int64_t at = 1; at < kWidth; ++at) found = x[at] > found ? x[at] : found;
-  return found;
+#if ATTN_WIDTH == 16
+  x = larger(turned<8>(x), x);
+#endif
+#if ATTN_WIDTH >= 8
+  x = larger(turned<4>(x), x);
+#endif
+  x = larger(turned<2>(x), x);
+  x = larger(turned<1>(x), x);
+  return x[0];
 }
 
 // c[i][..panel] = factor[i] c[i][..panel] + Σ_k a[i][k * step] b[k * ldb..][..panel]; without factors c is written alone.

@@ -111,6 +111,16 @@ unsafe extern "C" {
         err: ErrorSlot,
     ) -> c_int;
 
+    pub(crate) fn attn_decode(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        keep: *const C_tensor,
+        scale: f64,
+        out: *mut *mut C_tensor,
+        err: ErrorSlot,
+    ) -> c_int;
+
     pub(crate) fn attn_read_logits(
         logits: *const C_tensor,
         p: *const C_tensor,

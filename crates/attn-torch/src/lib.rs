@@ -3,7 +3,7 @@
 //! - gradients: operations with a backward pass written in Rust ([`Function`]), gradients for given output gradients
 //!   ([`grad`], [`backward`]), activations recomputed instead of kept ([`checkpoint`]);
 //! - training: [`AdamW`] over lists of parameters with a state that can be saved, [`clip_grad_norm`];
-//! - decoding: a matrix times one row at the speed of memory ([`matvec`]);
+//! - decoding: a matrix times one row ([`matvec`]), and single queries over a cache ([`decode`]), at the speed of memory;
 //! - attention in which a query sees a few stretches of keys ([`attend`], [`choose_blocks`]), and by positive random features
 //!   ([`performer`()]), in `f32` on the CPU;
 //! - predictions: what rows of logits say, in one reading ([`read_logits`]);
@@ -21,6 +21,7 @@ mod autograd;
 mod bytes;
 mod checkpoint;
 mod cuda;
+mod decode;
 mod error;
 mod ffi;
 mod guards;
@@ -40,6 +41,7 @@ pub use cuda::{
     CudaDevice, CudaMemory, CudaVersion, cuda_device_count, cuda_devices, cuda_driver_version,
     cuda_memory, cuda_runtime_version, device, load_cuda, reset_peak_cuda_memory,
 };
+pub use decode::decode;
 pub use error::{Error, Result, brief};
 pub use guards::{Autocast, InferenceMode, is_inference};
 pub use matvec::matvec;

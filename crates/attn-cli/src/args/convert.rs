@@ -24,6 +24,10 @@ The text is cut into blocks. Some are set apart, the same whatever the seed, and
 on them with what it was; of the rest the seed draws those that are read. --compare does so for every
 method, with and without --refit, and for each layer alone.
 
+--as merging writes the model as it is, with a gate on each old head and the new heads, as --method
+makes them, behind it. attn distill then closes the gates while the new heads learn to do for the old
+ones (configs/gqa/learn.toml); --method learned ends that and leaves the new heads alone.
+
 A Llama whose layers have one number is an ordinary folder that transformers and vLLM load; so is any
 model --as expanded, at its old size. A GPT-2 with one key/value head is also written --as multi-query
 (`gpt_bigcode`), which transformers loads and this program does not. Everything else is a folder of
@@ -34,12 +38,14 @@ Examples:
   attn convert --model DIR --kv-heads 2 --refit --calibration notes.txt --out refitted
   attn convert --model DIR --kv-heads 1 --method first --layers 1 --out one
   attn convert --model DIR --cache 50% --calibration notes.txt --out half
+  attn convert --model DIR --kv-heads 1 --calibration notes.txt --as merging --out merging
+  attn convert --model taught --method learned --out ended
   attn convert --config configs/gqa/half.toml
   attn eval --model grouped --task notes.txt --split train --against DIR --out kl.json";
 
 #[derive(Debug, clap::Args)]
 #[command(
-    override_usage = "attn convert --model <DIR|ID> <--kv-heads <N>|--cache <BYTES>> --out <DIR> [OPTIONS]"
+    override_usage = "attn convert --model <DIR|ID> <--kv-heads <N>|--cache <BYTES>|--method learned> --out <DIR> [OPTIONS]"
 )]
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
@@ -50,7 +56,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) model: String,
 
     /// Key/value heads of a layer
-    #[arg(long, value_name = "N", required_unless_present = "cache", conflicts_with = "cache")]
+    #[arg(long, value_name = "N", conflicts_with = "cache")]
     pub(crate) kv_heads: Option<NonZeroU16>,
 
     /// The most bytes that keys and values of a token may take in all layers, or a share of what they take: 50%
@@ -121,6 +127,10 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroU16>,
 
+    /// --as merging: what a layer whose heads are all open costs in training, in nats
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub(crate) price: f64,
+
     /// Replace the model's folder that OUT is, with all that is in it, in one step
     #[arg(long)]
     pub(crate) force: bool,
@@ -146,6 +156,8 @@ pub(crate) enum MergeBy {
     /// The directions that matter most together, read by each head through a matrix of its own
     #[default]
     LowRank,
+    /// What a model written --as merging has learned since; nothing else is asked for
+    Learned,
 }
 
 /// How a converted model is written.
@@ -158,4 +170,6 @@ pub(crate) enum Form {
     Expanded,
     /// transformers' `gpt_bigcode`, of a GPT-2 with one key/value head
     MultiQuery,
+    /// The model as it is, its heads on their way: to be taught, then ended by --method learned
+    Merging,
 }

@@ -7,7 +7,8 @@
 //!
 //! Vaswani et al. 2017, "Attention Is All You Need", <https://arxiv.org/abs/1706.03762>, section 3.2; with fewer
 //! key/value heads than query heads: Shazeer 2019, <https://arxiv.org/abs/1911.02150> (one), and Ainslie et al. 2023,
-//! <https://arxiv.org/abs/2305.13245> (groups). Runs LibTorch's fused kernel; the weights are made only on request.
+//! <https://arxiv.org/abs/2305.13245> (groups). Runs LibTorch's fused kernel, and for single queries one that reads keys and
+//! values once for a group ([`attn_torch::decode`]); the weights are made only on request.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -45,6 +46,13 @@ impl Softmax {
     /// z of q, k and v as [`AttnInput`] has them.
     pub(super) fn mix(&self, [q, k, v]: [&Tensor; 3], mask: &Mask, dropout: f64) -> Tensor {
         let (q_len, k_len) = (q.size()[2], k.size()[2]);
+        if q_len == 1
+            && dropout == 0.0
+            && self.dims.is_evenly_grouped()
+            && let Ok(Some(z)) = attn_torch::decode(q, k, v, mask.keep(), self.dims.scale)
+        {
+            return z;
+        }
         // The kernel's own triangle counts from the first key, so it serves only queries that begin with the keys;
         // a single query is the last one and sees every key.
         let triangle = mask.causal() && q_len == k_len;
