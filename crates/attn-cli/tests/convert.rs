@@ -263,6 +263,61 @@ fn a_folder_is_replaced_by_force_alone_and_as_a_whole() {
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
 }
 
+/// Gates on a model's heads, a teacher, and the new heads alone in the end.
+#[test]
+fn heads_are_merged_by_learning() {
+    let place = place("llama");
+    let text = "--calibration notes.txt --max-len 24 --test-tokens 100";
+    let begun = place.done(&format!(
+        "convert --model m --kv-heads 1 --method mean {text} --as merging --price 3 --out begun"
+    ));
+    assert!(begun.stdout.contains("nothing is merged yet"), "{}", begun.stdout);
+    let report = place.json("begun/conversion.json");
+    assert_eq!(
+        (&report["form"], &report["loads_in_transformers"]),
+        (&"merging".into(), &false.into())
+    );
+    assert_eq!(report["kv_heads_after"], report["kv_heads_before"]);
+    let kl = |path: &str| {
+        place.done(&format!("eval --model {path} {ROWS} --against m --out kl.json"));
+        place.json("kl.json")["divergence"]["kl_nats_per_token"].as_f64().unwrap()
+    };
+    assert!(kl("begun").abs() < 1e-9);
+
+    place.write(
+        "teach.toml",
+        "model = 'begun'\nteacher = 'm'\n[data]\nsource = 'notes.txt'\n[examples]\nmax_len = 24\nreport_hold_out = 20\n\
+         [tune.train]\nlr = 3e-3\nbatch_size = 8\nmax_steps = 80\n",
+    );
+    place.done("distill teach.toml --out taught");
+    let ended =
+        place.done(&format!("convert --model taught/model --method learned {text} --out ended"));
+    assert!(ended.stdout.contains("layer 1: 0 of 2 old heads still in use"), "{}", ended.stdout);
+    let report = place.json("ended/conversion.json");
+    assert_eq!(
+        (&report["method"], &report["kv_heads_after"]),
+        (&"learned".into(), &serde_json::json!([1, 1]))
+    );
+    assert_eq!(report["loads_in_transformers"], true);
+    assert!(
+        report["measured"]["kl_nats_per_token"].as_f64().unwrap() < 1e-5,
+        "closed gates are no loss"
+    );
+    // Better than the mean that it began with.
+    place.done("convert --model m --kv-heads 1 --method mean --out mean");
+    let (learned, mean) = (kl("ended"), kl("mean"));
+    assert!(learned < 0.5 * mean, "{learned} {mean}");
+
+    // Ended too soon, it says so.
+    let early = place.done("convert --model begun --method learned --out early");
+    assert!(
+        early.stdout.contains("layer 0: 2 of 2 old heads still in use, at most to 1.00"),
+        "{}",
+        early.stdout
+    );
+    assert!(early.stderr.contains("4 old heads were still in use"), "{}", early.stderr);
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_nothing_is_written() {
     let place = place("gpt2");
@@ -274,6 +329,21 @@ fn what_cannot_be_is_refused_and_nothing_is_written() {
         ("convert --model m --kv-heads 4 --out x", ["--kv-heads", "nothing would change"]),
         ("convert --model m --kv-heads 2 --layers 5 --out x", ["--layers", "no layer 5"]),
         ("convert --model m --kv-heads 2 --out m", ["m", "is there already"]),
+        ("convert --model m --out x", ["how many key/value heads", "--kv-heads N"]),
+        ("convert --model m --method learned --out x", ["--method learned", "--as merging"]),
+        (
+            "convert --model m --method learned --kv-heads 2 --out x",
+            ["--method learned", "no use for `--kv-heads`"],
+        ),
+        (
+            "convert --model m --kv-heads 2 --as merging --refit --out x",
+            ["--as merging", "no use for `--refit`"],
+        ),
+        (
+            "convert --model m --kv-heads 2 --as merging --price=-1 --out x",
+            ["--price", "at least 0"],
+        ),
+        ("convert --model w --cache 50% --layers 0 --out x", ["--cache", "--method low-rank"]),
         (
             "convert --model m --kv-heads 2 --calibration short.txt --out x",
             ["--calibration", "tokens at least"],

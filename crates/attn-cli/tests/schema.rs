@@ -618,6 +618,10 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
     check(&place.json("k/conversion.json"), "`conversion.json` of `convert`");
     place.done(&format!("convert --model m --cache 60% {text} --method first --out l"));
     check(&place.json("l/conversion.json"), "`conversion.json` of `convert`");
+    place.done(&format!("convert --model m --kv-heads 1 {text} --as merging --out n"));
+    check(&place.json("n/conversion.json"), "`conversion.json` of `convert`");
+    place.done(&format!("convert --model n --method learned {text} --out o"));
+    check(&place.json("o/conversion.json"), "`conversion.json` of `convert`");
     place.done("prune --model m --scores s.michel.json --target flops=0.6 --out q");
     check(&place.json("q/pruning.json"), "`pruning.json` of `prune`");
 }

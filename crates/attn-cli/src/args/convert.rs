@@ -39,7 +39,7 @@ Examples:
   attn convert --model DIR --kv-heads 1 --method first --layers 1 --out one
   attn convert --model DIR --cache 50% --calibration notes.txt --out half
   attn convert --model DIR --kv-heads 1 --calibration notes.txt --as merging --out merging
-  attn convert --model taught --method learned --out ended
+  attn convert --model merging --method learned --out ended    (once it was taught)
   attn convert --config configs/gqa/half.toml
   attn eval --model grouped --task notes.txt --split train --against DIR --out kl.json";
 
