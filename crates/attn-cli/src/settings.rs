@@ -804,7 +804,7 @@ mod tests {
             assert!(comment.contains(&format!("configs/{folder}/{file}")), "{shown}");
             n_files += 1;
         }
-        assert_eq!(n_files, 12);
+        assert_eq!(n_files, 13);
     }
 
     #[test]
