@@ -10,7 +10,7 @@
 #   DIR     where the figures go, a JSON file and a table a section (runs/bench-gqa)
 #
 # `decode`: a Llama of 8 layers, 512 wide, 8 heads, random weights, 8 rows behind 4,096 tokens. What the bytes of the cache
-# allow: of the time that a step with all heads takes longer than without a context, the share of the bytes that is left. Our side is built in the dev
+# allow: a step without a context, and of the time that a step with all heads takes longer than that, the share of the bytes that is left. Our side is built in the dev
 # profile, as every command of the README is; PROFILE=release builds the other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

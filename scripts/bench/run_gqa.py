@@ -59,8 +59,7 @@ def decode(args):
             subprocess.run([args.ours, "make", place, folder, str(n)], check=True)
             command = [args.ours, "decode", folder, str(args.threads)]
             contenders.append(Contender(f"ours-{n}", [*command, "4096"], units, args.threads))
-            if n == args.heads[0]:
-                contenders.append(Contender("ours-no-context", [*command, "1"], units, args.threads))
+            contenders.append(Contender(f"ours-{n}-no-context", [*command, "1"], units, args.threads))
             if args.python:
                 command = [args.python, str(HERE / "gqa.py"), folder, str(args.threads)]
                 contenders.append(Contender(f"theirs-{n}", command, units, args.threads))
@@ -72,18 +71,19 @@ def decode(args):
     ]
     results["summary"] = {}
     whole = f"ours-{args.heads[0]}"
-    bare = results["ours-no-context"]["turns"]
     for n in args.heads:
         name = f"ours-{n}"
         faster = ratio(results, whole, name)
-        # The time that the context takes of all heads, for the bytes that are left of it.
+        # A step without a context, whose weights are fewer with fewer heads, and the time that the context takes of all heads, for
+        # the bytes that are left of it.
         left = results[name]["facts"]["cache_bytes"] / results[whole]["facts"]["cache_bytes"]
-        floor = lambda no_context, all_heads: no_context + (all_heads - no_context) * left
-        turns = zip(bare, results[whole]["turns"], results[name]["turns"])
-        share = spread([floor(no["s"], a["s"]) / b["s"] for no, a, b in turns])
-        medians = [results[which]["s"]["median"] for which in ("ours-no-context", whole, name)]
-        share["of_medians"] = floor(*medians[:2]) / medians[2]
-        allowed = medians[1] / floor(*medians[:2])
+        floor = lambda whole_bare, whole, bare: bare + (whole - whole_bare) * left
+        which = (f"{whole}-no-context", whole, f"{name}-no-context", name)
+        turns = zip(*(results[one]["turns"] for one in which))
+        share = spread([floor(*(turn["s"] for turn in three)) / one["s"] for *three, one in turns])
+        medians = [results[one]["s"]["median"] for one in which]
+        share["of_medians"] = floor(*medians[:3]) / medians[3]
+        allowed = medians[1] / floor(*medians[:3])
         rate = spread([8 / turn["s"] for turn in results[name]["turns"]])
         against = ratio(results, f"theirs-{n}", name) if args.python else None
         results["summary"][name] = {"faster": faster, "allowed": allowed, "share": share, "against": against, "tokens_s": rate}

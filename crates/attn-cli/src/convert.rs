@@ -5,6 +5,7 @@ use std::{io::Write, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
     Config, LoadOptions, Merge, Merged, Model, Moments, Variant, begin_merging, check_merge,
+    check_merging,
     checkpoint::WriteOptions,
     config::{Head, LayerSpec},
     expanded, merge_learned, save_multi_query,
@@ -41,6 +42,9 @@ const TEXT: &str = "data/sample_text.txt";
 /// Most tokens of a block where nothing says otherwise.
 const BLOCK: usize = 512;
 
+/// What open gates cost where nothing else is said.
+const PRICE: f64 = 1.0;
+
 /// Tokens that `--cache` tries each layer's candidates on, at most.
 const SENSITIVITY_TOKENS: usize = 8192;
 
@@ -64,6 +68,9 @@ struct Report {
     /// Whether transformers loads the folder.
     loads_in_transformers: bool,
     form: &'static str,
+    /// Whether `--as expanded` is a folder that transformers loads.
+    #[serde(skip)]
+    expands: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<Read>,
     merged: Vec<Merged>,
@@ -186,6 +193,7 @@ impl Asked {
                  merging, then attn distill",
                 args.model
             );
+            check_form(args, &ended(config), &[])?;
             let named = (0..n_layers).filter(|&layer| is_merging(&config.layers[layer])).collect();
             return Ok(Self {
                 method: None,
@@ -201,7 +209,12 @@ impl Asked {
             "how many key/value heads are left?\nhint: --kv-heads N, or --cache with the bytes of a token"
         );
         if args.form == Form::Merging {
-            check_merging(args)?;
+            check_begun(args)?;
+        } else {
+            no_use(
+                &[(args.price.is_some(), "--price")],
+                "gates have a price `--as merging` alone",
+            )?;
         }
         let named = match &args.layers {
             None => (0..n_layers).collect(),
@@ -215,7 +228,13 @@ impl Asked {
                     let flag = if budget.is_some() { "--cache" } else { "--kv-heads" };
                     format!("cannot use `{flag}` with `--method {}`", flag_of(method))
                 })?;
+                if args.form == Form::Merging {
+                    check_merging(config, &[(*layer, n)]).context("cannot use `--as merging`")?;
+                }
             }
+        }
+        if let Some(most) = budget {
+            check_budget(most, config, &named, dtype)?;
         }
         check_form(args, config, &candidates)?;
         if config.head != Head::LanguageModel {
@@ -286,7 +305,7 @@ impl<'a> Source<'a> {
         };
         if self.args.form == Form::Merging {
             let mut model = self.whole.alias()?;
-            let (moments, price) = (self.moments.as_ref(), self.args.price);
+            let (moments, price) = (self.moments.as_ref(), self.args.price.unwrap_or(PRICE));
             let merged = begin_merging(&mut model, wanted, method, moments, price)?;
             return Ok(Converted { model, merged, refitted: Vec::new() });
         }
@@ -327,7 +346,11 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, true, None, &hub)?;
     match args.force {
-        true => check_replaceable(&args.out, &[&folder.path])?,
+        true => {
+            let text = args.calibration.as_ref().map(Path::new);
+            let read: Vec<&Path> = [folder.path.as_path()].into_iter().chain(text).collect();
+            check_replaceable(&args.out, &read)?;
+        }
         false => check_free(&args.out)?,
     }
     let config = folder.config.clone();
@@ -358,8 +381,16 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         _ => asked.candidates.iter().map(|(layer, numbers)| (*layer, numbers[0])).collect(),
     };
 
-    let Converted { model, merged, refitted } =
+    let dtype = asked.dtype;
+    let Converted { mut model, merged, refitted } =
         source.make(&wanted).with_context(|| format!("cannot convert `{}`", args.model))?;
+    if dtype != model.kind() {
+        // What is measured are the numbers that are written.
+        model.own(&|_| true);
+        let kind = model.kind();
+        model.to_kind(dtype);
+        model.to_kind(kind);
+    }
     let method = asked.method.map_or(Method::Learned, Method::Merge);
     let test = blocks.as_ref().and_then(|blocks| testable(blocks, &config));
     let mut measured = None;
@@ -389,7 +420,6 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         Form::Expanded => expanded(&model).context("cannot use `--as expanded`")?,
         Form::Smallest | Form::MultiQuery | Form::Merging => model,
     };
-    let dtype = asked.dtype;
     if dtype != written.kind() {
         written.own(&|_| true);
         written.to_kind(dtype);
@@ -415,6 +445,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
             Form::MultiQuery => "multi_query",
             Form::Merging => "merging",
         },
+        expands: full(written.config()).is_plain(),
         budget_bytes: asked.budget,
         layers: asked.named,
         text: blocks.map(|blocks| blocks.read),
@@ -446,17 +477,18 @@ fn check_learned(args: &ConvertArgs) -> Result<()> {
         (args.layers.is_some(), "--layers"),
         (args.refit, "--refit"),
         (args.compare, "--compare"),
+        (args.price.is_some(), "--price"),
         (args.form == Form::Merging, "--as merging"),
     ];
     no_use(&flags, "`--method learned` ends what a model has learned as it stands")
 }
 
 /// Refuses what `--as merging` has no use for.
-fn check_merging(args: &ConvertArgs) -> Result<()> {
+fn check_begun(args: &ConvertArgs) -> Result<()> {
+    let price = args.price.unwrap_or(PRICE);
     ensure!(
-        args.price >= 0.0 && args.price.is_finite(),
-        "`--price` is {}, expected a number of at least 0",
-        args.price
+        price >= 0.0 && price.is_finite(),
+        "`--price` is {price}, expected a number of at least 0"
     );
     let flags = [(args.refit, "--refit"), (args.compare, "--compare")];
     no_use(&flags, "`--as merging` changes nothing that the model computes")
@@ -510,7 +542,43 @@ fn candidates(
         named.iter().any(|&layer| heads(layer) != n),
         "`--kv-heads` is {n}, and the layers have as many: nothing would change"
     );
+    let with = |is_fewer: bool| -> Vec<usize> {
+        let differs = |&layer: &usize| heads(layer) != n && (heads(layer) > n) == is_fewer;
+        named.iter().copied().filter(differs).collect()
+    };
+    let (fewer, more) = (with(true), with(false));
+    ensure!(
+        fewer.is_empty() || more.is_empty(),
+        "`--kv-heads` is {n}: layers {more:?} have fewer already and would be given copies\nhint: name the others, --layers {}",
+        fewer.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    );
     Ok(named.iter().map(|&layer| (layer, vec![n])).collect())
+}
+
+/// Refuses a budget that one head in each of the layers `named` would not keep.
+fn check_budget(most: u64, config: &Config, named: &[usize], dtype: Kind) -> Result<()> {
+    let others = bytes_of_token(config, named, dtype);
+    let one = cache_bytes(1, config.sizes.head_dim, dtype.elt_size_in_bytes());
+    let with_heads = named.iter().filter(|&&layer| config.layers[layer].n_kv_heads > 0).count();
+    let least = others + one * with_heads as u64;
+    ensure!(
+        most >= least,
+        "`--cache` allows {most} bytes a token, and one key/value head in each of the layers to change comes to {least}, with what the \
+         others take\nhint: allow at least that"
+    );
+    Ok(())
+}
+
+/// The config of a model whose merging has ended.
+fn ended(config: &Config) -> Config {
+    let mut ended = config.clone();
+    for spec in &mut ended.layers {
+        if let Variant::Merging(merging) = &spec.variant {
+            spec.n_kv_heads = merging.kv_heads.into();
+            spec.variant = Variant::default();
+        }
+    }
+    ended
 }
 
 /// `--cache`, in bytes.
@@ -545,13 +613,8 @@ fn bytes_of_token(config: &Config, named: &[usize], dtype: Kind) -> u64 {
 /// Refuses a form that the model cannot have, before anything is read.
 fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64>)]) -> Result<()> {
     if args.form == Form::Expanded {
-        let mut whole = config.clone();
-        for layer in &mut whole.layers {
-            layer.n_kv_heads = layer.n_heads;
-            layer.kv_of_head = (0..layer.n_heads).collect();
-        }
         ensure!(
-            whole.is_plain(),
+            full(config).is_plain(),
             "`--as expanded` is of a model whose layers are plain softmax attention with as many heads each, and `{}` has \
              others\nhint: leave it out",
             args.model
@@ -578,6 +641,16 @@ fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64
         other.unwrap_or(0)
     );
     Ok(())
+}
+
+/// The config with as many key/value heads as query heads.
+fn full(config: &Config) -> Config {
+    let mut full = config.clone();
+    for layer in &mut full.layers {
+        layer.n_kv_heads = layer.n_heads;
+        layer.kv_of_head = (0..layer.n_heads).collect();
+    }
+    full
 }
 
 /// Reads the text, and sets blocks of it apart.
@@ -804,8 +877,9 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
             (Form::Merging, _) =>
                 "nothing is merged yet: teach the model (attn distill configs/gqa/learn.toml), then attn convert --method learned",
             (_, true) => "transformers loads the folder, with the same logits",
-            (_, false) =>
+            (_, false) if report.expands =>
                 "transformers has no words for these layers and refuses the folder; --as expanded writes one that it loads",
+            (_, false) => "transformers has no words for these layers and refuses the folder",
         }
     )?;
     Ok(())

@@ -5,18 +5,19 @@ use std::{fs, io::Write, path::Path};
 use anyhow::{Context, Result, ensure};
 use attn_core::{
     LoadOptions, Model,
-    checkpoint::{CONFIG_FILE, WriteOptions, replace_folder},
+    checkpoint::{CONFIG_FILE, FolderDraft, WriteOptions, check_folder},
 };
 use attn_data::{
     hub::{Hub, progress_bar},
     tokenizer::TextTokenizer,
 };
+use serde_json::{Map, Value};
 use tch::Device;
 
 use crate::{
     args::{SaveArgs, dtype_name},
     monitor::grouped,
-    run_dir::parent_of,
+    run_dir::read_json,
     texts::{Folder, load_model},
 };
 
@@ -53,24 +54,30 @@ pub(crate) fn check_free(out: &Path) -> Result<()> {
     out.file_name().with_context(|| format!("`{shown}` names no folder")).map(drop)
 }
 
-/// Refuses to write over anything but a model's folder that is not among `read`.
+/// Refuses to write over anything but a model's folder that holds nothing of `read`.
 pub(crate) fn check_replaceable(out: &Path, read: &[&Path]) -> Result<()> {
+    check_folder(out)?;
     if check_free(out).is_ok() {
         return Ok(());
     }
     let shown = out.display();
+    let config: Option<Map<String, Value>> = read_json(&out.join(CONFIG_FILE)).ok().flatten();
+    let is_weights = |name: &Path| name.extension().is_some_and(|it| it == "safetensors");
+    let mut files = fs::read_dir(out).into_iter().flatten().flatten();
     ensure!(
-        out.join(CONFIG_FILE).is_file(),
+        config.is_some_and(|config| config.contains_key("model_type"))
+            && files.any(|file| is_weights(&file.path())),
         "`{shown}` is there already and is no model's folder, which alone `--force` replaces\nhint: name a folder that is \
          new or empty"
     );
     let own = out.canonicalize().with_context(|| format!("cannot look into `{shown}`"))?;
     for path in read {
-        let path =
-            path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()))?;
+        // What is no file here, a Hub id or a name, is not in the folder either.
+        let Ok(path) = path.canonicalize() else { continue };
         ensure!(
             !path.starts_with(&own),
-            "`{shown}` holds what is converted\nhint: name another folder; `--force` replaces all that is in one"
+            "`{shown}` holds `{}`, which is read\nhint: name another folder; `--force` replaces all that is in one",
+            path.display()
         );
     }
     Ok(())
@@ -103,22 +110,16 @@ pub(crate) fn write_with(
     extra: &[(&str, Vec<u8>)],
     replace: Replace,
 ) -> Result<()> {
-    let parent = parent_of(out);
-    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    // Through a folder of another name, so that a kill leaves none without a tokenizer.
-    let draft = parent.join(format!(".{name}.part"));
     let write = || -> Result<()> {
-        save(&draft)?;
-        tokenizer.save(&draft)?;
+        ensure!(replace == Replace::Model || is_free(out)?, "it is there already");
+        // Through a folder of another name, so that a kill leaves none without a tokenizer.
+        let draft = FolderDraft::create(out)?;
+        save(&draft.path())?;
+        tokenizer.save(&draft.path())?;
         for (name, content) in extra {
-            fs::write(draft.join(name), content)?;
+            fs::write(draft.path().join(name), content)?;
         }
-        match replace == Replace::Model && !is_free(out)? {
-            true => replace_folder(&draft, out)?,
-            false => fs::rename(&draft, out)?,
-        }
-        Ok(())
+        Ok(draft.commit()?)
     };
     write().with_context(|| format!("cannot save the model to `{}`", out.display()))
 }

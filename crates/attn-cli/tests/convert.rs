@@ -246,15 +246,30 @@ fn a_folder_is_replaced_by_force_alone_and_as_a_whole() {
     let place = place("gpt2");
     place.done("convert --model m --kv-heads 2 --method mean --out c");
     place.write("c/notes.md", "mine");
-    let two = "convert --model m --kv-heads 1 --method mean --out c";
+    let two = "convert --model m --kv-heads 1 --out c";
     place.refused(two, &["is there already"]);
     assert_eq!(place.json("c/conversion.json")["kv_heads_after"][0], 2);
-    place.done(&format!("{two} --force"));
+    place.done(&format!("{two} --force --method mean"));
     assert_eq!(place.json("c/conversion.json")["kv_heads_after"][0], 1);
     assert!(!place.path("c/notes.md").exists(), "all that was in it");
     place.write("other/notes.md", "mine");
     place.refused(&two.replace("--out c", "--out other --force"), &["no model's folder"]);
-    place.refused(&two.replace("--out c", "--out m --force"), &["holds what is converted"]);
+    place.write("other/config.json", r#"{"name": "of a website"}"#);
+    place.write("other/model.safetensors", "");
+    place.refused(&two.replace("--out c", "--out other --force"), &["no model's folder"]);
+    place.refused(&two.replace("--out c", "--out m --force"), &["holds", "which is read"]);
+    place.write("c/mine.txt", "text");
+    place.refused(
+        &format!("{two} --force --calibration c/mine.txt"),
+        &["mine.txt", "which is read"],
+    );
+    // Nothing that was written before is taken over, whatever a kill left.
+    place.write(".c.part/stale.json", "{}");
+    place.write(".c.attn-tmp-dead/stale.json", "{}");
+    place.done(&format!("{two} --force --method first"));
+    assert!(!place.path("c/stale.json").exists() && !place.path("c/mine.txt").exists());
+    std::fs::remove_dir_all(place.path(".c.part")).unwrap();
+    std::fs::remove_dir_all(place.path(".c.attn-tmp-dead")).unwrap();
     // What fails leaves it as it was.
     place.refused("convert --model m --kv-heads 3 --out c --force", &["neither divides"]);
     assert_eq!(place.json("c/conversion.json")["kv_heads_after"][0], 1);
@@ -323,6 +338,7 @@ fn what_cannot_be_is_refused_and_nothing_is_written() {
     let place = place("gpt2");
     place.write("short.txt", "the film was good");
     place.done("swap --model m --attention window --layers 0 --out w");
+    place.done("convert --model m --kv-heads 1 --layers 1 --method mean --out one");
     for (arguments, parts) in [
         ("convert --model m --kv-heads 3 --out x", ["--kv-heads", "neither divides the other"]),
         ("convert --model m --kv-heads 8 --out x", ["--kv-heads", "expected 1 to 4"]),
@@ -344,6 +360,17 @@ fn what_cannot_be_is_refused_and_nothing_is_written() {
             ["--price", "at least 0"],
         ),
         ("convert --model w --cache 50% --layers 0 --out x", ["--cache", "--method low-rank"]),
+        ("convert --model m --kv-heads 2 --price 2 --out x", ["--price", "--as merging"]),
+        (
+            "convert --model w --kv-heads 2 --method mean --as merging --out x",
+            ["--as merging", "first, then swap"],
+        ),
+        ("convert --model m --kv-heads 8 --as merging --out x", ["--kv-heads", "expected 1 to 4"]),
+        ("convert --model m --cache 60 --layers 1 --out x", ["--cache", "comes to"]),
+        (
+            "convert --model one --kv-heads 2 --out x",
+            ["layers [1] have fewer already", "--layers 0"],
+        ),
         (
             "convert --model m --kv-heads 2 --calibration short.txt --out x",
             ["--calibration", "tokens at least"],

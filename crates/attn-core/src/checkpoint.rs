@@ -24,7 +24,7 @@ pub use error::{Error, TensorProblem};
 pub use read::{Checkpoint, read_json, read_metadata, read_tensors};
 pub(crate) use write::for_each_piece;
 pub use write::{
-    FolderWriter, WriteOptions, replace_folder, write_file, write_folder, write_tensors,
+    FolderDraft, FolderWriter, WriteOptions, check_folder, write_file, write_folder, write_tensors,
 };
 
 /// The configuration of a model folder.

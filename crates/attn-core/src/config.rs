@@ -312,7 +312,8 @@ impl Config {
             raw.insert("model_type".into(), json!(base));
             raw.shift_remove("attn");
             raw.shift_remove(HEAD_ORDER);
-            let order: Vec<&Vec<i64>> = self.layers.iter().map(|layer| &layer.kept_heads).collect();
+            let order: Vec<Vec<i64>> =
+                self.layers.iter().map(|layer| ranks(&layer.kept_heads)).collect();
             if order.iter().any(|layer| !layer.is_sorted()) {
                 raw.insert(HEAD_ORDER.into(), json!(order));
             }
@@ -340,6 +341,12 @@ impl Config {
         }
         raw
     }
+}
+
+/// The place of each number among all: heads that are left are counted anew, as those of any ordinary folder.
+fn ranks(numbers: &[i64]) -> Vec<i64> {
+    let rank = |number: &i64| numbers.iter().filter(|other| *other < number).count() as i64;
+    numbers.iter().map(rank).collect()
 }
 
 /// Reads the field `name`, absent and null being `None`.

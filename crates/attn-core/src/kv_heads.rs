@@ -168,17 +168,7 @@ pub fn begin_merging(
     moments: Option<&Moments>,
     price: f64,
 ) -> Result<Vec<Merged>, Error> {
-    for &(layer, n_kv) in wanted {
-        let Some(spec) = model.config().layers.get(layer) else { continue }; // refused below
-        if n_kv > spec.n_kv_heads {
-            let problem = format!(
-                "of layer {layer}: {n_kv} are asked for, and there are {}: copies need no learning",
-                spec.n_kv_heads
-            );
-            return Err(Error::Input { name: "key/value heads", problem });
-        }
-        check_softmax(&spec.variant, "have its key/value heads merged by learning")?;
-    }
+    check_merging(model.config(), wanted)?;
     let made = plan(model, wanted, method, moments)?;
     for (Merged { layer, groups, .. }, maps) in &made {
         let it = model.layers()[*layer];
@@ -194,6 +184,29 @@ pub fn begin_merging(
         merging::start_from(model.layers()[*layer].kind(), &new, &push);
     }
     Ok(made.into_iter().map(|(merged, _)| merged).collect())
+}
+
+/// Refuses what [`begin_merging`] would refuse, beside [`check_merge`], of a model with this config, whatever the text.
+///
+/// # Errors
+/// As [`begin_merging`].
+pub fn check_merging(config: &Config, wanted: &[(usize, i64)]) -> Result<(), Error> {
+    for &(layer, n_kv) in wanted {
+        let Some(spec) = config.layers.get(layer) else { continue }; // refused by `check_merge`
+        if n_kv > spec.n_kv_heads {
+            let problem = format!(
+                "of layer {layer}: {n_kv} are asked for, and there are {}: copies need no learning",
+                spec.n_kv_heads
+            );
+            return Err(Error::Input { name: "key/value heads", problem });
+        }
+        check_softmax(
+            &spec.variant,
+            "have its key/value heads merged by learning",
+            "that is done to softmax attention\nhint: merge heads first, then swap the attention",
+        )?;
+    }
+    Ok(())
 }
 
 /// Ends what [`begin_merging`] began, once it has learned: the new heads alone are left, in ordinary grouped layers. What is still open of
@@ -323,19 +336,18 @@ fn no_moments(layer: usize, problem: &str) -> Error {
 
 /// Refuses a kind that keys and values in other coordinates would be something else to.
 fn check_turns(variant: &Variant) -> Result<(), Error> {
-    check_softmax(variant, "have its keys and values turned")
+    check_softmax(
+        variant,
+        "have its keys and values turned",
+        "it may look at more of them than products\nhint: convert the model before its attention is swapped, or pool heads as \
+         they are (`mean`)",
+    )
 }
 
-fn check_softmax(variant: &Variant, what: &'static str) -> Result<(), Error> {
+fn check_softmax(variant: &Variant, what: &'static str, reason: &str) -> Result<(), Error> {
     match variant {
         Variant::Softmax(_) => Ok(()),
-        other => Err(Error::Refused {
-            kind: other.name(),
-            what,
-            reason: "it may look at more of them than products\nhint: convert the model before its attention is swapped, or \
-                     pool heads as they are (`mean`)"
-                .into(),
-        }),
+        other => Err(Error::Refused { kind: other.name(), what, reason: reason.into() }),
     }
 }
 

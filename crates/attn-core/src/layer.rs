@@ -361,7 +361,7 @@ impl AttnLayer {
     /// with them: `new`, of as many query heads as before, and the output matrix `out`, `[hidden_size, n_heads · head_dim]`. Each query
     /// head reads a new head that its old one went into; where that are several, its readers are dealt out among them in runs. Query
     /// heads, in `new` and `out` in their old order, end up in the order of the heads that they read, their numbers
-    /// ([`LayerSpec::kept_heads`]) with them.
+    /// ([`LayerSpec::kept_heads`]) with them, unless the kind refuses to have them moved.
     ///
     /// # Errors
     /// [`Error::Input`] for groups that leave a head out or hold none, for matrices of other shapes, and where an old head has fewer
@@ -409,7 +409,11 @@ impl AttnLayer {
         let mut order: Vec<i64> = (0..self.dims.n_heads).collect();
         order.sort_by_key(|&head| self.dims.kv_of_head[head as usize]);
         if !order.is_sorted() {
-            self.select_heads(&order)?;
+            match self.select_heads(&order) {
+                // A kind whose settings name heads: they stay where they are, and the layer is unevenly grouped.
+                Err(Error::Refused { .. }) => {}
+                ordered => ordered?,
+            }
         }
         Ok(())
     }

@@ -40,7 +40,9 @@ pub use config::Config;
 pub use error::{Error, TensorMismatch};
 pub use export::{expanded, save_multi_query};
 pub use gate::{Fill, Gate};
-pub use kv_heads::{Merge, Merged, Moments, begin_merging, check_merge, merge_kv, merge_learned};
+pub use kv_heads::{
+    Merge, Merged, Moments, begin_merging, check_merge, check_merging, merge_kv, merge_learned,
+};
 pub use layer::Rows;
 pub use lora::Lora;
 pub use mask::Mask;

@@ -26,7 +26,7 @@ int attn_decode(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, c
                 char** err) {
   return attempt(err, [&] {
     *out = nullptr;
-    TORCH_CHECK(q->dim() == 4 && k->dim() == 4 && k->sizes() == v->sizes() && q->size(0) == k->size(0) && q->size(2) == 1 &&
+    TORCH_CHECK(q->dim() == 4 && k->dim() == 4 && v->dim() == 4 && k->sizes().slice(0, 3) == v->sizes().slice(0, 3) && q->size(0) == k->size(0) && q->size(2) == 1 &&
                     q->size(3) == k->size(3) && k->size(1) > 0 && q->size(1) % k->size(1) == 0,
                 "queries ", q->sizes(), ", keys ", k->sizes(), ", values ", v->sizes());
     TORCH_CHECK(!keep || (keep->dim() == 2 && keep->size(0) == k->size(0) && keep->size(1) == k->size(2) && keep->scalar_type() == at::kBool),
@@ -37,7 +37,7 @@ int attn_decode(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, c
              !(at::GradMode::is_enabled() && x.requires_grad());
     };
     if (!run || !served(*q) || !served(*k) || !served(*v) || (keep && !keep->is_cpu()) || at::autocast::is_autocast_enabled(at::kCPU)) return;
-    if (q->size(3) == 0 || q->size(3) % run->panel != 0 || k->size(2) == 0) return;
+    if (k->size(3) != v->size(3) || q->size(3) == 0 || q->size(3) % run->panel != 0 || k->size(2) == 0) return;
     attn::Decode a{};
     a.q = attn::rows(*q), a.k = attn::rows(*k), a.v = attn::rows(*v);
     at::Tensor kept = keep ? keep->contiguous() : at::Tensor();

@@ -120,12 +120,13 @@ void stretch(const Decode& a, int64_t task) {
       }
       float before = most_of[i], now = largest(found);
       most_of[i] = now;
-      // Nothing seen so far: nothing to scale, and no weights.
-      bool none = now == kNothing;
-      factor[i] = none || before == kNothing ? 0 : std::exp2(before - now);
+      // Nothing seen so far: nothing to scale. What is no number weighs as itself, and so ends in z.
+      float from_most = now == kNothing ? 0 : now;
+      factor[i] = before == kNothing ? (total[i] == 0 ? 0 : 1) : std::exp2(before - now);
       vec sums = {};
       for (j = 0; j < n; j += kWidth) {
-        vec x = none ? vec{} : exp2_of(load(w + j) - now);
+        vec score = load(w + j), x = exp2_of(score - from_most);
+        x = score == score ? x : score;
         store(w + j, x);
         sums += x;
       }
@@ -146,13 +147,13 @@ void merge(const Decode& a, int64_t at, float* to) {
   for (int64_t s = 0; s < a.n_stretches; ++s) found = most_of[s] > found ? most_of[s] : found;
   memset(to, 0, sizeof(float) * static_cast<size_t>(a.head_dim));
   for (int64_t s = 0; s < a.n_stretches; ++s) {
-    if (most_of[s] == kNothing) continue;
-    float factor = std::exp2(most_of[s] - found);
+    if (totals[s] == 0) continue;
+    float factor = most_of[s] == kNothing ? 1 : std::exp2(most_of[s] - found);
     total += factor * totals[s];
     for (int64_t c = 0; c < a.head_dim; ++c) to[c] += factor * z[s * a.head_dim + c];
   }
   // A query that sees nothing finds nothing.
-  float share = total > 0 ? 1 / total : 0;
+  float share = total == 0 ? 0 : 1 / total;
   for (int64_t c = 0; c < a.head_dim; ++c) to[c] *= share;
 }
 

@@ -11,8 +11,8 @@ use crate::ffi::{attn_decode, call, take_tensor};
 /// head h reading head ⌊h·n_kv_heads/n_heads⌋: z, of q's shape. `keep`, `[batch, n]` of bool, is false where a key is hidden; a query that
 /// sees none has a z of 0.
 ///
-/// `None` where LibTorch has to do it: off the CPU, on one without AVX2 and FMA, for other kinds than `f32`, for channels that are not side
-/// by side or no multiple of two registers (16, 32 with AVX-512), where a gradient is to be recorded, under autocast.
+/// `None` where LibTorch has to do it: off the CPU, on an x86 one without AVX2 and FMA, for other kinds than `f32`, for values of other width than keys, for channels that
+/// are not side by side or no multiple of two registers (16; 32 with AVX-512; 8 elsewhere), where a gradient is to be recorded, under autocast.
 ///
 /// Keys and values are read once, as they lie, for all the queries of a group, so that its time is that of memory also where many heads
 /// share them: LibTorch's kernel multiplies small matrices then. Stretches of 1,024 keys go to threads and are put together, as in Dao et
@@ -106,6 +106,8 @@ mod tests {
     #[test]
     fn hidden_keys_leave_no_trace_and_large_scores_come_through() {
         if !is_served() {
+            let line = "SKIPPED hidden_keys_leave_no_trace: a processor without AVX2 and FMA\n";
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
             return;
         }
         let _stream = seeded(22);
@@ -125,6 +127,22 @@ mod tests {
         let error = (seen(&found) - seen(&expected)).abs().max().double_value(&[]);
         assert!(error < 1e-3, "{error:e}"); // scores of thousands, in f32
         assert_eq!(found.get(2).abs().max().double_value(&[]), 0.0, "a row that sees nothing");
+
+        // What is no number is not taken for nothing: one key, in the first stretch or the last, or all of them.
+        for at in [3, 1400] {
+            for all in [false, true] {
+                let [k, v] = [0; 2].map(|_| Tensor::randn([3, 2, n, d], OPTIONS));
+                let _ = if all {
+                    k.get(0).fill_(f64::NAN)
+                } else {
+                    k.get(0).narrow(1, at, 1).fill_(f64::NAN)
+                };
+                let z = decode(&q, &k, &v, None, 1.0).unwrap().unwrap();
+                let lost = z.isnan().view([3, -1]);
+                assert_eq!(lost.get(0).all().int64_value(&[]), 1, "{at} {all}");
+                assert_eq!(lost.get(1).any().int64_value(&[]), 0, "{at} {all}");
+            }
+        }
     }
 
     #[test]
@@ -139,6 +157,8 @@ mod tests {
         assert!(is_left(&Tensor::ones([1, 2, 1, 64], OPTIONS).slice(3, 0, 64, 2)), "strides");
         assert!(is_left(&float.copy().set_requires_grad(true)), "a gradient");
         let keys = Tensor::ones([1, 3, 5, 32], OPTIONS);
+        let wide = Tensor::ones([1, 2, 1, 64], OPTIONS);
+        assert!(decode(&float, &float, &wide, None, 1.0).unwrap().is_none(), "wider values");
         let error = decode(&float, &keys, &keys, None, 1.0).unwrap_err().to_string();
         assert!(error.contains("keys [1, 3, 5, 32]"), "{error}");
         let keep = Tensor::ones([1, 4], (Kind::Bool, Device::Cpu));

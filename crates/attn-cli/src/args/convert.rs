@@ -28,7 +28,7 @@ method, with and without --refit, and for each layer alone.
 makes them, behind it. attn distill then closes the gates while the new heads learn to do for the old
 ones (configs/gqa/learn.toml); --method learned ends that and leaves the new heads alone.
 
-A Llama whose layers have one number is an ordinary folder that transformers and vLLM load; so is any
+A Llama whose layers have one number is an ordinary folder, which transformers loads; so is any
 model --as expanded, at its old size. A GPT-2 with one key/value head is also written --as multi-query
 (`gpt_bigcode`), which transformers loads and this program does not. Everything else is a folder of
 this program alone. conversion.json in OUT says what was done and what a token's keys and values cost.
@@ -45,7 +45,7 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 #[command(
-    override_usage = "attn convert --model <DIR|ID> <--kv-heads <N>|--cache <BYTES>|--method learned> --out <DIR> [OPTIONS]"
+    override_usage = "attn convert --model <DIR|ID> <--kv-heads <N>|--cache <BYTES>> --out <DIR> [OPTIONS]"
 )]
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
@@ -127,9 +127,9 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroU16>,
 
-    /// --as merging: what a layer whose heads are all open costs in training, in nats
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    pub(crate) price: f64,
+    /// --as merging: what a layer whose heads are all open costs in training, in nats; 1 where not given
+    #[arg(long, value_name = "X")]
+    pub(crate) price: Option<f64>,
 
     /// Replace the model's folder that OUT is, with all that is in it, in one step
     #[arg(long)]

@@ -67,30 +67,36 @@ pub(super) struct Staging {
     replaces: bool,
 }
 
+/// Where a folder that is written as `dir` will stand, and whether one is there that it replaces.
+pub(super) fn target_of(dir: &Path) -> Result<(PathBuf, bool), Error> {
+    let (target, replaces) = match fs::metadata(dir) {
+        Ok(metadata) if !metadata.is_dir() => {
+            return Err(Error::FileType { path: dir.into(), expected: "folder" });
+        }
+        // Through links, so that a link stays one.
+        Ok(_) => (dir.canonicalize().map_err(Error::io("open", dir))?, true),
+        Err(e) if e.kind() == ErrorKind::NotFound && dir.symlink_metadata().is_err() => {
+            (std::path::absolute(dir).map_err(Error::io("create", dir))?, false)
+        }
+        Err(e) => return Err(Error::io("open", dir)(e)),
+    };
+    // The process would be left in the folder that is removed.
+    if replaces && std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
+        return Err(Error::WorkingFolder { dir: dir.into() });
+    }
+    // Now, rather than when all is written.
+    if replaces && is_mount_point(&target) {
+        return Err(Error::MountPoint { dir: dir.into() });
+    }
+    if target.file_name().is_none() {
+        return Err(Error::io("replace", dir)(ErrorKind::InvalidInput.into()));
+    }
+    Ok((target, replaces))
+}
+
 impl Staging {
     pub(super) fn new(dir: &Path) -> Result<Self, Error> {
-        let (target, replaces) = match fs::metadata(dir) {
-            Ok(metadata) if !metadata.is_dir() => {
-                return Err(Error::FileType { path: dir.into(), expected: "folder" });
-            }
-            // Through links, so that a link stays one.
-            Ok(_) => (dir.canonicalize().map_err(Error::io("open", dir))?, true),
-            Err(e) if e.kind() == ErrorKind::NotFound && dir.symlink_metadata().is_err() => {
-                (std::path::absolute(dir).map_err(Error::io("create", dir))?, false)
-            }
-            Err(e) => return Err(Error::io("open", dir)(e)),
-        };
-        // The process would be left in the folder that is removed.
-        if replaces && std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
-            return Err(Error::WorkingFolder { dir: dir.into() });
-        }
-        // Now, rather than when all is written.
-        if replaces && is_mount_point(&target) {
-            return Err(Error::MountPoint { dir: dir.into() });
-        }
-        if target.file_name().is_none() {
-            return Err(Error::io("replace", dir)(ErrorKind::InvalidInput.into()));
-        }
+        let (target, replaces) = target_of(dir)?;
         let parent = parent_of(&target);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         remove_abandoned(&target);
@@ -103,6 +109,31 @@ impl Staging {
         // Some network file systems lock no folders; what a kill leaves there is then left to the user.
         let _ = lock.try_lock();
         Ok(Self { folder, lock, target, replaces })
+    }
+
+    /// A place inside of it for a folder that others write: see [`Self::commit_inner`].
+    pub(super) fn inner(&self) -> PathBuf {
+        self.folder.path().join("new")
+    }
+
+    /// Puts [`Self::inner`] in the folder's place; what the old one holds is gone.
+    pub(super) fn commit_inner(self) -> Result<(), Error> {
+        let (inner, target) = (self.inner(), &self.target);
+        sync_tree(&inner)?;
+        if self.replaces {
+            let mode = fs::metadata(target).map_err(Error::io("open", target))?.permissions();
+            fs::set_permissions(&inner, mode).map_err(Error::io("write", target))?;
+            exchange(&inner, target)?;
+        } else {
+            fs::rename(&inner, target).map_err(Error::io("create", target))?;
+        }
+        sync_folder(parent_of(target))?;
+        drop(self.lock);
+        let left = self.folder.path().to_owned();
+        if let Err(e) = self.folder.close() {
+            tracing::warn!("cannot remove `{}`, which has been replaced: {e}", left.display());
+        }
+        Ok(())
     }
 
     /// Where `file` will stand, for messages.
@@ -158,16 +189,6 @@ impl Staging {
     }
 }
 
-/// Puts the folder `new`, beside `target`, in the place of `target` in one step; what was there is gone.
-pub(super) fn replace_folder(new: &Path, target: &Path) -> Result<(), Error> {
-    exchange(new, target)?;
-    sync_folder(parent_of(target))?;
-    if let Err(e) = fs::remove_dir_all(new) {
-        tracing::warn!("cannot remove `{}`, which has been replaced: {e}", new.display());
-    }
-    Ok(())
-}
-
 /// Reserves `len` bytes for `file`, so that a full disk shows at once.
 pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
@@ -196,8 +217,8 @@ fn exchange(new: &Path, target: &Path) -> Result<(), Error> {
 /// Swaps two folders in three steps. A kill after the first leaves the old folder whole beside `target`, under a name
 /// that nothing removes.
 fn exchange_by_renames(new: &Path, target: &Path) -> Result<(), Error> {
-    let new_name = new.file_name().unwrap_or_default().to_string_lossy();
-    let old = new.with_file_name(new_name.replace(TEMP, ".attn-old-"));
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let old = target.with_file_name(format!(".{name}.attn-old-{}", std::process::id()));
     fs::rename(target, &old).map_err(Error::io("replace", target))?;
     if let Err(e) = fs::rename(new, target) {
         fs::rename(&old, target).map_err(Error::io("restore", target))?;
@@ -310,7 +331,9 @@ mod tests {
     #[test]
     fn folders_swap_without_help_of_the_file_system() {
         let dir = tempfile::tempdir().unwrap();
-        let (new, target) = (dir.path().join(".a.attn-tmp-1"), dir.path().join("a"));
+        // The new one may have any name.
+        fs::create_dir(dir.path().join(".a.attn-tmp-1")).unwrap();
+        let (new, target) = (dir.path().join(".a.attn-tmp-1/new"), dir.path().join("a"));
         for (folder, content) in [(&new, "new"), (&target, "old")] {
             fs::create_dir(folder).unwrap();
             fs::write(folder.join("file"), content).unwrap();

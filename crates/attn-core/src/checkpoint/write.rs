@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::{BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use safetensors::tensor::TensorInfo;
@@ -75,13 +75,46 @@ pub fn write_tensors(
     atomic::write_file(path, |file| stream(file, path, &plan.iter().collect::<Vec<_>>(), metadata))
 }
 
-/// Puts the folder `new` in the place of the folder `target`, which lies beside it, in one step. What `target` held is removed.
+/// Checks that a folder can be written as `dir`, or take the place of the one that is there, before there is work to lose.
 ///
 /// # Errors
 ///
-/// If the system refuses, or `target` is where a file system is mounted; both folders are then as they were.
-pub fn replace_folder(new: &Path, target: &Path) -> Result<(), Error> {
-    atomic::replace_folder(new, target)
+/// If `dir` is a file, a place where a file system is mounted, or a folder that the working directory lies in.
+pub fn check_folder(dir: &Path) -> Result<(), Error> {
+    atomic::target_of(dir).map(drop)
+}
+
+/// A folder that several write to, and that appears whole: what [`Self::path`] becomes, as [`FolderWriter`] does. Of a folder that is
+/// there already nothing is kept. Dropped without a commit, nothing is left.
+#[derive(Debug)]
+#[must_use = "the folder appears with `commit`"]
+pub struct FolderDraft {
+    staging: Staging,
+}
+
+impl FolderDraft {
+    /// Begins to write `dir`, which may exist. Missing folders above it are made.
+    ///
+    /// # Errors
+    ///
+    /// As [`check_folder`], and if the folder above it cannot be written to.
+    pub fn create(dir: &Path) -> Result<Self, Error> {
+        Ok(Self { staging: Staging::new(dir)? })
+    }
+
+    /// Where to write: nothing is there yet.
+    pub fn path(&self) -> PathBuf {
+        self.staging.inner()
+    }
+
+    /// Puts the folder in its place, in one step.
+    ///
+    /// # Errors
+    ///
+    /// If nothing was written, or the system refuses; what was there is then as it was.
+    pub fn commit(self) -> Result<(), Error> {
+        self.staging.commit_inner()
+    }
 }
 
 /// Writes a small file in one step.

@@ -22,6 +22,7 @@
 //!
 //! - Deviations: Jin et al. turn the heads first and then share one matrix; here C, which they fold away, stays outside and learns
 //!   too. They hold the sum of the gates by a Lagrangian, here an open gate has a price. Chinnakonduru and Mohapatra have no gates.
+//! - Scalars: heads can be dropped by whole groups alone, as a sum over a part of one is another head.
 //! - Keys that are turned by their positions are read through one complex number a plane, which commutes with that.
 //! - The optimizers move a parameter by about their rate a step, and logits have a longer way to go: α is stored as ln α / 100.
 
@@ -447,6 +448,17 @@ impl Attention for Merging {
         let place = |head: &i64| kept.iter().position(|kept| kept == head).map(|at| at as i64);
         let left: Vec<Vec<i64>> =
             self.groups.iter().map(|group| group.iter().filter_map(place).collect()).collect();
+        let is_cut =
+            |(old, left): (&Vec<i64>, &Vec<i64>)| !left.is_empty() && left.len() < old.len();
+        if self.config.by == By::Scalars && self.groups.iter().zip(&left).any(is_cut) {
+            return Err(Error::Refused {
+                kind: KIND,
+                what: "drop these heads",
+                reason: "a new key/value head is the sum of its group, which would change for the heads that are left\nhint: drop \
+                         whole groups, or end the merging first (`attn convert --method learned`)"
+                    .into(),
+            });
+        }
         let rows: Vec<i64> = (0..)
             .zip(&left)
             .filter(|(_, group)| !group.is_empty())
@@ -734,17 +746,17 @@ mod tests {
                 let mut part = probe.select_heads(&keep);
                 part.dims = probe.dims.of_heads(&keep);
                 let kv = Tensor::from_slice(&probe.dims.kv_heads_of(&keep));
-                if by == By::Scalars && keep.len() < 3 && keep != [3, 0] {
-                    continue; // the sum is over heads that are gone
-                }
                 (part.k, part.v) = (part.k.index_select(1, &kv), part.v.index_select(1, &kv));
-                kind.select_heads(&keep, &part.dims).unwrap();
-                let found = kind.forward(&part.input(&mask));
-                if by == By::Scalars && keep == [0, 1, 3] {
-                    let one = |x: &Tensor| x.index_select(1, &Tensor::from_slice(&[0i64, 2]));
-                    assert_close("heads whose group is whole", &one(&found), &one(&whole), 1e-12);
+                let followed = kind.select_heads(&keep, &part.dims);
+                if by == By::Scalars && keep != [3, 0] {
+                    // The sum would be over heads that are gone.
+                    assert!(matches!(followed, Err(Error::Refused { .. })), "{keep:?}");
+                    let still = kind.forward(&probe.input(&mask)).index_select(1, &index);
+                    assert!(still.equal(&whole), "{keep:?}");
                     continue;
                 }
+                followed.unwrap();
+                let found = kind.forward(&part.input(&mask));
                 assert_close(&format!("{by:?} {keep:?}"), &found, &whole, 1e-12);
                 let Some(Variant::Merging(settings)) = kind.settings() else { panic!() };
                 assert_eq!(settings.groups.unwrap().concat().len(), keep.len());
