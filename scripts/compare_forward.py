@@ -131,6 +131,10 @@ def main() -> int:
     transformers.logging.disable_progress_bar()
     inputs = to_inputs(given, args.positions)
     theirs = run(load(args.model), inputs)
+    # Our heads go by their numbers, theirs by their places.
+    for layer, order in enumerate(config.get("attn_head_order") or []):
+        weights = theirs[f"attentions.{layer}"]
+        theirs[f"attentions.{layer}"] = weights[:, torch.tensor(order).argsort()]
     try:
         ours = load_file(args.ours)
     except Exception as error:  # Whatever safetensors finds wrong with a file.

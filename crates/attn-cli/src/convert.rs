@@ -42,6 +42,9 @@ const TEXT: &str = "data/sample_text.txt";
 /// Most tokens of a block where nothing says otherwise.
 const BLOCK: usize = 512;
 
+/// Blocks below which an interval over them says little.
+const FEW_BLOCKS: usize = 10;
+
 /// What open gates cost where nothing else is said.
 const PRICE: f64 = 1.0;
 
@@ -68,6 +71,11 @@ struct Report {
     /// Whether transformers loads the folder.
     loads_in_transformers: bool,
     form: &'static str,
+    /// Whether query heads stand in another order than their numbers.
+    #[serde(skip)]
+    is_reordered: bool,
+    #[serde(skip)]
+    classifies: bool,
     /// Whether `--as expanded` is a folder that transformers loads.
     #[serde(skip)]
     expands: bool,
@@ -144,6 +152,11 @@ struct Measured {
     kl_more: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kl_more_interval_95: Option<Interval>,
+    /// Its KL less that of the mean of neighbours, as much fitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl_over_mean: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl_over_mean_interval_95: Option<Interval>,
     #[serde(skip)]
     by_row: Vec<(f64, f64)>,
 }
@@ -226,7 +239,12 @@ impl Asked {
             for &n in numbers {
                 check_merge(config, &[(*layer, n)], method).with_context(|| {
                     let flag = if budget.is_some() { "--cache" } else { "--kv-heads" };
-                    format!("cannot use `{flag}` with `--method {}`", flag_of(method))
+                    match method.reads_text()
+                        && check_merge(config, &[(*layer, n)], Merge::Mean).is_ok()
+                    {
+                        true => format!("cannot use `{flag}` with `--method {}`", flag_of(method)),
+                        false => format!("cannot use `{flag}`"),
+                    }
                 })?;
                 if args.form == Form::Merging {
                     check_merging(config, &[(*layer, n)]).context("cannot use `--as merging`")?;
@@ -334,6 +352,15 @@ impl<'a> Source<'a> {
                 };
                 all.push(one.less(own)?);
             }
+        }
+        // What averaging neighbours costs is what everything else is held against.
+        let is_mean = |it: &&Measured| it.method == Method::Merge(Merge::Mean);
+        let means: Vec<Measured> = all.iter().filter(is_mean).cloned().collect();
+        for one in &mut all {
+            let mean = means.iter().find(|mean| mean.refit == one.refit);
+            let Some(mean) = mean else { continue };
+            one.kl_over_mean = Some(one.kl_nats_per_token - mean.kl_nats_per_token);
+            one.kl_over_mean_interval_95 = Some(kl_difference(&one.by_row, &mean.by_row)?);
         }
         Ok(all)
     }
@@ -445,6 +472,8 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
             Form::MultiQuery => "multi_query",
             Form::Merging => "merging",
         },
+        is_reordered: written.config().layers.iter().any(|it| !it.kept_heads.is_sorted()),
+        classifies: config.head != Head::LanguageModel,
         expands: full(written.config()).is_plain(),
         budget_bytes: asked.budget,
         layers: asked.named,
@@ -695,7 +724,7 @@ fn blocks(args: &ConvertArgs, folder: &Folder, hub: &Hub) -> Result<Blocks> {
     ensure!(
         n_tokens > n_channels,
         "the text (`--calibration`) has {n_tokens} tokens to read, and the hidden states of `{}` {n_channels} channels\nhint: \
-         give more text: {} tokens at least",
+         more text, or more --calibration-tokens: {} are a beginning",
         args.model,
         10 * n_channels
     );
@@ -746,6 +775,8 @@ fn of_divergence(found: &Divergence, method: Method, refit: bool) -> Measured {
         perplexity_before: found.baseline.perplexity,
         kl_more: None,
         kl_more_interval_95: None,
+        kl_over_mean: None,
+        kl_over_mean_interval_95: None,
         by_row: found.kl_by_row.clone(),
     }
 }
@@ -769,7 +800,10 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
         "{shown}: {} parameters in {}, by {}{}",
         grouped(report.parameters_after),
         report.cache_dtype,
-        report.method.name(),
+        match report.merged.iter().all(|it| it.groups.iter().all(|of| of.len() == 1)) {
+            true => "copies",
+            false => report.method.name(),
+        },
         if report.refitted.is_empty() { "" } else { ", output projections fitted anew" }
     )?;
     writeln!(
@@ -857,6 +891,22 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
                 one.perplexity_before,
                 grouped(text.n_test_tokens)
             )?;
+            if report.method == Method::Learned {
+                writeln!(
+                    out,
+                    "that is against the model as it was taught, old heads and all; against the one before: attn eval --against"
+                )?;
+            }
+            if text.n_test_rows < FEW_BLOCKS {
+                tracing::warn!(
+                    "{} blocks were set apart: intervals over so few say little\nhint: more text, more --test-tokens, or a lower \
+                     --max-len",
+                    text.n_test_rows
+                );
+            }
+        }
+        _ if report.classifies => {
+            writeln!(out, "not compared with what it was: `attn eval` scores both")?;
         }
         _ => writeln!(out, "not compared with what it was: `attn eval --against` does")?,
     }
@@ -866,6 +916,13 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
              that the model is for"
         );
     }
+    if report.loads_in_transformers && report.is_reordered {
+        writeln!(
+            out,
+            "query heads stand in another order there, in that of the key/value heads that they read: `attn_head_order` in \
+             config.json has their numbers"
+        )?;
+    }
     writeln!(
         out,
         "{}",
@@ -873,7 +930,8 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
             (Form::MultiQuery, _) =>
                 "transformers loads the folder as `gpt_bigcode`, with the same logits",
             (Form::Expanded, true) =>
-                "transformers loads the folder, with the same logits; in its full shape nothing is saved",
+                "transformers loads the folder, with the same logits; in its full shape, a key/value head for each query head, nothing \
+                 is saved",
             (Form::Merging, _) =>
                 "nothing is merged yet: teach the model (attn distill configs/gqa/learn.toml), then attn convert --method learned",
             (_, true) => "transformers loads the folder, with the same logits",

@@ -463,6 +463,11 @@ impl Work<'_> {
             freeze.append(&mut training.freeze);
             training.freeze = freeze;
         } else if !adds && training.freeze == ["*".to_owned(), format!("!{KIND_PARAMETERS}")] {
+            ensure!(
+                stage.loss.layer_output == 0.0,
+                "`{name}.loss.layer_output` is set, and `{name}` trains what the attention adds, which is nothing\nhint: set \
+                 tune.loss.layer_output, or {name}.train.freeze"
+            );
             tracing::info!("`{name}` has nothing to train: the attention adds no parameters");
             return Ok(StageEnd::Nothing);
         }

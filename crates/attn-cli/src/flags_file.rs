@@ -43,7 +43,12 @@ pub(crate) fn with_flags(
     };
     // A flag gives way to itself, and to what cannot stand beside it.
     let gives_way = |arg: &Arg| {
-        let others = command.get_arg_conflicts_with(arg);
+        // Conflicts are declared on one side, and hold for both.
+        let is_other = |one: &Arg, other: &Arg| {
+            command.get_arg_conflicts_with(one).iter().any(|it| it.get_id() == other.get_id())
+        };
+        let others =
+            command.get_arguments().filter(|other| is_other(arg, other) || is_other(other, arg));
         let all = iter::once(arg).chain(others);
         all.filter_map(Arg::get_long).any(|long| is_typed(&format!("--{long}")))
     };

@@ -137,6 +137,15 @@ fn a_budget_is_met_by_a_number_of_heads_for_each_layer() {
     );
 }
 
+/// Of flags in a file those give way that cannot stand beside what was typed, whichever side says so.
+#[test]
+fn a_number_that_is_typed_takes_the_place_of_a_budget_in_a_file() {
+    let place = place("gpt2");
+    place.write("half.toml", "model = 'm'\ncache = '50%'\nmethod = 'first'\n");
+    place.done("convert --config half.toml --kv-heads 2 --out two");
+    assert_eq!(place.json("two/conversion.json")["kv_heads_after"], serde_json::json!([2, 2]));
+}
+
 #[test]
 fn folders_are_written_in_the_form_that_is_asked_for() {
     let place = place("gpt2");
@@ -323,6 +332,10 @@ fn heads_are_merged_by_learning() {
     let (learned, mean) = (kl("ended"), kl("mean"));
     assert!(learned < 0.5 * mean, "{learned} {mean}");
 
+    // Nothing to train before that: a loss of layers there is no silent skip.
+    let skipped = "distill teach.toml --set model=mean --set transfer.loss.layer_output=1 --out no";
+    place.refused(skipped, &["transfer.loss.layer_output", "tune.loss.layer_output"]);
+
     // Ended too soon, it says so.
     let early = place.done("convert --model begun --method learned --out early");
     assert!(
@@ -373,7 +386,7 @@ fn what_cannot_be_is_refused_and_nothing_is_written() {
         ),
         (
             "convert --model m --kv-heads 2 --calibration short.txt --out x",
-            ["--calibration", "tokens at least"],
+            ["--calibration", "more --calibration-tokens"],
         ),
         (
             "convert --model m --kv-heads 2 --calibration none.txt --out x",

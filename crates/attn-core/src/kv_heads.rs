@@ -321,7 +321,13 @@ pub fn check_merge(config: &Config, wanted: &[(usize, i64)], method: Merge) -> R
             ));
         }
         if old % n_kv != 0 && n_kv % old != 0 {
-            return refuse(format!("{old} cannot become {n_kv}: neither divides the other"));
+            let fits = |n: &i64| old % n == 0 || n % old == 0;
+            let fitting: Vec<String> =
+                (1..=spec.n_heads).filter(fits).map(|n| n.to_string()).collect();
+            return refuse(format!(
+                "{old} cannot become {n_kv}: neither divides the other, expected one of {}",
+                fitting.join(", ")
+            ));
         }
         if n_kv < old && method.turns() {
             check_turns(&spec.variant)?;
@@ -347,6 +353,12 @@ fn check_turns(variant: &Variant) -> Result<(), Error> {
 fn check_softmax(variant: &Variant, what: &'static str, reason: &str) -> Result<(), Error> {
     match variant {
         Variant::Softmax(_) => Ok(()),
+        Variant::Merging(_) => Err(Error::Refused {
+            kind: variant.name(),
+            what,
+            reason: "they are being merged\nhint: end that first (`attn convert --method learned`)"
+                .into(),
+        }),
         other => Err(Error::Refused { kind: other.name(), what, reason: reason.into() }),
     }
 }

@@ -22,7 +22,7 @@ projection of each changed layer to the text, in closed form.
 
 The text is cut into blocks. Some are set apart, the same whatever the seed, and the model is compared
 on them with what it was; of the rest the seed draws those that are read. --compare does so for every
-method, with and without --refit, and for each layer alone.
+method, with and without --refit. Each layer alone, unfitted, is tried on blocks that are read.
 
 --as merging writes the model as it is, with a gate on each old head and the new heads, as --method
 makes them, behind it. attn distill then closes the gates while the new heads learn to do for the old
