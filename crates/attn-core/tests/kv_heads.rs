@@ -635,18 +635,30 @@ fn transformers_computes_what_converted_folders_do() {
     save(&expanded(&two).unwrap(), "expanded");
     let one = gpt2(1);
     save_multi_query(&one, &folder("multi_query"), &WriteOptions::default()).unwrap();
-    for (name, model) in [("llama", llama), ("expanded", two), ("multi_query", one)] {
+    let mut all = vec![("llama", llama), ("expanded", two), ("multi_query", one)];
+    for base in ["bert", "distilbert"] {
+        let mut encoder = model(base);
+        turned_copies(&encoder, true, 1.3);
+        merge(&mut encoder, 2, Merge::LowRank);
+        assert_eq!(encoder.layers()[0].spec().kept_heads, [0, 2, 1, 3]);
+        save(&expanded(&encoder).unwrap(), base);
+        all.push((base, encoder));
+    }
+    for (name, model) in all {
         let ids: Vec<i64> = Vec::try_from(input().input_ids.view([-1])).unwrap();
         let code = "import sys, json, torch, transformers\n\
-                    m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64).eval()\n\
+                    c = transformers.AutoConfig.from_pretrained(sys.argv[1])\n\
+                    m = getattr(transformers, c.architectures[0])\n\
+                    m = m.from_pretrained(sys.argv[1], dtype=torch.float64).eval()\n\
                     x = torch.tensor(json.loads(sys.argv[2])).view(2, -1)\n\
                     print(json.dumps(m(x).logits.flatten().tolist()))\n\
-                    c = m(x, use_cache=True).past_key_values.layers[0]\n\
-                    print(c.keys.shape[1])";
+                    c = m(x, use_cache=True).past_key_values.layers[0].keys.shape[1] if \"M\" in sys.argv[3] else 0\n\
+                    print(c)";
         let ran = std::process::Command::new(&python)
             .args(["-c", code])
             .arg(folder(name))
             .arg(format!("{ids:?}"))
+            .arg(if model.config().is_causal() { "M" } else { "" })
             .output()
             .unwrap();
         assert!(ran.status.success(), "{name}: {}", String::from_utf8_lossy(&ran.stderr));
@@ -657,7 +669,12 @@ fn transformers_computes_what_converted_folders_do() {
         let found = Tensor::from_slice(&found).view_as(&expected);
         assert_close(name, &found, &expected, 1e-6); // theirs turns in f32
         let n_cached: i64 = lines.next().unwrap().parse().unwrap();
-        assert_eq!(n_cached, if name == "expanded" { 4 } else { 1 }, "{name}");
+        let expected = match name {
+            "expanded" => 4,
+            "bert" | "distilbert" => 0, // no cache
+            _ => 1,
+        };
+        assert_eq!(n_cached, expected, "{name}");
     }
 }
 
