@@ -115,7 +115,7 @@ pub(crate) fn write_with(
         // Through a folder of another name, so that a kill leaves none without a tokenizer.
         let draft = FolderDraft::create(out)?;
         save(&draft.path())?;
-        tokenizer.save(&draft.path())?;
+        tokenizer.save(draft.path())?;
         for (name, content) in extra {
             fs::write(draft.path().join(name), content)?;
         }

@@ -518,13 +518,16 @@ mod tests {
         (kind, params)
     }
 
-    /// Keys or values as the definition mixes them, number by number. `turn`: position, channels of a head -> the same, turned.
+    /// Position, channels of a head -> the same, turned.
+    type Turn<'a> = &'a dyn Fn(i64, &[f64]) -> Vec<f64>;
+
+    /// Keys or values as the definition mixes them, number by number.
     fn mixed_by_hand(
         probe: &Probe,
         old: &Tensor,
         params: &[(String, Tensor)],
         side: &str,
-        turn: Option<&dyn Fn(i64, &[f64]) -> Vec<f64>>,
+        turn: Option<Turn<'_>>,
     ) -> Tensor {
         let [b, heads, n, d] = old.size()[..] else { unreachable!() };
         let param = |part: &str| {
@@ -611,7 +614,7 @@ mod tests {
                 let first = planes().map(|((a, b), (s, c))| a * c - b * s);
                 first.chain(planes().map(|((a, b), (s, c))| b * c + a * s)).collect()
             };
-            let turn: Option<&dyn Fn(i64, &[f64]) -> Vec<f64>> = rotary.then_some(&turn);
+            let turn: Option<Turn<'_>> = rotary.then_some(&turn);
             let mixed = Probe {
                 k: mixed_by_hand(&probe, &probe.k, &params, "key", turn),
                 v: mixed_by_hand(&probe, &probe.v, &params, "value", None),
