@@ -188,12 +188,8 @@ impl Matrices {
     ) -> Result<Self, Error> {
         let Dims { n_kv_heads: n, head_dim: d, hidden_size, .. } = *dims;
         let rows = groups.len() as i64 * d;
-        let mean = |x: &Tensor| {
-            let x = x.detach().to_device(Device::Cpu).to_kind(Kind::Double);
-            let by_head = x.reshape([n, -1]) * shares(groups, n).unsqueeze(1);
-            let size = [&[rows][..], &x.size()[1..]].concat();
-            added(&by_head, groups, 0).view(size.as_slice())
-        };
+        let mean =
+            |x: &Tensor| summed(&x.detach().to_device(Device::Cpu), &shares(groups, n), groups);
         let mut get =
             |part: &str, size: &[i64], init: Init| own.get(&format!("{name}.{part}"), size, init);
         let bias = bias.as_ref().map(|bias| get("bias", &[rows], Init::Value(mean(bias))));
@@ -284,6 +280,13 @@ fn added(x: &Tensor, groups: &[Vec<i64>], dim: i64) -> Tensor {
     Tensor::zeros(&size, (x.kind(), x.device())).index_add(dim, &group_of, x)
 }
 
+/// The rows of each group's heads added up, head j by `shares[j]`, in `f64`: `[heads · head_dim, ..] -> [groups · head_dim, ..]`.
+fn summed(x: &Tensor, shares: &Tensor, groups: &[Vec<i64>]) -> Tensor {
+    let by_head = x.to_kind(Kind::Double).reshape([shares.size()[0], -1]) * shares.unsqueeze(1);
+    let size = [&[-1][..], &x.size()[1..]].concat();
+    added(&by_head, groups, 0).view(size.as_slice())
+}
+
 /// The group of each head.
 fn group_of(groups: &[Vec<i64>]) -> Vec<i64> {
     let mut of = vec![0; groups.iter().map(Vec::len).sum()];
@@ -291,6 +294,11 @@ fn group_of(groups: &[Vec<i64>]) -> Vec<i64> {
         group.iter().for_each(|&head| of[head as usize] = g);
     }
     of
+}
+
+/// g of s.
+fn stretched(s: &Tensor) -> Tensor {
+    (s * (1.0 + 2.0 * EPS) - EPS).clamp(0.0, 1.0)
 }
 
 /// Softmax attention over heads that others take the place of.
@@ -327,7 +335,7 @@ impl Merging {
                 ((log_alpha.to_device(noise.device()) + noise) / BETA).sigmoid()
             }
         };
-        (s * (1.0 + 2.0 * EPS) - EPS).clamp(0.0, 1.0)
+        stretched(&s)
     }
 
     /// Keys and values as they are attended to, of the tokens that `input` brings.
@@ -400,7 +408,7 @@ impl Attention for Merging {
 
     fn learned_heads(&self, old: &Projections) -> Option<LearnedHeads> {
         let log_alpha = self.log_alpha().detach().to_device(Device::Cpu).to_kind(Kind::Double);
-        let open = (log_alpha.sigmoid() * (1.0 + 2.0 * EPS) - EPS).clamp(0.0, 1.0);
+        let open = stretched(&log_alpha.sigmoid());
         let dims = &self.softmax.dims;
         let one = |new: &New, (weight, bias): &(Tensor, Option<Tensor>)| match new {
             New::Matrices(it) => {
@@ -409,12 +417,7 @@ impl Attention for Merging {
             }
             New::Scalars(share) => {
                 let share = share.tensor.detach().to_kind(Kind::Double);
-                let sum = |x: &Tensor| {
-                    let parts =
-                        x.to_kind(Kind::Double).reshape([dims.n_kv_heads, -1]) * share.unsqueeze(1);
-                    let size = [&[-1][..], &x.size()[1..]].concat();
-                    added(&parts, &self.groups, 0).view(size.as_slice()).to_kind(x.kind())
-                };
+                let sum = |x: &Tensor| summed(x, &share, &self.groups).to_kind(x.kind());
                 let one = Tensor::eye(dims.head_dim, (Kind::Double, weight.device()));
                 (
                     (sum(weight), bias.as_ref().map(sum)),
