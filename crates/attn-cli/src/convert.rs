@@ -15,8 +15,8 @@ use attn_data::{
     hub::{Hub, progress_bar},
 };
 use attn_eval::{
-    Batching, Converted, Divergence, Text, WithHeads, against, cache_bytes, choose_kv_heads,
-    convert, kl_difference, kv_sensitivity, moments, n_parameters, set_apart, stats::Interval,
+    Batching, Converted, Divergence, SetApart, Text, WithHeads, against, cache_bytes, choose_kv_heads,
+    convert, kl_difference, kv_sensitivity, moments, n_parameters, stats::Interval,
 };
 use serde::Serialize;
 use tch::{Device, Kind};
@@ -30,7 +30,7 @@ use crate::{
     save::{Replace, check_free, check_replaceable, write_with},
     swap::layers,
     task::dataset,
-    texts::{Folder, load_model, max_len, read_split},
+    texts::{Folder, load_model, max_len},
 };
 
 /// The file in the folder that says what was made of what.
@@ -700,11 +700,13 @@ fn blocks(args: &ConvertArgs, folder: &Folder, hub: &Hub) -> Result<Blocks> {
     let read = || -> Result<Blocks> {
         let (config, tokenizer) = (&folder.config, &folder.tokenizer);
         let max_len = max_len(args.max_len.or(Some(block)), config, tokenizer, "`--max-len`")?;
-        let texts = read_split(&data, &split, args.limit, hub)?.rows;
-        // A task's rows stand for themselves; their labels are not looked at.
-        let rows = folder.read_texts(&texts, data.label.is_some(), max_len, &split)?;
         let tokens = [args.test_tokens, args.calibration_tokens.get()];
-        let [test, calibration] = set_apart(rows, tokens, args.seed);
+        let mut drawn = SetApart::new(tokens, args.seed);
+        // A task's rows stand for themselves; their labels are not looked at.
+        let by_text = data.label.is_some();
+        let rows = (&data, &split[..], args.limit);
+        folder.stream_texts(rows, by_text, max_len, hub, &mut |row| drawn.add(row))?;
+        let [test, calibration] = drawn.finish();
         let count = |rows: &[Encoded]| rows.iter().map(|row| row.ids.len()).sum();
         let read = Read {
             task: task.clone(),

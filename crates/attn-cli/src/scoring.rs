@@ -15,7 +15,7 @@ use attn_eval::{
 };
 use serde::Serialize;
 
-use crate::texts::{Folder, encode, say_cut, with_texts};
+use crate::texts::{Cut, Folder, encode, with_texts};
 
 /// Rows to score.
 pub(crate) enum Rows {
@@ -71,7 +71,7 @@ impl Asking {
             .questions(&folder.tokenizer, rows, self.max_len)
             .with_context(|| problem(split))?;
         let Prompted { rows: questions, n_truncated, longest } = questions;
-        say_cut(n_truncated, rows.len(), self.max_len, longest, split);
+        Cut { n_cut: n_truncated, n_rows: rows.len(), longest }.say(self.max_len, split);
         let answers = prompt.answers().to_vec();
         Ok(Rows::Questions { questions, answers, classes: self.classes.clone() })
     }
@@ -90,7 +90,7 @@ impl Asking {
             .completions(&folder.tokenizer, rows, self.max_len)
             .with_context(|| problem(split))?;
         let Prompted { rows: both, n_truncated, longest } = both;
-        say_cut(n_truncated, rows.len(), self.max_len, longest, split);
+        Cut { n_cut: n_truncated, n_rows: rows.len(), longest }.say(self.max_len, split);
         if let Some((first, answer)) = both.first() {
             let text = folder.tokenizer.decode(&first.ids[..answer.start], false)?;
             let word = folder.tokenizer.decode(&first.ids[answer.clone()], false)?;

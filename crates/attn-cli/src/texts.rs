@@ -28,6 +28,9 @@ use crate::{
 /// The share of tokens that is hidden from a masked language model.
 const MASK_RATE: f64 = 0.15;
 
+/// Rows of a text that is streamed that are in memory at a time.
+const ROWS_AT_ONCE: usize = 1024;
+
 /// The most tokens of a text where nothing says otherwise.
 const USUAL_MAX_LEN: usize = 512;
 
@@ -91,6 +94,39 @@ impl Folder {
             (true, true) => blocks(&self.tokenizer, texts, max_len),
             (true, false) => framed_blocks(&self.tokenizer, texts, max_len),
         }
+    }
+
+    /// As [`Self::read_texts`] of a split, or its first `limit` rows, of which a few at a time are in memory: hands `each` what a pass
+    /// takes. The first of them say whether the text is running.
+    pub(crate) fn stream_texts(
+        &self,
+        (spec, split, limit): (&DatasetSpec, &str, Option<usize>),
+        by_text: bool,
+        max_len: usize,
+        hub: &Hub,
+        each: &mut dyn FnMut(Encoded),
+    ) -> Result<()> {
+        let mut joined: Option<Joined<'_>> = None;
+        let mut cut = Cut::default();
+        for_each_rows(spec, split, limit, hub, &mut |first, rows| {
+            if joined.is_none() && self.packs(rows, by_text) {
+                joined = Some(match self.config.is_causal() {
+                    true => Joined::new(&self.tokenizer, is_running(rows), max_len)?,
+                    false => Joined::framed(&self.tokenizer, max_len)?,
+                });
+            }
+            if let Some(joined) = &mut joined {
+                return joined.add(rows, each);
+            }
+            let numbered: Vec<(usize, &Example)> =
+                (first..).zip(rows).filter(|(_, row)| !row.text.trim().is_empty()).collect();
+            let (encoded, found) = encode_counting(&self.tokenizer, &numbered, max_len, split)?;
+            cut.add(&found);
+            encoded.into_iter().for_each(&mut *each);
+            Ok(())
+        })?;
+        cut.say(max_len, split);
+        joined.map_or(Ok(()), |joined| joined.finish(each))
     }
 
     /// What is hidden from the model where it is a masked language model.
@@ -358,18 +394,48 @@ pub(crate) fn read_split(
     limit: Option<usize>,
     hub: &Hub,
 ) -> Result<Split> {
-    ensure!(limit != Some(0), "a limit of 0 rows leaves nothing of split `{split}`");
+    leaves_something(limit, split)?;
     let read = || -> attn_data::Result<Split> {
         let rows = dataset::open(spec, split, hub)?;
         let classes = rows.classes().map(<[String]>::to_vec);
         let rows = rows.take(limit.unwrap_or(usize::MAX)).collect::<attn_data::Result<_>>()?;
         Ok(Split { rows, classes })
     };
-    read().map_err(|error| {
-        let hint = name_column(spec, &error);
-        let problem = format!("cannot read split `{split}` of `{}`{hint}", spec.source);
-        no_source(error, &spec.source).context(problem)
-    })
+    read().map_err(|error| unread(error, spec, split))
+}
+
+/// Reads a split, or its first `limit` rows, and hands `each` a stretch of them at a time, with the number of the first.
+fn for_each_rows(
+    spec: &DatasetSpec,
+    split: &str,
+    limit: Option<usize>,
+    hub: &Hub,
+    each: &mut dyn FnMut(usize, &[Example]) -> Result<()>,
+) -> Result<()> {
+    leaves_something(limit, split)?;
+    let opened = dataset::open(spec, split, hub).map_err(|error| unread(error, spec, split))?;
+    let mut rows = opened.take(limit.unwrap_or(usize::MAX));
+    let mut n_rows = 0;
+    loop {
+        let stretch: attn_data::Result<Vec<Example>> = rows.by_ref().take(ROWS_AT_ONCE).collect();
+        let stretch = stretch.map_err(|error| unread(error, spec, split))?;
+        if stretch.is_empty() {
+            return Ok(());
+        }
+        each(n_rows, &stretch)?;
+        n_rows += stretch.len();
+    }
+}
+
+fn leaves_something(limit: Option<usize>, split: &str) -> Result<()> {
+    ensure!(limit != Some(0), "a limit of 0 rows leaves nothing of split `{split}`");
+    Ok(())
+}
+
+fn unread(error: DataError, spec: &DatasetSpec, split: &str) -> anyhow::Error {
+    let hint = name_column(spec, &error);
+    let problem = format!("cannot read split `{split}` of `{}`{hint}", spec.source);
+    no_source(error, &spec.source).context(problem)
 }
 
 /// Tokenizes rows of the split `split`, numbered by `numbers`, and says how many were cut.
@@ -379,15 +445,28 @@ pub(crate) fn encode(
     max_len: usize,
     split: &str,
 ) -> Result<Vec<Encoded>> {
+    let (encoded, cut) = encode_counting(tokenizer, rows, max_len, split)?;
+    cut.say(max_len, split);
+    Ok(encoded)
+}
+
+/// As [`encode`], which leaves it to the caller to say how many were cut.
+fn encode_counting(
+    tokenizer: &TextTokenizer,
+    rows: &[(usize, &Example)],
+    max_len: usize,
+    split: &str,
+) -> Result<(Vec<Encoded>, Cut)> {
     let inputs: Vec<Input<'_>> =
         rows.iter().map(|(_, row)| Input { text: &row.text, pair: row.pair.as_deref() }).collect();
     let options = EncodeOptions { max_len: Some(max_len), ..EncodeOptions::default() };
     let encodings = tokenizer
         .encode(&inputs, &options)
         .with_context(|| format!("cannot tokenize split `{split}`"))?;
-    say_cut(encodings.n_truncated, rows.len(), max_len, encodings.longest, split);
+    let cut =
+        Cut { n_cut: encodings.n_truncated, n_rows: rows.len(), longest: encodings.longest };
     let encoded = rows.iter().zip(encodings.ids.into_iter().zip(encodings.second_from));
-    encoded
+    let encoded = encoded
         .map(|((index, row), (ids, second_from))| {
             ensure!(
                 !ids.is_empty(),
@@ -396,16 +475,34 @@ pub(crate) fn encode(
             );
             Ok(Encoded { ids, label: row.label, index: *index, second_from })
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    Ok((encoded, cut))
 }
 
-pub(crate) fn say_cut(n_cut: usize, n_rows: usize, max_len: usize, longest: usize, split: &str) {
-    if n_cut > 0 {
-        tracing::warn!(
-            "{} of {} texts of split `{split}` were cut to {max_len} tokens; the longest has {longest}",
-            grouped(n_cut),
-            grouped(n_rows)
-        );
+/// How many of how many texts had more tokens than they may, and how many the longest has.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Cut {
+    pub(crate) n_cut: usize,
+    pub(crate) n_rows: usize,
+    pub(crate) longest: usize,
+}
+
+impl Cut {
+    fn add(&mut self, other: &Self) {
+        self.n_cut += other.n_cut;
+        self.n_rows += other.n_rows;
+        self.longest = self.longest.max(other.longest);
+    }
+
+    pub(crate) fn say(self, max_len: usize, split: &str) {
+        let Self { n_cut, n_rows, longest } = self;
+        if n_cut > 0 {
+            tracing::warn!(
+                "{} of {} texts of split `{split}` were cut to {max_len} tokens; the longest has {longest}",
+                grouped(n_cut),
+                grouped(n_rows)
+            );
+        }
     }
 }
 
@@ -419,33 +516,7 @@ pub(crate) fn blocks(
     rows: &[Example],
     block: usize,
 ) -> Result<Vec<Encoded>> {
-    ensure!(
-        block >= 2,
-        "a block of {block} token(s) has nothing to predict\nhint: expected at least 2"
-    );
-    let is_running = is_running(rows);
-    let options = EncodeOptions { add_special_tokens: !is_running, ..EncodeOptions::default() };
-    let around = tokenizer.ids("", !is_running)?;
-    let between = match tokenizer.eos_id() {
-        _ if is_running || !around.is_empty() => Vec::new(),
-        Some(eos) => vec![eos],
-        None => tokenizer.ids("\n", false)?,
-    };
-    let inputs: Vec<Input<'_>> = rows.iter().map(|row| row.text.as_str().into()).collect();
-    let texts = tokenizer.encode(&inputs, &options).context("cannot tokenize")?;
-    let mut stream = Vec::new();
-    for ids in texts.ids.iter().filter(|ids| **ids != around) {
-        stream.extend_from_slice(ids);
-        stream.extend_from_slice(&between);
-    }
-    let blocks: Vec<Encoded> = stream
-        .chunks(block)
-        .filter(|ids| ids.len() > 1)
-        .enumerate()
-        .map(|(index, ids)| Encoded { ids: ids.to_vec(), label: None, index, second_from: None })
-        .collect();
-    ensure!(!blocks.is_empty(), "the text has no two tokens");
-    Ok(blocks)
+    Joined::new(tokenizer, is_running(rows), block)?.all(rows)
 }
 
 /// Whether rows are lines of one running text, as WikiText's, which end in a line break.
@@ -460,26 +531,123 @@ pub(crate) fn framed_blocks(
     rows: &[Example],
     block: usize,
 ) -> Result<Vec<Encoded>> {
-    let frame = tokenizer.ids("", true)?;
-    let around_one = tokenizer.ids("a", true)?;
-    let n_before = frame.iter().zip(&around_one).take_while(|(a, b)| a == b).count();
-    let (before, behind) = frame.split_at(n_before);
-    ensure!(
-        block > frame.len(),
-        "a block of {block} token(s) has no room for text beside {} special ones",
-        frame.len()
-    );
-    let inputs: Vec<Input<'_>> = rows.iter().map(|row| row.text.as_str().into()).collect();
-    let options = EncodeOptions { add_special_tokens: false, ..EncodeOptions::default() };
-    let stream = tokenizer.encode(&inputs, &options).context("cannot tokenize")?.ids.concat();
-    ensure!(!stream.is_empty(), "the text has no tokens");
-    let framed = |(index, ids): (usize, &[u32])| Encoded {
-        ids: [before, ids, behind].concat(),
-        label: None,
-        index,
-        second_from: None,
-    };
-    Ok(stream.chunks(block - frame.len()).enumerate().map(framed).collect())
+    Joined::framed(tokenizer, block)?.all(rows)
+}
+
+/// Texts joined and cut into blocks as they come.
+struct Joined<'a> {
+    tokenizer: &'a TextTokenizer,
+    /// Whether each text is given what the tokenizer puts around one.
+    is_set_apart: bool,
+    /// What a text without words becomes: it is left out.
+    nothing: Vec<u32>,
+    /// What stands behind each text.
+    between: Vec<u32>,
+    /// What stands before and behind each block.
+    frame: [Vec<u32>; 2],
+    /// Tokens of a block in its frame, and how many the last one must have.
+    block: usize,
+    least: usize,
+    /// Tokens that make no block yet.
+    left: Vec<u32>,
+    n_blocks: usize,
+}
+
+impl<'a> Joined<'a> {
+    /// As [`blocks`].
+    fn new(tokenizer: &'a TextTokenizer, is_running: bool, block: usize) -> Result<Self> {
+        ensure!(
+            block >= 2,
+            "a block of {block} token(s) has nothing to predict\nhint: expected at least 2"
+        );
+        let nothing = tokenizer.ids("", !is_running)?;
+        let between = match tokenizer.eos_id() {
+            _ if is_running || !nothing.is_empty() => Vec::new(),
+            Some(eos) => vec![eos],
+            None => tokenizer.ids("\n", false)?,
+        };
+        Ok(Self {
+            tokenizer,
+            is_set_apart: !is_running,
+            nothing,
+            between,
+            frame: [Vec::new(), Vec::new()],
+            block,
+            least: 2,
+            left: Vec::new(),
+            n_blocks: 0,
+        })
+    }
+
+    /// As [`framed_blocks`].
+    fn framed(tokenizer: &'a TextTokenizer, block: usize) -> Result<Self> {
+        let frame = tokenizer.ids("", true)?;
+        let around_one = tokenizer.ids("a", true)?;
+        let n_before = frame.iter().zip(&around_one).take_while(|(a, b)| a == b).count();
+        ensure!(
+            block > frame.len(),
+            "a block of {block} token(s) has no room for text beside {} special ones",
+            frame.len()
+        );
+        let (before, behind) = frame.split_at(n_before);
+        Ok(Self {
+            tokenizer,
+            is_set_apart: false,
+            nothing: Vec::new(),
+            between: Vec::new(),
+            frame: [before.to_vec(), behind.to_vec()],
+            block: block - frame.len(),
+            least: 1,
+            left: Vec::new(),
+            n_blocks: 0,
+        })
+    }
+
+    /// Hands `each` the blocks that these texts fill.
+    fn add(&mut self, rows: &[Example], each: &mut dyn FnMut(Encoded)) -> Result<()> {
+        let inputs: Vec<Input<'_>> = rows.iter().map(|row| row.text.as_str().into()).collect();
+        let options =
+            EncodeOptions { add_special_tokens: self.is_set_apart, ..EncodeOptions::default() };
+        let texts = self.tokenizer.encode(&inputs, &options).context("cannot tokenize")?;
+        for ids in texts.ids.iter().filter(|ids| **ids != self.nothing) {
+            self.left.extend_from_slice(ids);
+            self.left.extend_from_slice(&self.between);
+        }
+        let left = std::mem::take(&mut self.left);
+        let full = left.chunks_exact(self.block);
+        self.left = full.remainder().to_vec();
+        full.for_each(|ids| each(self.cut(ids)));
+        Ok(())
+    }
+
+    /// Hands `each` the last block.
+    fn finish(mut self, each: &mut dyn FnMut(Encoded)) -> Result<()> {
+        let ids = std::mem::take(&mut self.left);
+        if ids.len() >= self.least {
+            each(self.cut(&ids));
+        }
+        ensure!(
+            self.n_blocks > 0,
+            "the text has no {}",
+            if self.least == 1 { "tokens" } else { "two tokens" }
+        );
+        Ok(())
+    }
+
+    fn cut(&mut self, ids: &[u32]) -> Encoded {
+        let [before, behind] = &self.frame;
+        let ids = [before, ids, behind].concat();
+        self.n_blocks += 1;
+        Encoded { ids, label: None, index: self.n_blocks - 1, second_from: None }
+    }
+
+    fn all(mut self, rows: &[Example]) -> Result<Vec<Encoded>> {
+        let mut blocks = Vec::new();
+        let mut each = |block| blocks.push(block);
+        self.add(rows, &mut each)?;
+        self.finish(&mut each)?;
+        Ok(blocks)
+    }
 }
 
 /// What is hidden for a masked language model with this tokenizer.

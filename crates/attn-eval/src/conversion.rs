@@ -4,9 +4,11 @@
 //! ([`StreamedRefit`]), what each layer loses by a number of heads of its own, and the numbers that a cache of so many bytes can hold
 //! at the least loss by these.
 
+use std::collections::BTreeMap;
+
 use attn_core::{Merge, Merged, Model, Moments, Refitted, StreamedRefit, merge_kv};
 use attn_data::batch::{Encoded, Masking};
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
@@ -90,31 +92,83 @@ pub fn convert(
     Ok(Converted { model, merged, refitted })
 }
 
-/// Rows to compare models on and rows to read, of `tokens` each at most: of the first, a quarter of all at most, and the same rows whatever
-/// the seed; of the second, one at least if there is one, drawn from the rest by the seed.
-pub fn set_apart(mut rows: Vec<Encoded>, tokens: [usize; 2], seed: u64) -> [Vec<Encoded>; 2] {
-    let n_tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    rows.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
-    let apart = take(&mut rows, tokens[0].min(n_tokens / 4));
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(1); // other numbers than those above
-    rows.shuffle(&mut rng);
-    let mut read = take(&mut rows, tokens[1]);
-    if read.is_empty() {
-        read.extend(rows.pop());
-    }
-    [apart, read]
+/// Draws rows of a text while it goes by: some to compare models on and others to read, and holds no more of it than these.
+#[derive(Debug)]
+pub struct SetApart {
+    /// The most tokens of both.
+    most: [usize; 2],
+    n_tokens: usize,
+    apart: Drawn,
+    read: Drawn,
 }
 
-/// Takes rows from the end while they are of at most so many tokens.
-fn take(rows: &mut Vec<Encoded>, most: usize) -> Vec<Encoded> {
-    let mut n_tokens = 0;
-    let mut taken = Vec::new();
-    while let Some(row) = rows.pop_if(|row| n_tokens + row.ids.len() <= most) {
-        n_tokens += row.ids.len();
-        taken.push(row);
+impl SetApart {
+    /// For rows of `tokens` each at most: to compare on, a quarter of the text at most and the same rows whatever the seed; and to read,
+    /// one at least if there is one, drawn from the rest by the seed.
+    pub fn new(tokens: [usize; 2], seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(1); // other numbers than those of the rows set apart
+        let apart = Drawn::new(ChaCha8Rng::seed_from_u64(0));
+        Self { most: tokens, n_tokens: 0, apart, read: Drawn::new(rng) }
     }
-    taken
+
+    /// Takes the next row.
+    pub fn add(&mut self, row: Encoded) {
+        self.n_tokens += row.ids.len();
+        // Each has its place in both orders, wherever it ends.
+        let places = [self.apart.rng.next_u64(), self.read.rng.next_u64()];
+        self.apart.put(places, row);
+        while let Some((places, row)) = self.apart.pop_beyond(self.most[0]) {
+            self.read.put([places[1], places[0]], row);
+        }
+        while self.read.pop_beyond(self.most[1]).is_some() {}
+    }
+
+    /// The rows to compare on, and the rows to read.
+    pub fn finish(mut self) -> [Vec<Encoded>; 2] {
+        let quarter = self.most[0].min(self.n_tokens / 4);
+        while self.apart.n_tokens > quarter {
+            let Some((places, row)) = self.apart.pop() else { break };
+            self.read.put([places[1], places[0]], row);
+        }
+        while self.read.n_tokens > self.most[1] && self.read.rows.len() > 1 {
+            self.read.pop();
+        }
+        [self.apart, self.read].map(|drawn| drawn.rows.into_values().collect())
+    }
+}
+
+/// Rows in an order drawn at random: by their first number, then by another.
+#[derive(Debug)]
+struct Drawn {
+    rng: ChaCha8Rng,
+    rows: BTreeMap<[u64; 2], Encoded>,
+    n_tokens: usize,
+}
+
+impl Drawn {
+    fn new(rng: ChaCha8Rng) -> Self {
+        Self { rng, rows: BTreeMap::new(), n_tokens: 0 }
+    }
+
+    fn put(&mut self, places: [u64; 2], row: Encoded) {
+        self.n_tokens += row.ids.len();
+        self.rows.insert(places, row);
+    }
+
+    /// Takes the last row.
+    fn pop(&mut self) -> Option<([u64; 2], Encoded)> {
+        let last = self.rows.pop_last()?;
+        self.n_tokens -= last.1.ids.len();
+        Some(last)
+    }
+
+    /// Takes the last row if those before it are of `most` tokens or more, so that it can be none of the first `most`.
+    fn pop_beyond(&mut self, most: usize) -> Option<([u64; 2], Encoded)> {
+        let (_, last) = self.rows.last_key_value()?;
+        let is_beyond = self.rows.len() > 1 && self.n_tokens - last.ids.len() >= most;
+        if is_beyond { self.pop() } else { None }
+    }
 }
 
 /// The 95 % interval of what the KL of one model is above that of another, over the same rows ([`Divergence::kl_by_row`]), drawn again

@@ -46,7 +46,7 @@ pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use conversion::{
     Converted, Text, WithHeads, against, cache_bytes, choose_kv_heads, convert, kl_difference,
-    kv_sensitivity, moments, set_apart,
+    SetApart, kv_sensitivity, moments,
 };
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};

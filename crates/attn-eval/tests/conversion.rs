@@ -5,14 +5,24 @@ mod common;
 use attn_core::{Merge, Moments, merge_kv};
 use attn_data::batch::{Side, collate};
 use attn_eval::{
-    Batching, Error, Text, against, cache_bytes, choose_kv_heads, convert, kl_difference,
-    kv_sensitivity, moments, set_apart, to_input,
+    Batching, Error, SetApart, Text, against, cache_bytes, choose_kv_heads, convert, kl_difference,
+    kv_sensitivity, moments, to_input,
 };
 use common::{go_on, language_model, rows};
 use tch::Kind;
 
 fn text(rows: &[attn_data::batch::Encoded]) -> Text<'_> {
     Text { rows, masking: None, batching: Batching { batch_size: 3, ..Batching::default() } }
+}
+
+fn set_apart(
+    rows: Vec<attn_data::batch::Encoded>,
+    tokens: [usize; 2],
+    seed: u64,
+) -> [Vec<attn_data::batch::Encoded>; 2] {
+    let mut drawn = SetApart::new(tokens, seed);
+    rows.into_iter().for_each(|row| drawn.add(row));
+    drawn.finish()
 }
 
 #[test]
@@ -37,6 +47,29 @@ fn rows_set_apart_are_the_same_for_every_seed_and_read_by_none() {
     assert_eq!(apart.len() + read.len(), 40);
     let [apart, read] = set_apart(rows(1, 2), [5, 0], 0);
     assert_eq!((apart.len(), read.len()), (0, 1));
+}
+
+#[test]
+fn what_is_drawn_is_spread_over_the_text_and_no_more_of_it_is_held() {
+    let row = |index| attn_data::batch::Encoded {
+        ids: vec![7; 10],
+        label: None,
+        index,
+        second_from: None,
+    };
+    let mut drawn = SetApart::new([200, 300], 5);
+    for index in 0..2000 {
+        drawn.add(row(index));
+        let n_held = format!("{drawn:?}").matches("Encoded").count();
+        assert!(n_held <= 20 + 30 + 2, "{n_held} rows held");
+    }
+    let [apart, read] = drawn.finish();
+    assert_eq!((apart.len(), read.len()), (20, 30));
+    for rows in [apart, read] {
+        // The mean of n numbers drawn evenly from 0 to 2000 is within four standard errors, 577 / sqrt(n), of 1000.
+        let mean = rows.iter().map(|row| row.index as f64).sum::<f64>() / rows.len() as f64;
+        assert!((mean - 1000.0).abs() < 4.0 * 577.0 / (rows.len() as f64).sqrt(), "{mean}");
+    }
 }
 
 #[test]
