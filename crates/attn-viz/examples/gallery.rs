@@ -3,7 +3,10 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use attn_viz::{Bar, BarChart, Baseline, LineChart, Picture, Series, Stroke, Theme};
+use attn_viz::{
+    Axis, Bar, BarChart, Baseline, Group, HeatMap, Histogram, LineChart, Panels, Picture, PowerLaw,
+    Series, Shades, Stroke, Theme, Values,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from).ok_or("usage: gallery FOLDER")?;
@@ -11,8 +14,165 @@ fn main() -> Result<(), Box<dyn Error>> {
         loss(theme).png(folder.join(format!("loss-{suffix}.png")))?;
         seeds(theme).png(folder.join(format!("seeds-{suffix}.png")))?;
         accuracy(theme).png(folder.join(format!("accuracy-{suffix}.png")))?;
+        heads(theme).png(folder.join(format!("heads-{suffix}.png")))?;
+        heads(theme).save(folder.join(format!("heads-{suffix}.svg")))?;
+        change(theme).png(folder.join(format!("change-{suffix}.png")))?;
+        model(theme).png(folder.join(format!("model-{suffix}.png")))?;
+        long(theme).png(folder.join(format!("long-{suffix}.png")))?;
+        time(theme).png(folder.join(format!("time-{suffix}.png")))?;
+        scores(theme).png(folder.join(format!("scores-{suffix}.png")))?;
     }
     Ok(())
+}
+
+fn heads(theme: Theme) -> HeatMap {
+    let score = |layer: usize, head: usize| 0.4 + 0.3 * noise(layer * 12 + head);
+    let cells = |of: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
+        (0..6).map(|layer| (0..12).map(|head| of(layer, head)).collect()).collect()
+    };
+    let mut values = cells(&score);
+    values[2][3] = f64::NAN;
+    let note = |value: &f64| format!("{value:.2}\n\u{B1}0.03");
+    HeatMap {
+        title: "Importance of heads".into(),
+        subtitle: "made-up numbers; 95 % intervals; heads that share keys are framed".into(),
+        x_label: "head".into(),
+        y_label: "layer".into(),
+        value_label: "score".into(),
+        rows: (0..6).map(|layer| layer.to_string()).collect(),
+        columns: (0..12).map(|head| head.to_string()).collect(),
+        notes: values.iter().map(|row| row.iter().map(note).collect()).collect(),
+        groups: (0..6)
+            .flat_map(|layer| {
+                (0..4).map(move |group| Group {
+                    rows: layer..layer + 1,
+                    columns: 3 * group..3 * group + 3,
+                })
+            })
+            .collect(),
+        values,
+        theme,
+        ..HeatMap::default()
+    }
+}
+
+/// Attention of a token to those before it, near ones above far ones.
+fn causal(n: usize, far: f64) -> Vec<Vec<f64>> {
+    let row = |i: usize| -> Vec<f64> {
+        let weight = |j: usize| if j > i { 0. } else { (-((i - j) as f64) / far).exp() };
+        let total: f64 = (0..n).map(weight).sum();
+        (0..n).map(|j| weight(j) / total).collect()
+    };
+    (0..n).map(row).collect()
+}
+
+fn tokens(n: usize) -> Vec<String> {
+    let words = [
+        "The",
+        "\u{120}quick",
+        "\u{120}\u{5D7}\u{5D5}\u{5DD}",
+        "\u{120}fox",
+        "\n",
+        "<script>",
+        "\u{1F98A}",
+        "\u{120}jumps",
+    ];
+    (0..n).map(|i| words[i % words.len()].to_owned()).collect()
+}
+
+fn attention(title: &str, n: usize, far: f64) -> HeatMap {
+    HeatMap {
+        title: title.into(),
+        x_label: "attended to".into(),
+        y_label: "token".into(),
+        value_label: "weight".into(),
+        rows: tokens(n),
+        columns: tokens(n),
+        values: causal(n, far),
+        ..HeatMap::default()
+    }
+}
+
+fn change(theme: Theme) -> Panels {
+    let (before, after) = (attention("before", 16, 2.), attention("after", 16, 5.));
+    let apart = |a: &[f64], b: &[f64]| b.iter().zip(a).map(|(b, a)| b - a).collect();
+    let values = before.values.iter().zip(&after.values).map(|(a, b)| apart(a, b)).collect();
+    let difference = HeatMap {
+        title: "after \u{2212} before".into(),
+        shades: Shades::Diverging,
+        values,
+        ..before.clone()
+    };
+    Panels {
+        title: "Attention before and after".into(),
+        subtitle: "made-up numbers".into(),
+        maps: vec![before, after, difference],
+        columns: 3,
+        theme,
+        size: attn_viz::Size { width: 1800, height: 640 },
+        ..Panels::default()
+    }
+}
+
+fn model(theme: Theme) -> Panels {
+    let map = |i: usize| attention(&format!("{}-{}", i / 12, i % 12), 128, 1. + i as f64 / 3.);
+    Panels {
+        title: "All heads of a model".into(),
+        subtitle: "made-up numbers; layer-head".into(),
+        maps: (0..144).map(map).collect(),
+        columns: 12,
+        shared: true,
+        theme,
+        size: attn_viz::Size { width: 1600, height: 1600 },
+    }
+}
+
+fn long(theme: Theme) -> HeatMap {
+    HeatMap { theme, ..attention("Many tokens", 2000, 60.) }
+}
+
+fn time(theme: Theme) -> LineChart {
+    let lengths = [256., 512., 1024., 2048., 4096., 8192.];
+    let full: Vec<(f64, f64)> =
+        lengths.map(|n| (n, 2e-6 * n * n * (1. + 0.1 * noise(n as usize)))).into();
+    let linear: Vec<(f64, f64)> = lengths.map(|n| (n, 6e-3 * n)).into();
+    let fits = [("softmax", &full), ("linear", &linear)];
+    let fits = fits
+        .iter()
+        .enumerate()
+        .filter_map(|(i, (name, points))| Some(PowerLaw::fit(points)?.line(name, &lengths, i)));
+    let mut series: Vec<Series> = [&full, &linear]
+        .iter()
+        .map(|points| Series { stroke: Stroke::Dotted, ..Series::new("", points.iter().copied()) })
+        .collect();
+    series.extend(fits);
+    LineChart {
+        title: "Time by length".into(),
+        subtitle: "made-up numbers".into(),
+        x_label: "tokens".into(),
+        y_label: "ms".into(),
+        x_axis: Axis::Log,
+        y_axis: Axis::Log,
+        series,
+        theme,
+        ..LineChart::default()
+    }
+}
+
+fn scores(theme: Theme) -> Histogram {
+    let values = |shift: f64| (0..144).map(|i| shift + noise(i) * noise(i + 7)).collect();
+    Histogram {
+        title: "Scores of heads".into(),
+        subtitle: "made-up numbers".into(),
+        x_label: "score".into(),
+        y_label: "heads".into(),
+        sets: vec![
+            Values { name: "before".into(), values: values(0.) },
+            Values { name: "after".into(), values: values(0.2) },
+        ],
+        theme,
+        ..Histogram::default()
+    }
 }
 
 /// A noise that needs no generator: the fractional parts of a fixed sequence.

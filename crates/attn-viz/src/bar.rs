@@ -1,11 +1,11 @@
 //! Bars side by side, with intervals: scores of models, before and after.
 
-use image::RgbImage;
-
-use crate::canvas::{Align, Font, Pen, paint};
+use crate::canvas::{Align, Alt, Pen};
 use crate::error::finite;
+use crate::font::Font;
 use crate::frame::{Baseline, Entry, Frame, Mark, Words};
-use crate::{Error, Picture, Size, Theme};
+use crate::picture::Draw;
+use crate::{Axis, Error, Size, Theme};
 
 /// One bar for each value, all from zero.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,25 +62,44 @@ impl Default for BarChart {
 /// Lines that a label may take.
 const MAX_LINES: usize = 3;
 
-impl Picture for BarChart {
-    fn render(&self) -> Result<RgbImage, Error> {
-        let range = self.range()?;
-        paint(self.size, self.theme.ground(), |pen| {
-            let words = || Words {
-                title: self.title.clone(),
-                subtitle: self.subtitle.clone(),
-                x_label: String::new(),
-                y_label: self.y_label.clone(),
-                legend: self.legend(),
-            };
-            // The width of a slot decides how labels break, and the lines they take decide the height of the plot.
-            let frame = Frame::new(pen, self.size, self.theme, words(), range, 1)?;
-            let slot = self.slot(&frame);
-            let labels = self.labels(&frame, slot)?;
-            let n_lines = labels.iter().map(Vec::len).max().unwrap_or(1);
-            let frame = Frame::new(pen, self.size, self.theme, words(), range, n_lines)?;
-            self.draw(pen, &frame, labels)
-        })
+impl Draw for BarChart {
+    fn size(&self) -> Size {
+        self.size
+    }
+
+    fn theme(&self) -> Theme {
+        self.theme
+    }
+
+    fn alt(&self) -> Alt {
+        let bar = |Bar { label, value, interval, .. }: &Bar| {
+            let interval = interval.map_or(String::new(), |(low, high)| {
+                format!(" ({low:.0$} to {high:.0$})", self.decimals)
+            });
+            format!("{label}: {value:.0$}{interval}", self.decimals)
+        };
+        let bars: Vec<String> = self.bars.iter().map(bar).collect();
+        let description = format!("Bars, {}. {}.", self.y_label, bars.join("; "));
+        Alt { title: self.title.clone(), description }
+    }
+
+    fn draw(&self, pen: &Pen) -> Result<(), Error> {
+        let (low, high) = self.range()?;
+        let range = (Axis::Linear, low, high);
+        let words = || Words {
+            title: self.title.clone(),
+            subtitle: self.subtitle.clone(),
+            x_label: String::new(),
+            y_label: self.y_label.clone(),
+            legend: self.legend(),
+        };
+        // The width of a slot decides how labels break, and the lines they take decide the height of the plot.
+        let frame = Frame::new(pen, self.size, self.theme, words(), range, 1);
+        let slot = self.slot(&frame);
+        let labels = self.labels(&frame, slot);
+        let n_lines = labels.iter().map(Vec::len).max().unwrap_or(1);
+        let frame = Frame::new(pen, self.size, self.theme, words(), range, n_lines);
+        self.draw_bars(pen, &frame, labels)
     }
 }
 
@@ -150,11 +169,11 @@ impl BarChart {
     }
 
     /// The width that each bar has to itself, its distance to the next included.
-    fn slot(&self, frame: &Frame<'_, '_>) -> f64 {
+    fn slot(&self, frame: &Frame<'_>) -> f64 {
         (frame.right - frame.left) / self.bars.len() as f64
     }
 
-    fn labels(&self, frame: &Frame<'_, '_>, slot: f64) -> Result<Vec<Vec<(String, Font)>>, Error> {
+    fn labels(&self, frame: &Frame<'_>, slot: f64) -> Vec<Vec<(String, Font)>> {
         let font = Font { color: self.theme.ink(), ..frame.small() };
         self.bars
             .iter()
@@ -162,10 +181,10 @@ impl BarChart {
             .collect()
     }
 
-    fn draw(
+    fn draw_bars(
         &self,
-        pen: &Pen<'_>,
-        frame: &Frame<'_, '_>,
+        pen: &Pen,
+        frame: &Frame<'_>,
         labels: Vec<Vec<(String, Font)>>,
     ) -> Result<(), Error> {
         let unit = frame.unit;
@@ -204,8 +223,8 @@ impl BarChart {
 
     fn draw_whisker(
         &self,
-        pen: &Pen<'_>,
-        frame: &Frame<'_, '_>,
+        pen: &Pen,
+        frame: &Frame<'_>,
         middle: f64,
         width: f64,
         (low, high): (f64, f64),
@@ -224,14 +243,14 @@ impl BarChart {
     /// Writes the value beyond the end of the bar and its whisker, or beside the whisker where that is out of the plot.
     fn write_value(
         &self,
-        pen: &Pen<'_>,
-        frame: &Frame<'_, '_>,
+        pen: &Pen,
+        frame: &Frame<'_>,
         middle: f64,
         slot: f64,
         bar: &Bar,
     ) -> Result<(), Error> {
         let text = format!("{:.*}", self.decimals, bar.value).replace('-', "\u{2212}");
-        let (text, font) = pen.fitted(&text, slot - 4. * frame.unit, frame.strong())?;
+        let (text, font) = pen.fitted(&text, slot - 4. * frame.unit, frame.strong());
         let (low, high) = bar.interval.map_or((bar.value, bar.value), |(low, high)| {
             (low.min(bar.value), high.max(bar.value))
         });
@@ -244,14 +263,14 @@ impl BarChart {
 }
 
 /// Breaks `text` between words into lines of at most `width` pixels; what does not fit even so is made smaller or cut.
-fn broken(pen: &Pen<'_>, text: &str, width: f64, font: Font) -> Result<Vec<(String, Font)>, Error> {
+fn broken(pen: &Pen, text: &str, width: f64, font: Font) -> Vec<(String, Font)> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let line = lines.last_mut().expect("there is always a line");
         let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
         let n_lines = lines.len();
         let line = lines.last_mut().expect("there is always a line");
-        if line.is_empty() || n_lines == MAX_LINES || pen.width_of(&longer, font)? <= width {
+        if line.is_empty() || n_lines == MAX_LINES || pen.width_of(&longer, font) <= width {
             *line = longer;
         } else {
             lines.push(word.to_owned());

@@ -1,33 +1,16 @@
-//! Drawing in fractions of a pixel: shapes are drawn several times too large and averaged down, so every edge is smooth.
+//! Drawing in fractions of a pixel. What is drawn is written down as SVG; pixels are made of that.
 
-use std::sync::OnceLock;
+use std::cell::RefCell;
+use std::fmt::Display;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use image::RgbImage;
-use plotters::backend::BitMapBackend;
-use plotters::coord::Shift;
-use plotters::drawing::{DrawingArea, IntoDrawingArea};
-use plotters::element::{Circle, Polygon, Rectangle};
-use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{
-    Color as _, FontDesc, FontFamily, FontStyle, FontTransform, IntoFont, RGBAColor, RGBColor,
-    TextStyle, register_font,
-};
+use quick_xml::Writer;
+use quick_xml::events::{BytesText, Event};
 
-use crate::{Color, Error, Size};
-
-/// Drawn pixels per picture pixel, in either direction.
-const SCALE: u32 = 3;
-
-const FAMILY: FontFamily<'static> = FontFamily::Name("attn-viz DejaVu Sans");
-
-/// How a piece of text looks.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Font {
-    /// Line height in pixels.
-    pub(crate) size: f64,
-    pub(crate) bold: bool,
-    pub(crate) color: Color,
-}
+use crate::font::{Font, Medium, shown};
+use crate::picture::{Size, encode};
+use crate::{Color, Error};
 
 /// Which point of a text its position names, along the line; across it, that is always the middle of its capitals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,36 +20,68 @@ pub(crate) enum Align {
     Right,
 }
 
-/// Runs `draw` on an empty picture. Coordinates are picture pixels from the upper left corner.
+/// What a picture is to those who do not see it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Alt {
+    pub(crate) title: String,
+    pub(crate) description: String,
+}
+
+/// Runs `draw` on an empty picture and returns the SVG. Coordinates are picture pixels from the upper left corner.
 pub(crate) fn paint(
     size: Size,
     ground: Color,
-    draw: impl FnOnce(&Pen<'_>) -> Result<(), Error>,
-) -> Result<RgbImage, Error> {
+    medium: Medium,
+    alt: &Alt,
+    draw: impl FnOnce(&Pen) -> Result<(), Error>,
+) -> Result<String, Error> {
     let Size { width, height } = size;
     if !(320..=8000).contains(&width) || !(240..=8000).contains(&height) {
         return Err(Error::Size { width, height });
     }
-    register_fonts()?;
+    let pen = Pen { writer: RefCell::new(Writer::new(Vec::new())), medium };
+    let frame = [
+        ("xmlns", "http://www.w3.org/2000/svg".to_owned()),
+        ("width", width.to_string()),
+        ("height", height.to_string()),
+        ("viewBox", format!("0 0 {width} {height}")),
+        ("role", "img".to_owned()),
+        ("font-family", "'DejaVu Sans', Verdana, sans-serif".to_owned()),
+    ];
+    let mut writer = Writer::new(Vec::new());
+    let mut drawn = Ok(());
+    writer
+        .create_element("svg")
+        .with_attributes(frame.iter().map(|(name, value)| (*name, value.as_str())))
+        .write_inner_content(|inner| {
+            for (name, text) in [("title", &alt.title), ("desc", &alt.description)] {
+                if !text.is_empty() {
+                    let text = shown(text, Medium::Svg);
+                    inner.create_element(name).write_text_content(BytesText::new(&text))?;
+                }
+            }
+            let (right, bottom) = (f64::from(width), f64::from(height));
+            drawn = pen.rectangle((0., 0.), (right, bottom), ground).and_then(|()| draw(&pen));
+            inner.write_event(Event::Text(BytesText::from_escaped(text_of(
+                pen.writer.replace(Writer::new(Vec::new())).into_inner(),
+            ))))
+        })
+        .map_err(refused)?;
+    drawn?;
+    Ok(text_of(writer.into_inner()))
+}
 
-    let (wide, high) = (width * SCALE, height * SCALE);
-    let mut pixels = vec![0; wide as usize * high as usize * 3];
-    {
-        let area = BitMapBackend::with_buffer(&mut pixels, (wide, high)).into_drawing_area();
-        area.fill(&rgb(ground)).map_err(refused)?;
-        let pen = Pen { area };
-        draw(&pen)?;
-        pen.area.present().map_err(refused)?;
-    }
-    Ok(averaged(&pixels, width, height))
+fn text_of(bytes: impl Into<Vec<u8>>) -> String {
+    String::from_utf8(bytes.into()).expect("strings alone were written")
 }
 
 /// Draws one picture.
-pub(crate) struct Pen<'a> {
-    area: DrawingArea<BitMapBackend<'a>, Shift>,
+pub(crate) struct Pen {
+    writer: RefCell<Writer<Vec<u8>>>,
+    medium: Medium,
 }
 
-impl Pen<'_> {
+impl Pen {
     /// A filled rectangle between two corners.
     pub(crate) fn rectangle(
         &self,
@@ -74,13 +89,43 @@ impl Pen<'_> {
         to: (f64, f64),
         color: Color,
     ) -> Result<(), Error> {
-        // The library includes the second corner's pixels.
-        let (from, to) = (scaled(from), scaled(to));
-        let to = (to.0 - 1, to.1 - 1);
-        if to.0 < from.0 || to.1 < from.1 {
+        self.cell(from, to, color, None)
+    }
+
+    /// A filled rectangle whose edges lie between pixels, as those of its neighbours; `says` is told to who points at it.
+    pub(crate) fn cell(
+        &self,
+        from: (f64, f64),
+        to: (f64, f64),
+        color: Color,
+        says: Option<&str>,
+    ) -> Result<(), Error> {
+        if to.0 <= from.0 || to.1 <= from.1 {
             return Ok(());
         }
-        self.area.draw(&Rectangle::new([from, to], rgb(color).filled())).map_err(refused)
+        let mut attributes = box_of(from, to);
+        attributes.push(("fill", hex(color)));
+        if says.is_some() {
+            attributes.push(("shape-rendering", "crispEdges".into()));
+        }
+        self.element("rect", attributes, says)
+    }
+
+    /// The outline of a rectangle.
+    pub(crate) fn outline(
+        &self,
+        from: (f64, f64),
+        to: (f64, f64),
+        width: f64,
+        color: Color,
+    ) -> Result<(), Error> {
+        let mut attributes = box_of(from, to);
+        attributes.extend([
+            ("fill", "none".into()),
+            ("stroke", hex(color)),
+            ("stroke-width", number(width)),
+        ]);
+        self.element("rect", attributes, None)
     }
 
     /// A filled polygon; `opacity` lets what lies below shine through.
@@ -90,15 +135,23 @@ impl Pen<'_> {
         color: Color,
         opacity: f64,
     ) -> Result<(), Error> {
-        let points: Vec<(i32, i32)> = points.iter().copied().map(scaled).collect();
-        let color: RGBAColor = rgb(color).mix(opacity);
-        self.area.draw(&Polygon::new(points, color.filled())).map_err(refused)
+        let attributes = vec![
+            ("points", joined(points)),
+            ("fill", hex(color)),
+            ("fill-opacity", number(opacity)),
+        ];
+        self.element("polygon", attributes, None)
     }
 
     /// A filled circle.
     pub(crate) fn disc(&self, center: (f64, f64), radius: f64, color: Color) -> Result<(), Error> {
-        let radius = (radius * f64::from(SCALE)).round() as i32;
-        self.area.draw(&Circle::new(scaled(center), radius, rgb(color).filled())).map_err(refused)
+        let attributes = vec![
+            ("cx", number(center.0)),
+            ("cy", number(center.1)),
+            ("r", number(radius)),
+            ("fill", hex(color)),
+        ];
+        self.element("circle", attributes, None)
     }
 
     /// A line through `points` with round joins and ends.
@@ -108,13 +161,10 @@ impl Pen<'_> {
         width: f64,
         color: Color,
     ) -> Result<(), Error> {
-        for pair in points.windows(2) {
-            self.stroke(pair[0], pair[1], width, color)?;
-        }
-        for point in points {
-            self.disc(*point, width / 2., color)?;
-        }
-        Ok(())
+        let mut attributes = stroke(points, width, color);
+        attributes
+            .extend([("stroke-linejoin", "round".into()), ("stroke-linecap", "round".into())]);
+        self.element("polyline", attributes, None)
     }
 
     /// A line through `points` in dashes of `on` pixels with gaps of `off`.
@@ -125,50 +175,26 @@ impl Pen<'_> {
         width: f64,
         color: Color,
     ) -> Result<(), Error> {
-        let mut walked = 0.;
-        for pair in points.windows(2) {
-            let (from, to) = (pair[0], pair[1]);
-            let length = (to.0 - from.0).hypot(to.1 - from.1);
-            let at = |distance: f64| {
-                let part = distance / length;
-                (from.0 + (to.0 - from.0) * part, from.1 + (to.1 - from.1) * part)
-            };
-            let mut distance = 0.;
-            while distance < length {
-                let phase = (walked + distance) % (on + off);
-                let next =
-                    (distance + if phase < on { on - phase } else { on + off - phase }).min(length);
-                if phase < on {
-                    self.stroke(at(distance), at(next), width, color)?;
-                }
-                // A step too small to move the sum would never end.
-                distance = if next > distance { next } else { length };
-            }
-            walked += length;
-        }
-        Ok(())
+        let mut attributes = stroke(points, width, color);
+        attributes.push(("stroke-dasharray", format!("{} {}", number(on), number(off))));
+        self.element("polyline", attributes, None)
     }
 
-    /// One straight piece, cut off square.
-    fn stroke(
+    /// An image, each of whose pixels becomes a rectangle.
+    pub(crate) fn image(
         &self,
         from: (f64, f64),
         to: (f64, f64),
-        width: f64,
-        color: Color,
+        image: &RgbImage,
     ) -> Result<(), Error> {
-        let length = (to.0 - from.0).hypot(to.1 - from.1);
-        if length == 0. {
-            return Ok(());
-        }
-        let (x, y) = ((to.1 - from.1) / length * width / 2., (from.0 - to.0) / length * width / 2.);
-        let corners = [
-            (from.0 + x, from.1 + y),
-            (to.0 + x, to.1 + y),
-            (to.0 - x, to.1 - y),
-            (from.0 - x, from.1 - y),
-        ];
-        self.polygon(&corners, color, 1.)
+        let bytes = encode(image).map_err(refused)?;
+        let mut attributes = box_of(from, to);
+        attributes.extend([
+            ("preserveAspectRatio", "none".into()),
+            ("image-rendering", "pixelated".into()),
+            ("href", format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))),
+        ]);
+        self.element("image", attributes, None)
     }
 
     /// A line of text.
@@ -179,9 +205,7 @@ impl Pen<'_> {
         align: Align,
         font: Font,
     ) -> Result<(), Error> {
-        // The library puts the baseline half a line height below the point; capitals are 0.63 of it high.
-        let at = scaled((at.0, at.1 - 0.185 * font.size));
-        self.area.draw_text(text, &style(font, align, FontTransform::None), at).map_err(refused)
+        self.write(text, (at.0, at.1 + font.to_baseline()), align, font, None)
     }
 
     /// A line of text that reads upwards.
@@ -192,103 +216,123 @@ impl Pen<'_> {
         align: Align,
         font: Font,
     ) -> Result<(), Error> {
-        let at = scaled((at.0 - 0.185 * font.size, at.1));
-        self.area
-            .draw_text(text, &style(font, align, FontTransform::Rotate270), at)
-            .map_err(refused)
+        let at = (at.0 + font.to_baseline(), at.1);
+        let turned = format!("rotate(-90 {} {})", number(at.0), number(at.1));
+        self.write(text, at, align, font, Some(turned))
+    }
+
+    fn write(
+        &self,
+        text: &str,
+        (x, y): (f64, f64),
+        align: Align,
+        font: Font,
+        transform: Option<String>,
+    ) -> Result<(), Error> {
+        let text = shown(text, self.medium);
+        if text.is_empty() {
+            return Ok(());
+        }
+        let anchor = match align {
+            Align::Left => "start",
+            Align::Center => "middle",
+            Align::Right => "end",
+        };
+        let mut attributes = vec![
+            ("x", number(x)),
+            ("y", number(y)),
+            ("font-size", number(font.em())),
+            ("fill", hex(font.color)),
+            ("text-anchor", anchor.into()),
+            ("xml:space", "preserve".into()),
+        ];
+        if font.bold {
+            attributes.push(("font-weight", "bold".into()));
+        }
+        // Where another font takes the place of ours, the line keeps its length.
+        if text.chars().all(|c| c < '\u{250}') {
+            attributes.push(("textLength", number(font.width_of(&text))));
+            attributes.push(("lengthAdjust", "spacingAndGlyphs".into()));
+        }
+        attributes.extend(transform.map(|it| ("transform", it)));
+        self.element("text", attributes, Some(&text))
     }
 
     /// Pixels that `text` takes along its line.
-    pub(crate) fn width_of(&self, text: &str, font: Font) -> Result<f64, Error> {
-        let style = style(font, Align::Left, FontTransform::None);
-        let (width, _) = self.area.estimate_text_size(text, &style).map_err(refused)?;
-        Ok(f64::from(width) / f64::from(SCALE))
+    pub(crate) fn width_of(&self, text: &str, font: Font) -> f64 {
+        font.width_of(&shown(text, self.medium))
     }
 
     /// `text` in a font small enough for `width` pixels, cut off with an ellipsis where 0.7 of the size will not do.
-    pub(crate) fn fitted(
-        &self,
-        text: &str,
-        width: f64,
-        font: Font,
-    ) -> Result<(String, Font), Error> {
-        let full = self.width_of(text, font)?;
+    pub(crate) fn fitted(&self, text: &str, width: f64, font: Font) -> (String, Font) {
+        let text = shown(text, self.medium);
+        let full = font.width_of(&text);
         if full <= width {
-            return Ok((text.to_owned(), font));
+            return (text, font);
         }
         let font = Font { size: font.size * (width / full).max(0.7), ..font };
-        let mut kept: Vec<char> = text.chars().collect();
-        let mut shown = text.to_owned();
-        while self.width_of(&shown, font)? > width + 0.5 && !kept.is_empty() {
-            kept.pop();
-            shown = kept.iter().collect::<String>().trim_end().to_owned() + "\u{2026}";
-        }
-        Ok((shown, font))
+        (font.cut(&text, width + 0.5), font)
+    }
+
+    /// An element, with text for its content; that of a shape is shown to who points at it.
+    fn element(
+        &self,
+        name: &str,
+        attributes: Vec<(&str, String)>,
+        content: Option<&str>,
+    ) -> Result<(), Error> {
+        let mut writer = self.writer.borrow_mut();
+        let element = writer
+            .create_element(name)
+            .with_attributes(attributes.iter().map(|(name, value)| (*name, value.as_str())));
+        let written = match content {
+            None => element.write_empty(),
+            Some(text) if name == "text" => element.write_text_content(BytesText::new(text)),
+            Some(text) => element.write_inner_content(|inner| {
+                inner.create_element("title").write_text_content(BytesText::new(text))?;
+                Ok(())
+            }),
+        };
+        written.map(|_| ()).map_err(refused)
     }
 }
 
-fn register_fonts() -> Result<(), Error> {
-    static DONE: OnceLock<bool> = OnceLock::new();
-    let done = DONE.get_or_init(|| {
-        let name = FAMILY.as_str();
-        register_font(name, FontStyle::Normal, dejavu::sans::regular()).is_ok()
-            && register_font(name, FontStyle::Bold, dejavu::sans::bold()).is_ok()
-    });
-    if *done {
-        Ok(())
-    } else {
-        Err(Error::Draw { message: "the built-in font is not a font".into() })
-    }
+fn box_of(from: (f64, f64), to: (f64, f64)) -> Vec<(&'static str, String)> {
+    vec![
+        ("x", number(from.0)),
+        ("y", number(from.1)),
+        ("width", number(to.0 - from.0)),
+        ("height", number(to.1 - from.1)),
+    ]
 }
 
-fn style(font: Font, align: Align, transform: FontTransform) -> TextStyle<'static> {
-    let style = if font.bold { FontStyle::Bold } else { FontStyle::Normal };
-    let desc =
-        FontDesc::new(FAMILY, font.size * f64::from(SCALE), style).transform(transform).into_font();
-    let h_pos = match align {
-        Align::Left => HPos::Left,
-        Align::Center => HPos::Center,
-        Align::Right => HPos::Right,
-    };
-    TextStyle {
-        font: desc,
-        color: rgb(font.color).to_backend_color(),
-        pos: Pos::new(h_pos, VPos::Top),
-    }
+fn stroke(points: &[(f64, f64)], width: f64, color: Color) -> Vec<(&'static str, String)> {
+    // A line from a point to itself has no length, and so no ends to be seen by.
+    vec![
+        ("points", joined(points)),
+        ("fill", "none".into()),
+        ("stroke", hex(color)),
+        ("stroke-width", number(width)),
+    ]
 }
 
-fn scaled((x, y): (f64, f64)) -> (i32, i32) {
-    let scale = f64::from(SCALE);
-    ((x * scale).round() as i32, (y * scale).round() as i32)
+fn joined(points: &[(f64, f64)]) -> String {
+    let points: Vec<String> =
+        points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
+    points.join(" ")
 }
 
-fn rgb([r, g, b]: Color) -> RGBColor {
-    RGBColor(r, g, b)
+/// To a thousandth of a pixel, without zeros at the end.
+fn number(value: f64) -> String {
+    let text = format!("{value:.3}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".into() } else { text.into() }
 }
 
-fn refused(error: impl std::fmt::Display) -> Error {
+fn hex([r, g, b]: Color) -> String {
+    format!("#{r:02x}{g:02x}{b:02x}")
+}
+
+fn refused(error: impl Display) -> Error {
     Error::Draw { message: error.to_string() }
-}
-
-/// The mean of each block of `SCALE` x `SCALE` pixels.
-fn averaged(pixels: &[u8], width: u32, height: u32) -> RgbImage {
-    let (scale, width, height) = (SCALE as usize, width as usize, height as usize);
-    let row = width * scale * 3;
-    let n = (scale * scale) as u32;
-    let mut small = Vec::with_capacity(width * height * 3);
-    let mut sums = vec![0_u32; width * 3];
-    for block in pixels.chunks_exact(row * scale) {
-        sums.fill(0);
-        for line in block.chunks_exact(row) {
-            for (sum, run) in sums.chunks_exact_mut(3).zip(line.chunks_exact(3 * scale)) {
-                for pixel in run.chunks_exact(3) {
-                    sum[0] += u32::from(pixel[0]);
-                    sum[1] += u32::from(pixel[1]);
-                    sum[2] += u32::from(pixel[2]);
-                }
-            }
-        }
-        small.extend(sums.iter().map(|sum| ((sum + n / 2) / n) as u8));
-    }
-    RgbImage::from_raw(width as u32, height as u32, small).expect("three bytes for each pixel")
 }

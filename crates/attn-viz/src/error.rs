@@ -49,6 +49,30 @@ pub enum Error {
         found: (usize, usize),
     },
 
+    /// A number that has no logarithm.
+    #[error("{place} is {value}, and its axis is logarithmic: expected a number above 0")]
+    Log {
+        /// The axis and the chart.
+        place: String,
+        /// The lowest number.
+        value: f64,
+    },
+
+    /// A group of cells that are not all there.
+    #[error("{place} groups {what} {start} to {end} (not included), expected some of its {n}")]
+    Group {
+        /// The heat map.
+        place: String,
+        /// Rows or columns.
+        what: &'static str,
+        /// The first.
+        start: usize,
+        /// The one behind the last.
+        end: usize,
+        /// How many there are.
+        n: usize,
+    },
+
     /// An interval or a range that is empty or upside down.
     #[error("{place} goes from {low} to {high}, expected the first to be lower")]
     Range {
@@ -77,6 +101,13 @@ pub enum Error {
     Draw {
         /// Its own words.
         message: String,
+    },
+
+    /// A file whose name does not say what is to be written.
+    #[error("`{}` ends in neither .png nor .svg, the two kinds of pictures that are written", path.display())]
+    Format {
+        /// The name.
+        path: PathBuf,
     },
 
     /// The picture could not be encoded as PNG.

@@ -1,8 +1,52 @@
 //! What surrounds the data: title, legend, axes, grid. The legend stands above the plot, where it hides nothing.
 
-use crate::canvas::{Align, Font, Pen};
-use crate::scale::Scale;
+use crate::canvas::{Align, Pen};
+use crate::font::Font;
+use crate::scale::{Axis, Scale};
 use crate::{Color, Error, Size, Theme};
+
+/// A part of a picture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Area {
+    pub(crate) left: f64,
+    pub(crate) top: f64,
+    pub(crate) right: f64,
+    pub(crate) bottom: f64,
+}
+
+impl Area {
+    pub(crate) fn middle(self) -> (f64, f64) {
+        ((self.left + self.right) / 2., (self.top + self.bottom) / 2.)
+    }
+}
+
+/// Size of everything that is not data, 1 in a picture of 1200 x 720.
+pub(crate) fn unit_of(size: Size) -> f64 {
+    (f64::from(size.width) / 1200.).min(f64::from(size.height) / 720.).clamp(0.5, 4.)
+}
+
+/// Writes the title and the line below it, and returns where what is left of the area begins.
+pub(crate) fn write_title(
+    pen: &Pen,
+    theme: Theme,
+    (title, subtitle): (&str, &str),
+    Area { left, top, right, .. }: Area,
+    unit: f64,
+) -> Result<f64, Error> {
+    let font = |size: f64, bold, color| Font { size: size * unit, bold, color };
+    let mut top = top;
+    for (text, room, font) in [
+        (title, 36., font(28., true, theme.ink())),
+        (subtitle, 26., font(18., false, theme.muted())),
+    ] {
+        if !text.is_empty() {
+            let (text, font) = pen.fitted(text, right - left, font);
+            pen.text(&text, (left, top + 10. * unit), Align::Left, font)?;
+            top += room * unit;
+        }
+    }
+    Ok(top)
+}
 
 /// A value to compare with, drawn as a dashed line across the plot and named in the legend.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,15 +94,16 @@ struct Placed {
 }
 
 /// Axes and the room between them.
-pub(crate) struct Frame<'a, 'b> {
-    pub(crate) pen: &'a Pen<'b>,
+pub(crate) struct Frame<'a> {
+    pub(crate) pen: &'a Pen,
     pub(crate) theme: Theme,
     pub(crate) y: Scale,
+    axis: Axis,
     pub(crate) left: f64,
     pub(crate) right: f64,
     pub(crate) top: f64,
     pub(crate) bottom: f64,
-    /// Size of everything that is not data, 1 in a picture of 1200 x 720.
+    /// As [`unit_of`].
     pub(crate) unit: f64,
     size: Size,
     words: Words,
@@ -68,22 +113,23 @@ pub(crate) struct Frame<'a, 'b> {
 /// Dash and gap of baselines, in units.
 pub(crate) const DASHES: (f64, f64) = (9., 6.);
 
-impl<'a, 'b> Frame<'a, 'b> {
+impl<'a> Frame<'a> {
     /// Shares out the picture. `label_lines` is the number of lines that labels below the x axis take.
     pub(crate) fn new(
-        pen: &'a Pen<'b>,
+        pen: &'a Pen,
         size: Size,
         theme: Theme,
         words: Words,
-        (low, high): (f64, f64),
+        (axis, low, high): (Axis, f64, f64),
         label_lines: usize,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let (width, height) = (f64::from(size.width), f64::from(size.height));
-        let unit = (width / 1200.).min(height / 720.).clamp(0.5, 4.);
+        let unit = unit_of(size);
         let mut frame = Self {
             pen,
             theme,
-            y: Scale::new(low, high, 5),
+            y: Scale::along(axis, low, high, 5),
+            axis,
             left: 24. * unit,
             right: width - 32. * unit,
             top: 24. * unit,
@@ -103,28 +149,28 @@ impl<'a, 'b> Frame<'a, 'b> {
             .map(|(text, room)| if text.is_empty() { 0. } else { room * unit })
             .iter()
             .sum::<f64>();
-        frame.place_legend()?;
+        frame.place_legend();
         frame.top += 14. * unit;
 
         let n_ticks = ((frame.bottom - frame.top) / (70. * unit)).round().max(2.) as usize;
-        frame.y = Scale::new(low, high, n_ticks);
+        frame.y = Scale::along(frame.axis, low, high, n_ticks);
         let mut widest: f64 = 0.;
         for tick in frame.y.ticks() {
-            widest = widest.max(pen.width_of(&frame.y.label(tick), frame.small())?);
+            widest = widest.max(pen.width_of(&frame.y.label(tick), frame.small()));
         }
         frame.left += widest + 10. * unit;
-        Ok(frame)
+        frame
     }
 
     /// Puts the names side by side, and on another line where one is full.
-    fn place_legend(&mut self) -> Result<(), Error> {
+    fn place_legend(&mut self) {
         let unit = self.unit;
         let (start, end) = (24. * unit, self.right);
         let (swatch, gap) = (34. * unit, 28. * unit);
         let mut left = start;
         for entry in self.words.legend.clone() {
-            let (text, font) = self.pen.fitted(&entry.name, end - start - swatch, self.small())?;
-            let width = swatch + self.pen.width_of(&text, font)?;
+            let (text, font) = self.pen.fitted(&entry.name, end - start - swatch, self.small());
+            let width = swatch + self.pen.width_of(&text, font);
             if left > start && left + width > end {
                 left = start;
                 self.top += 26. * unit;
@@ -135,7 +181,6 @@ impl<'a, 'b> Frame<'a, 'b> {
         if !self.legend.is_empty() {
             self.top += 26. * unit;
         }
-        Ok(())
     }
 
     /// The font of tick labels and legends.
@@ -206,25 +251,16 @@ impl<'a, 'b> Frame<'a, 'b> {
         let Self { pen, unit, theme, .. } = *self;
         let Words { title, subtitle, x_label, y_label, .. } = &self.words;
         let margin = 24. * unit;
-        let mut y = margin + 10. * unit;
-        if !title.is_empty() {
-            let font = Font { size: 28. * unit, bold: true, color: theme.ink() };
-            let (text, font) = pen.fitted(title, self.right - margin, font)?;
-            pen.text(&text, (margin, y), Align::Left, font)?;
-            y += 34. * unit;
-        }
-        if !subtitle.is_empty() {
-            let (text, font) = pen.fitted(subtitle, self.right - margin, self.small())?;
-            pen.text(&text, (margin, y), Align::Left, font)?;
-        }
+        let area = Area { left: margin, top: margin, right: self.right, bottom: self.bottom };
+        write_title(pen, theme, (title, subtitle), area, unit)?;
         let font = Font { size: 20. * unit, bold: false, color: theme.ink() };
         if !x_label.is_empty() {
-            let (text, font) = pen.fitted(x_label, self.right - self.left, font)?;
+            let (text, font) = pen.fitted(x_label, self.right - self.left, font);
             let at = ((self.left + self.right) / 2., f64::from(self.size.height) - 24. * unit);
             pen.text(&text, at, Align::Center, font)?;
         }
         if !y_label.is_empty() {
-            let (text, font) = pen.fitted(y_label, self.bottom - self.top, font)?;
+            let (text, font) = pen.fitted(y_label, self.bottom - self.top, font);
             pen.text_upwards(
                 &text,
                 (30. * unit, (self.top + self.bottom) / 2.),

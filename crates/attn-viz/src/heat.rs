@@ -1,15 +1,21 @@
 //! Numbers of two labels as colours: who attends to whom.
 
+use std::ops::Range;
+
 use image::RgbImage;
-use plotters::style::colors::colormaps::{ColorMap, ViridisRGB};
 
-use crate::canvas::{Align, Font, Pen, paint};
+use crate::canvas::{Align, Alt, Pen};
 use crate::error::finite;
-use crate::scale::Scale;
-use crate::{Color, Error, Picture, Size, Theme};
+use crate::font::Font;
+use crate::frame::{Area, unit_of, write_title};
+use crate::picture::Draw;
+use crate::scale::{Scale, brief};
+use crate::{Color, Error, Shades, Size, Theme};
 
-/// A cell for each pair of a row and a column, from dark (low) to bright (high): viridis, unless [`Shades`] say otherwise.
-/// Smith and van der Walt 2015, <https://bids.github.io/colormap/>.
+/// A cell for each pair of a row and a column, from dark (low) to bright (high) unless [`Shades`] say otherwise.
+///
+/// Of more cells than there are pixels, each pixel shows the largest value below it, so that nothing bright is lost (of
+/// [`Shades::Diverging`] the one farthest from zero). A NaN is grey. The line below the title says so of both.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeatMap {
     /// What the picture shows; empty for none.
@@ -26,8 +32,12 @@ pub struct HeatMap {
     pub columns: Vec<String>,
     /// Names of the rows from top to bottom.
     pub rows: Vec<String>,
-    /// `values[row][column]`.
+    /// `values[row][column]`; NaN where there is none.
     pub values: Vec<Vec<f64>>,
+    /// Words of each cell, lines set apart by `\n`, written into it where those of all cells fit; empty for none.
+    pub notes: Vec<Vec<String>>,
+    /// Cells that belong together, outlined.
+    pub groups: Vec<Group>,
     /// The values of the darkest and the brightest colour; those of the lowest and the highest value where absent. Values
     /// beyond are drawn as these.
     pub range: Option<(f64, f64)>,
@@ -39,75 +49,101 @@ pub struct HeatMap {
     pub size: Size,
 }
 
-/// Colours from the lowest value to the highest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Shades {
-    /// Viridis: steps look alike, and their order survives a grey print.
-    #[default]
-    Viridis,
-    /// Red, amber, green: bad to good, as pictures of needles in haystacks have it.
-    TrafficLight,
-}
-
-/// The stops of [`Shades::TrafficLight`], evenly apart: those of <https://github.com/gkamradt/LLMTest_NeedleInAHaystack>.
-const TRAFFIC_LIGHT: [Color; 3] = [[0xF0, 0x49, 0x6E], [0xEB, 0xB8, 0x39], [0x0C, 0xD7, 0x9F]];
-
-impl Shades {
-    /// The colour of `fraction` (0 to 1) of the range.
-    fn color(self, fraction: f64) -> Color {
-        let fraction = fraction.clamp(0., 1.);
-        match self {
-            Self::Viridis => {
-                let plotters::style::RGBColor(r, g, b) = ViridisRGB.get_color(fraction);
-                [r, g, b]
-            }
-            Self::TrafficLight => {
-                let (from, to) = if fraction < 0.5 { (0, 1) } else { (1, 2) };
-                let share = 2. * fraction - from as f64;
-                let [from, to] = [from, to].map(|stop: usize| TRAFFIC_LIGHT[stop]);
-                std::array::from_fn(|i| {
-                    (f64::from(from[i]) * (1. - share) + f64::from(to[i]) * share).round() as u8
-                })
-            }
-        }
-    }
+/// Cells that belong together, as query heads that share keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Its rows, counted from 0.
+    pub rows: Range<usize>,
+    /// Its columns.
+    pub columns: Range<usize>,
 }
 
 /// Share of the picture that the names of the rows, or of the columns, may take.
 const NAMES: f64 = 0.25;
 
-impl Picture for HeatMap {
-    fn render(&self) -> Result<RgbImage, Error> {
+/// Cells up to which each is a shape of its own, that tells its value to who points at it.
+const SHAPES: usize = 4096;
+
+/// What the map says of itself where it is one of several.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown {
+    pub(crate) names: bool,
+    pub(crate) bar: bool,
+}
+
+impl Draw for HeatMap {
+    fn size(&self) -> Size {
+        self.size
+    }
+
+    fn theme(&self) -> Theme {
+        self.theme
+    }
+
+    fn alt(&self) -> Alt {
+        Alt { title: self.title.clone(), description: self.in_words() }
+    }
+
+    fn draw(&self, pen: &Pen) -> Result<(), Error> {
         let range = self.check()?;
-        paint(self.size, self.theme.ground(), |pen| self.draw(pen, range))
+        let unit = unit_of(self.size);
+        let (width, height) = (f64::from(self.size.width), f64::from(self.size.height));
+        let mut area = Area {
+            left: 24. * unit,
+            top: 24. * unit,
+            right: width - 16. * unit,
+            bottom: height - 20. * unit,
+        };
+        let subtitle = self.conditions();
+        area.top = write_title(pen, self.theme, (&self.title, &subtitle), area, unit)?;
+        self.draw_in(pen, area, range, unit, Shown { names: true, bar: true })
     }
 }
 
 impl HeatMap {
     /// Checks every number and finds the range of the colours.
-    fn check(&self) -> Result<(f64, f64), Error> {
+    pub(crate) fn check(&self) -> Result<(f64, f64), Error> {
         let chart = || format!("heat map `{}`", self.title);
         for (names, expected) in [(&self.rows, "row"), (&self.columns, "column")] {
             if names.is_empty() {
                 return Err(Error::Empty { place: chart(), expected });
             }
         }
-        let ragged = self.values.iter().find(|row| row.len() != self.columns.len());
-        if self.values.len() != self.rows.len() || ragged.is_some() {
-            return Err(Error::Cells {
-                place: chart(),
-                expected: (self.rows.len(), self.columns.len()),
-                found: (self.values.len(), ragged.or(self.values.first()).map_or(0, Vec::len)),
-            });
+        let expected = (self.rows.len(), self.columns.len());
+        let found = |rows: usize, columns: Option<usize>| Error::Cells {
+            place: chart(),
+            expected,
+            found: (rows, columns.unwrap_or(0)),
+        };
+        let ragged = self.values.iter().map(Vec::len).find(|&n| n != expected.1);
+        if self.values.len() != expected.0 || ragged.is_some() {
+            return Err(found(self.values.len(), ragged.or(self.values.first().map(Vec::len))));
+        }
+        let ragged = self.notes.iter().map(Vec::len).find(|&n| n != expected.1);
+        if !self.notes.is_empty() && (self.notes.len() != expected.0 || ragged.is_some()) {
+            return Err(found(self.notes.len(), ragged.or(self.notes.first().map(Vec::len))));
+        }
+        for (side, n, what) in [(0, expected.0, "rows"), (1, expected.1, "columns")] {
+            let of = |group: &Group| [group.rows.clone(), group.columns.clone()][side].clone();
+            let beyond = self.groups.iter().map(of).find(|range| range.is_empty() || range.end > n);
+            if let Some(Range { start, end }) = beyond {
+                return Err(Error::Group { place: chart(), what, start, end, n });
+            }
         }
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for (name, row) in self.rows.iter().zip(&self.values) {
             for (column, &value) in self.columns.iter().zip(row) {
+                if value.is_nan() {
+                    continue;
+                }
                 finite(value, || format!("row `{name}`, column `{column}` of {}", chart()))?;
                 (low, high) = (low.min(value), high.max(value));
             }
         }
-        let Some((low, high)) = self.range else { return Ok((low, high)) };
+        if low > high {
+            return Err(Error::Empty { place: chart(), expected: "cell with a number" });
+        }
+        let Some((low, high)) = self.range else { return Ok(self.shades.range((low, high))) };
         for bound in [low, high] {
             finite(bound, || format!("range of {}", chart()))?;
         }
@@ -117,97 +153,292 @@ impl HeatMap {
         Ok((low, high))
     }
 
-    fn draw(&self, pen: &Pen<'_>, (low, high): (f64, f64)) -> Result<(), Error> {
-        let (width, height) = (f64::from(self.size.width), f64::from(self.size.height));
-        let unit = (width / 1200.).min(height / 720.).clamp(0.5, 4.);
-        let font = |size: f64, bold, color| Font { size: size * unit, bold, color };
-        let (ink, muted) = (self.theme.ink(), self.theme.muted());
-        let small = font(17., false, muted);
-        let scale = Scale::new(low, high, 5);
+    /// The line below the title, with what is not drawn as it is.
+    fn conditions(&self) -> String {
+        let n_cells = self.rows.len() * self.columns.len();
+        let missing = self.n_missing();
+        let mut parts = vec![self.subtitle.clone()];
+        if missing > 0 {
+            parts.push(format!("{missing} of {n_cells} cells hold no number (grey)"));
+        }
+        if self.rows.len() > self.size.height as usize
+            || self.columns.len() > self.size.width as usize
+        {
+            let which = match self.shades {
+                Shades::Diverging => "farthest from zero",
+                Shades::Viridis | Shades::TrafficLight => "largest",
+            };
+            parts.push(format!(
+                "{} \u{D7} {} cells: each pixel shows the {which} of those below it",
+                self.rows.len(),
+                self.columns.len()
+            ));
+        }
+        parts.retain(|part| !part.is_empty());
+        parts.join("; ")
+    }
 
-        let mut top = 24. * unit;
-        for (text, room, font) in [
-            (&self.title, 36., font(25., true, ink)),
-            (&self.subtitle, 26., font(18., false, muted)),
-        ] {
-            if !text.is_empty() {
-                let (text, font) = pen.fitted(text, width - 48. * unit, font)?;
-                pen.text(&text, (24. * unit, top + 10. * unit), Align::Left, font)?;
-                top += room * unit;
+    fn n_missing(&self) -> usize {
+        self.values.iter().flatten().filter(|value| value.is_nan()).count()
+    }
+
+    pub(crate) fn in_words(&self) -> String {
+        let mut text = format!(
+            "Heat map of {} rows and {} columns. {}.",
+            self.rows.len(),
+            self.columns.len(),
+            self.conditions()
+        );
+        let mut ends: Option<[(f64, usize, usize); 2]> = None;
+        for (row, values) in self.values.iter().enumerate() {
+            for (column, &value) in values.iter().enumerate().filter(|(_, it)| !it.is_nan()) {
+                let [low, high] = ends.get_or_insert([(value, row, column); 2]);
+                if value < low.0 {
+                    *low = (value, row, column);
+                }
+                if value > high.0 {
+                    *high = (value, row, column);
+                }
             }
         }
-        let widest = |names: &[String]| -> Result<f64, Error> {
-            let mut widest: f64 = 0.;
-            for name in names {
-                widest = widest.max(pen.width_of(name, small)?);
-            }
-            Ok(widest)
+        if let (Some(ends), false) = (ends, self.rows.is_empty()) {
+            let [low, high] = ends.map(|(value, row, column)| {
+                format!(
+                    "{} at row {}, column {}",
+                    brief(value),
+                    self.rows[row],
+                    self.columns[column]
+                )
+            });
+            text += &format!(" {}: lowest {low}; highest {high}.", self.value_label);
+        }
+        text.replace(" . ", " ")
+    }
+
+    /// Draws the cells, their names and the colours into a part of the picture.
+    pub(crate) fn draw_in(
+        &self,
+        pen: &Pen,
+        area: Area,
+        (low, high): (f64, f64),
+        unit: f64,
+        shown: Shown,
+    ) -> Result<(), Error> {
+        let small = Font { size: 17. * unit, bold: false, color: self.theme.muted() };
+        let label = Font { size: 18. * unit, bold: false, color: self.theme.ink() };
+        let scale = Scale::new(low, high, 5);
+        let extent = (area.right - area.left, area.bottom - area.top);
+        let widest = |names: &[String]| -> f64 {
+            names.iter().map(|name| pen.width_of(name, small)).fold(0., f64::max)
         };
         let for_label = |text: &str| if text.is_empty() { 0. } else { 30. * unit };
-        let row_names = widest(&self.rows)?.min(NAMES * width);
-        let column_names = widest(&self.columns)?.min(NAMES * height);
-        let ticks: Vec<String> = scale.ticks().iter().map(|&tick| scale.label(tick)).collect();
-        let bar = 20. * unit;
-        let beside = bar + 40. * unit + widest(&ticks)? + for_label(&self.value_label);
-        let left = 24. * unit + for_label(&self.y_label) + row_names + 10. * unit;
-        let right = width - 16. * unit - beside;
-        let bottom = height - 20. * unit - for_label(&self.x_label) - column_names - 10. * unit;
-        top += 8. * unit;
-        let cell =
-            ((right - left) / self.columns.len() as f64, (bottom - top) / self.rows.len() as f64);
+        let for_names = |names: &[String], extent: f64| match shown.names {
+            true => widest(names).min(NAMES * extent) + 10. * unit,
+            false => 0.,
+        };
+        let row_names = for_names(&self.rows, extent.0);
+        let column_names = for_names(&self.columns, extent.1);
+        let mut cells = Area {
+            left: area.left + for_label(&self.y_label) + row_names,
+            top: area.top + 8. * unit,
+            right: area.right,
+            bottom: area.bottom - for_label(&self.x_label) - column_names,
+        };
+        if shown.bar {
+            cells.right -= ColorBar::width(pen, &scale, &self.value_label, unit) + 24. * unit;
+        }
+        // Whole pixels, so that those of an image are its own.
+        let cells = Area {
+            left: cells.left.ceil(),
+            top: cells.top.ceil(),
+            right: cells.right.floor().max(cells.left.ceil() + 1.),
+            bottom: cells.bottom.floor().max(cells.top.ceil() + 1.),
+        };
+        self.draw_cells(pen, cells, &scale, unit)?;
 
-        let at = |row: f64, column: f64| (left + column * cell.0, top + row * cell.1);
-        for (row, values) in self.values.iter().enumerate() {
-            for (column, &value) in values.iter().enumerate() {
-                let (row, column) = (row as f64, column as f64);
-                let fill = self.shades.color(scale.fraction(value));
-                pen.rectangle(at(row, column), at(row + 1., column + 1.), fill)?;
+        if shown.names {
+            let cell = self.cell(cells);
+            // Every so many names, where lines of text would overlap.
+            let every = |extent: f64| (18. * unit / extent).ceil().max(1.) as usize;
+            for (row, name) in self.rows.iter().enumerate().step_by(every(cell.1)) {
+                let (name, font) = pen.fitted(name, row_names - 10. * unit + 0.5, small);
+                let y = cells.top + (row as f64 + 0.5) * cell.1;
+                pen.text(&name, (cells.left - 8. * unit, y), Align::Right, font)?;
+            }
+            for (column, name) in self.columns.iter().enumerate().step_by(every(cell.0)) {
+                let (name, font) = pen.fitted(name, column_names - 10. * unit + 0.5, small);
+                let x = cells.left + (column as f64 + 0.5) * cell.0;
+                pen.text_upwards(&name, (x, cells.bottom + 8. * unit), Align::Right, font)?;
             }
         }
-        // Every so many names, where lines of text would overlap.
-        let every = |extent: f64| (18. * unit / extent).ceil().max(1.) as usize;
-        for (row, name) in self.rows.iter().enumerate().step_by(every(cell.1)) {
-            let (name, font) = pen.fitted(name, row_names, small)?;
-            let (_, y) = at(row as f64 + 0.5, 0.);
-            pen.text(&name, (left - 8. * unit, y), Align::Right, font)?;
+        let middle = cells.middle();
+        if !self.x_label.is_empty() {
+            let (text, font) = pen.fitted(&self.x_label, extent.0, label);
+            pen.text(&text, (middle.0, area.bottom - 8. * unit), Align::Center, font)?;
         }
-        for (column, name) in self.columns.iter().enumerate().step_by(every(cell.0)) {
-            let (name, font) = pen.fitted(name, column_names, small)?;
-            let (x, _) = at(0., column as f64 + 0.5);
-            pen.text_upwards(&name, (x, bottom + 8. * unit), Align::Right, font)?;
+        if !self.y_label.is_empty() {
+            let (text, font) = pen.fitted(&self.y_label, extent.1, label);
+            pen.text_upwards(&text, (area.left + 6. * unit, middle.1), Align::Center, font)?;
         }
-        let label = font(18., false, ink);
-        let middle = ((left + right) / 2., (top + bottom) / 2.);
-        pen.text(&self.x_label, (middle.0, height - 26. * unit), Align::Center, label)?;
-        pen.text_upwards(&self.y_label, (28. * unit, middle.1), Align::Center, label)?;
+        if shown.bar {
+            let place = Area { left: cells.right + 24. * unit, right: area.right, ..cells };
+            ColorBar { shades: self.shades, theme: self.theme, label: &self.value_label, scale }
+                .draw(pen, place, unit)?;
+        }
+        Ok(())
+    }
 
-        const SHADES: usize = 128;
-        let bar_left = right + 24. * unit;
-        let level = |fraction: f64| bottom - fraction * (bottom - top);
-        for shade in 0..SHADES {
-            let fraction = |shade: usize| shade as f64 / SHADES as f64;
-            let fill = self.shades.color((shade as f64 + 0.5) / SHADES as f64);
-            // One over the other, so that no ground shows between them.
-            let (low, high) = (level(fraction(shade)), level(1.));
-            pen.rectangle((bar_left, high), (bar_left + bar, low), fill)?;
+    /// Width and height of a cell.
+    fn cell(&self, cells: Area) -> (f64, f64) {
+        (
+            (cells.right - cells.left) / self.columns.len() as f64,
+            (cells.bottom - cells.top) / self.rows.len() as f64,
+        )
+    }
+
+    fn draw_cells(&self, pen: &Pen, cells: Area, scale: &Scale, unit: f64) -> Result<(), Error> {
+        let cell = self.cell(cells);
+        let at = |row: usize, column: usize| {
+            (cells.left + column as f64 * cell.0, cells.top + row as f64 * cell.1)
+        };
+        if self.rows.len() * self.columns.len() > SHAPES {
+            let pixels = [cells.bottom - cells.top, cells.right - cells.left].map(|it| it as usize);
+            let image = self.image(pixels, scale);
+            pen.image((cells.left, cells.top), (cells.right, cells.bottom), &image)?;
+        } else {
+            for (row, values) in self.values.iter().enumerate() {
+                for (column, &value) in values.iter().enumerate() {
+                    let says =
+                        format!("{}, {}: {}", self.rows[row], self.columns[column], brief(value));
+                    let fill = self.fill(value, scale);
+                    pen.cell(at(row, column), at(row + 1, column + 1), fill, Some(&says))?;
+                }
+            }
+            self.write_notes(pen, cells, scale, unit)?;
         }
-        for (tick, text) in scale.ticks().into_iter().zip(ticks) {
-            let place = (bar_left + bar + 8. * unit, level(scale.fraction(tick)));
-            pen.text(&text, place, Align::Left, small)?;
+        for Group { rows, columns } in &self.groups {
+            let corners = (at(rows.start, columns.start), at(rows.end, columns.end));
+            pen.outline(corners.0, corners.1, 2.5 * unit, self.theme.ink())?;
+            pen.outline(corners.0, corners.1, 1. * unit, self.theme.ground())?;
         }
-        pen.text_upwards(&self.value_label, (width - 24. * unit, middle.1), Align::Center, label)
+        Ok(())
+    }
+
+    fn fill(&self, value: f64, scale: &Scale) -> Color {
+        match value.is_nan() {
+            true => self.theme.missing(),
+            false => self.shades.color(scale.fraction(value), self.theme),
+        }
+    }
+
+    /// A pixel for each cell, or fewer: at most so many down and across.
+    fn image(&self, most: [usize; 2], scale: &Scale) -> RgbImage {
+        let n = [self.rows.len(), self.columns.len()];
+        let size: [usize; 2] = std::array::from_fn(|i| n[i].min(most[i]).max(1));
+        let above = |a: f64, b: f64| match self.shades {
+            Shades::Diverging => b.abs() > a.abs(),
+            Shades::Viridis | Shades::TrafficLight => b > a,
+        };
+        // Cells of a pixel: neighbours may share one.
+        let span = |i: usize, at: usize| at * n[i] / size[i]..((at + 1) * n[i]).div_ceil(size[i]);
+        let mut image = RgbImage::new(size[1] as u32, size[0] as u32);
+        let mut column_wise = vec![f64::NAN; n[1]];
+        for y in 0..size[0] {
+            column_wise.fill(f64::NAN);
+            for row in &self.values[span(0, y)] {
+                for (found, &value) in column_wise.iter_mut().zip(row) {
+                    if found.is_nan() || above(*found, value) {
+                        *found = value;
+                    }
+                }
+            }
+            for x in 0..size[1] {
+                let largest = column_wise[span(1, x)].iter().fold(f64::NAN, |found, &value| {
+                    if found.is_nan() || above(found, value) { value } else { found }
+                });
+                image.put_pixel(x as u32, y as u32, image::Rgb(self.fill(largest, scale)));
+            }
+        }
+        image
+    }
+
+    /// Writes the words of the cells, those of all or of none.
+    fn write_notes(&self, pen: &Pen, cells: Area, scale: &Scale, unit: f64) -> Result<(), Error> {
+        let cell = self.cell(cells);
+        let font = Font { size: 15. * unit, bold: false, color: self.theme.ink() };
+        let lines = self.notes.iter().flatten().map(|note| note.lines().count()).max().unwrap_or(0);
+        let widest = self.notes.iter().flatten().flat_map(|note| note.lines());
+        let widest = widest.map(|line| pen.width_of(line, font)).fold(0., f64::max);
+        let shrunk =
+            (0.92 * cell.0 / widest).min(0.92 * cell.1 / (lines as f64 * font.size)).min(1.);
+        if lines == 0 || shrunk < 0.6 {
+            return Ok(());
+        }
+        let size = font.size * shrunk;
+        for (row, notes) in self.notes.iter().enumerate() {
+            for (column, note) in notes.iter().enumerate() {
+                let fill = self.fill(self.values[row][column], scale);
+                let font = Font { size, color: readable_on(fill), ..font };
+                let x = cells.left + (column as f64 + 0.5) * cell.0;
+                let middle = cells.top + (row as f64 + 0.5) * cell.1;
+                let first = middle - (note.lines().count().saturating_sub(1)) as f64 * size / 2.;
+                for (i, line) in note.lines().enumerate() {
+                    pen.text(line, (x, first + i as f64 * size), Align::Center, font)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Black or white, whichever stands out.
+fn readable_on([r, g, b]: Color) -> Color {
+    let brightness = 0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b);
+    if brightness > 140. { [0; 3] } else { [0xFF; 3] }
+}
 
-    #[test]
-    fn a_traffic_light_goes_through_its_stops() {
-        let color = |fraction| Shades::TrafficLight.color(fraction);
-        assert_eq!([0., 0.5, 1.].map(color), TRAFFIC_LIGHT);
-        assert_eq!(color(0.25), [238, 129, 84], "half way from red to amber");
-        assert_eq!(color(7.), TRAFFIC_LIGHT[2]);
+/// The colours beside the values that they stand for.
+pub(crate) struct ColorBar<'a> {
+    pub(crate) shades: Shades,
+    pub(crate) theme: Theme,
+    pub(crate) label: &'a str,
+    pub(crate) scale: Scale,
+}
+
+/// Width of the colours themselves, in units.
+const BAR: f64 = 20.;
+
+impl ColorBar<'_> {
+    fn font(theme: Theme, unit: f64) -> Font {
+        Font { size: 17. * unit, bold: false, color: theme.muted() }
+    }
+
+    /// Pixels that it takes across.
+    pub(crate) fn width(pen: &Pen, scale: &Scale, label: &str, unit: f64) -> f64 {
+        let font = Self::font(Theme::Light, unit);
+        let ticks = scale.ticks();
+        let widest = ticks.iter().map(|&tick| pen.width_of(&scale.label(tick), font));
+        let for_label = if label.is_empty() { 0. } else { 30. * unit };
+        (BAR + 16.) * unit + widest.fold(0., f64::max) + for_label
+    }
+
+    pub(crate) fn draw(&self, pen: &Pen, area: Area, unit: f64) -> Result<(), Error> {
+        const SHADES: u32 = 256;
+        let Area { left, top, right, bottom } = area;
+        // From the highest value down.
+        let image = RgbImage::from_fn(1, SHADES, |_, y| {
+            let fraction = 1. - (f64::from(y) + 0.5) / f64::from(SHADES);
+            image::Rgb(self.shades.color(fraction, self.theme))
+        });
+        pen.image((left, top), (left + BAR * unit, bottom), &image)?;
+        let font = Self::font(self.theme, unit);
+        for tick in self.scale.ticks() {
+            let y = bottom - self.scale.fraction(tick) * (bottom - top);
+            let place = (left + (BAR + 8.) * unit, y);
+            pen.text(&self.scale.label(tick), place, Align::Left, font)?;
+        }
+        let label = Font { size: 18. * unit, color: self.theme.ink(), ..font };
+        let (text, label) = pen.fitted(self.label, bottom - top, label);
+        pen.text_upwards(&text, (right - 8. * unit, (top + bottom) / 2.), Align::Center, label)
     }
 }

@@ -1,8 +1,8 @@
-//! Pictures from plain numbers and labels: `f64`s and strings in, an image or a PNG file out.
+//! Pictures from plain numbers and labels: `f64`s and strings in, SVG or PNG out.
 //!
 //! A kind of picture is one file and one struct with public fields that implements [`Picture`]. What the kinds share
-//! (colours, fonts, axes, ticks, anti-aliasing) lies in the private modules beside them. Fonts are built in, so a
-//! picture comes out the same on every machine, byte for byte. This crate does not link LibTorch.
+//! (colours, fonts, axes, ticks) lies in the private modules beside them. Fonts are built in, so that a picture of pixels comes
+//! out the same on every machine. This crate does not link LibTorch.
 //!
 //! ```
 //! use attn_viz::{LineChart, Picture, Series};
@@ -22,18 +22,30 @@
 mod bar;
 mod canvas;
 mod error;
+mod font;
 mod frame;
 mod heat;
+mod histogram;
 mod line;
+mod panels;
 mod picture;
+mod power;
+mod raster;
 mod scale;
+mod shades;
+mod terminal;
 mod theme;
 
 pub use bar::{Bar, BarChart};
 pub use error::Error;
 pub use frame::Baseline;
-pub use heat::{HeatMap, Shades};
+pub use heat::{Group, HeatMap};
+pub use histogram::{Histogram, Values};
 pub use image::RgbImage;
 pub use line::{LineChart, Series, Stroke};
+pub use panels::Panels;
 pub use picture::{Picture, Size};
+pub use power::PowerLaw;
+pub use scale::Axis;
+pub use shades::Shades;
 pub use theme::{Color, Theme};

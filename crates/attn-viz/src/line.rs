@@ -1,12 +1,11 @@
 //! Curves over a numeric axis: losses, rates, scores by step.
 
-use image::RgbImage;
-
-use crate::canvas::{Pen, paint};
+use crate::canvas::{Alt, Pen};
 use crate::error::finite;
 use crate::frame::{Baseline, Entry, Frame, Mark, Words};
-use crate::scale::Scale;
-use crate::{Error, Picture, Size, Theme};
+use crate::picture::Draw;
+use crate::scale::{Scale, brief};
+use crate::{Axis, Error, Size, Theme};
 
 /// One or more curves that share their axes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,6 +24,10 @@ pub struct LineChart {
     pub baselines: Vec<Baseline>,
     /// Lowest and highest y. By default everything fits in, from zero where the values come near it.
     pub y_range: Option<(f64, f64)>,
+    /// How x is laid out.
+    pub x_axis: Axis,
+    /// How y is laid out.
+    pub y_axis: Axis,
     /// The ground and its colours.
     pub theme: Theme,
     /// Pixels.
@@ -89,23 +92,43 @@ impl Series {
     }
 }
 
-impl Picture for LineChart {
-    fn render(&self) -> Result<RgbImage, Error> {
+impl Draw for LineChart {
+    fn size(&self) -> Size {
+        self.size
+    }
+
+    fn theme(&self) -> Theme {
+        self.theme
+    }
+
+    fn alt(&self) -> Alt {
+        let curve = |series: &Series| {
+            let ends = series.points.first().zip(series.points.last());
+            let ends = ends.map_or(String::new(), |((x0, y0), (x1, y1))| {
+                let [x0, y0, x1, y1] = [*x0, *y0, *x1, *y1].map(brief);
+                format!(", {} points from {y0} at {x0} to {y1} at {x1}", series.points.len())
+            });
+            format!("{}{ends}", series.name)
+        };
+        let curves: Vec<String> = self.series.iter().map(curve).collect();
+        let description =
+            format!("Curves of {} over {}. {}.", self.y_label, self.x_label, curves.join("; "));
+        Alt { title: self.title.clone(), description }
+    }
+
+    fn draw(&self, pen: &Pen) -> Result<(), Error> {
         let (xs, ys) = self.extent()?;
-        let legend = self.legend();
-        paint(self.size, self.theme.ground(), |pen| {
-            let words = Words {
-                title: self.title.clone(),
-                subtitle: self.subtitle.clone(),
-                x_label: self.x_label.clone(),
-                y_label: self.y_label.clone(),
-                legend,
-            };
-            let frame = Frame::new(pen, self.size, self.theme, words, ys, 1)?;
-            let x = Scale::new(xs.0, xs.1, x_ticks(&frame, xs)?);
-            let x = if self.counts() { x.whole() } else { x };
-            self.draw(pen, &frame, &x)
-        })
+        let words = Words {
+            title: self.title.clone(),
+            subtitle: self.subtitle.clone(),
+            x_label: self.x_label.clone(),
+            y_label: self.y_label.clone(),
+            legend: self.legend(),
+        };
+        let frame = Frame::new(pen, self.size, self.theme, words, (self.y_axis, ys.0, ys.1), 1);
+        let x = Scale::along(self.x_axis, xs.0, xs.1, x_ticks(&frame, self.x_axis, xs));
+        let x = if self.x_axis == Axis::Linear && self.counts() { x.whole() } else { x };
+        self.draw_curves(pen, &frame, &x)
     }
 }
 
@@ -150,9 +173,20 @@ impl LineChart {
             ys.add(finite(*value, || format!("baseline `{label}` of {chart}"))?);
         }
 
-        let pad = (xs.high - xs.low) * 0.015;
-        let x_range = (xs.low - pad, xs.high + pad);
+        for (axis, which, low) in [(self.x_axis, "x", xs.low), (self.y_axis, "y", ys.low)] {
+            if axis == Axis::Log && low <= 0. {
+                return Err(Error::Log { place: format!("an {which} of {chart}"), value: low });
+            }
+        }
+        let x_range = match self.x_axis {
+            Axis::Linear => {
+                let pad = (xs.high - xs.low) * 0.015;
+                (xs.low - pad, xs.high + pad)
+            }
+            Axis::Log => (xs.low / 1.05, xs.high * 1.05),
+        };
         let y_range = match self.y_range {
+            None if self.y_axis == Axis::Log => (ys.low / 1.15, ys.high * 1.15),
             None => ys.padded(),
             Some((low, high)) => {
                 finite(low, || format!("the lower end of the y range of {chart}"))?;
@@ -200,7 +234,7 @@ impl LineChart {
         if series.stroke == Stroke::Faint { self.theme.washed(color, 0.35) } else { color }
     }
 
-    fn draw(&self, pen: &Pen<'_>, frame: &Frame<'_, '_>, x: &Scale) -> Result<(), Error> {
+    fn draw_curves(&self, pen: &Pen, frame: &Frame<'_>, x: &Scale) -> Result<(), Error> {
         let unit = frame.unit;
         let x_of = |value: f64| frame.left + x.fraction(value) * (frame.right - frame.left);
         for tick in x.ticks() {
@@ -250,14 +284,14 @@ impl LineChart {
 }
 
 /// As many ticks as have room for their labels, eight at most.
-fn x_ticks(frame: &Frame<'_, '_>, (low, high): (f64, f64)) -> Result<usize, Error> {
-    let wanted = Scale::new(low, high, 8);
-    let mut widest: f64 = 0.;
-    for tick in wanted.ticks() {
-        widest = widest.max(frame.pen.width_of(&wanted.label(tick), frame.small())?);
-    }
+fn x_ticks(frame: &Frame<'_>, axis: Axis, (low, high): (f64, f64)) -> usize {
+    let wanted = Scale::along(axis, low, high, 8);
+    let widths = wanted.ticks().into_iter();
+    let widest = widths
+        .map(|tick| frame.pen.width_of(&wanted.label(tick), frame.small()))
+        .fold(0., f64::max);
     let room = (frame.right - frame.left) / (widest + 24. * frame.unit);
-    Ok((room as usize).saturating_sub(2).clamp(2, 8))
+    (room as usize).saturating_sub(2).clamp(2, 8)
 }
 
 /// The smallest stretch of numbers that holds all that were added.

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
-use crate::Error;
+use crate::canvas::{Alt, Pen, paint};
+use crate::font::Medium;
+use crate::raster::raster;
+use crate::{Error, Theme};
 
 /// Pixels of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +29,18 @@ impl Default for Size {
 
 /// Something that can be drawn.
 pub trait Picture {
-    /// Draws it. Equal pictures give equal pixels.
+    /// Draws it as SVG, with its title and what there is to see in words for those who hear it. Equal pictures give equal text.
     ///
     /// # Errors
     ///
-    /// Numbers that cannot be drawn are named with the chart and the series or bar they stand in.
+    /// Numbers that cannot be drawn are named with the chart and the series, bar or cell they stand in.
+    fn svg(&self) -> Result<String, Error>;
+
+    /// Draws it as pixels, with nothing but the built-in font: a sign that it lacks stands as its number, `⟨4E2D⟩`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Picture::svg`].
     fn render(&self) -> Result<RgbImage, Error>;
 
     /// Draws it into a PNG file at `path`. The file appears whole or not at all; an older one is replaced.
@@ -45,9 +55,56 @@ pub trait Picture {
             encode(&image).map_err(|source| Error::Encode { path: path.to_owned(), source })?;
         write_whole(path, &bytes).map_err(|source| Error::Write { path: path.to_owned(), source })
     }
+
+    /// Draws it into the file `path`: pixels where its name ends in `.png`, vectors where it ends in `.svg`. Written as
+    /// [`Picture::png`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Picture::png`], and if the name ends in something else.
+    fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
+        let extension = path.extension().map(|it| it.to_string_lossy().to_lowercase());
+        match extension.as_deref() {
+            Some("png") => self.png(path),
+            Some("svg") => write_whole(path, self.svg()?.as_bytes())
+                .map_err(|source| Error::Write { path: path.to_owned(), source }),
+            _ => Err(Error::Format { path: path.to_owned() }),
+        }
+    }
 }
 
-fn encode(image: &RgbImage) -> image::ImageResult<Vec<u8>> {
+/// A kind of picture.
+pub(crate) trait Draw {
+    /// Pixels.
+    fn size(&self) -> Size;
+
+    /// The ground and its colours.
+    fn theme(&self) -> Theme;
+
+    /// What it says to those who do not see it.
+    fn alt(&self) -> Alt;
+
+    /// Checks its numbers and draws them on an empty ground.
+    fn draw(&self, pen: &Pen) -> Result<(), Error>;
+}
+
+impl<D: Draw> Picture for D {
+    fn svg(&self) -> Result<String, Error> {
+        svg(self, Medium::Svg)
+    }
+
+    fn render(&self) -> Result<RgbImage, Error> {
+        raster(&svg(self, Medium::Pixels)?, self.size())
+    }
+}
+
+fn svg(it: &impl Draw, medium: Medium) -> Result<String, Error> {
+    paint(it.size(), it.theme().ground(), medium, &it.alt(), |pen| it.draw(pen))
+}
+
+/// The bytes of a PNG file.
+pub(crate) fn encode(image: &RgbImage) -> image::ImageResult<Vec<u8>> {
     let mut bytes = Vec::new();
     let encoder =
         PngEncoder::new_with_quality(&mut bytes, CompressionType::Default, FilterType::Adaptive);

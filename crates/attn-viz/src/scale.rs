@@ -1,12 +1,23 @@
 //! Numbers to pixels, and round numbers to write beside an axis.
 
+/// How numbers are laid out along an axis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Axis {
+    /// Equal differences are equally far apart.
+    #[default]
+    Linear,
+    /// Equal ratios are equally far apart; numbers must be above 0.
+    Log,
+}
+
 /// A stretch of numbers and its round values.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Scale {
     pub(crate) low: f64,
     pub(crate) high: f64,
-    /// Distance between two round values.
+    /// Distance between two round values: a difference, or a number of decades.
     step: f64,
+    axis: Axis,
 }
 
 impl Scale {
@@ -16,7 +27,21 @@ impl Scale {
         let rough = (high - low) / n_ticks.max(1) as f64;
         let power = 10_f64.powf(rough.log10().floor());
         let step = [1., 2., 5.].map(|digit| digit * power).into_iter().find(|step| *step >= rough);
-        Self { low, high, step: step.unwrap_or(10. * power) }
+        Self { low, high, step: step.unwrap_or(10. * power), axis: Axis::Linear }
+    }
+
+    /// As [`Scale::new`] along such an axis.
+    pub(crate) fn along(axis: Axis, low: f64, high: f64, n_ticks: usize) -> Self {
+        match axis {
+            Axis::Linear => Self::new(low, high, n_ticks),
+            Axis::Log => {
+                let (low, high) =
+                    if high > low * (1. + 1e-9) { (low, high) } else { (low / 2., high * 2.) };
+                let decades = (high / low).log10();
+                let step = (decades / n_ticks.max(1) as f64).ceil().max(1.);
+                Self { low, high, step, axis }
+            }
+        }
     }
 
     /// The same with no round value between two whole numbers.
@@ -28,6 +53,20 @@ impl Scale {
     pub(crate) fn ticks(&self) -> Vec<f64> {
         // A tick may miss its bound by rounding alone: 0.1 * 3 is above 0.3.
         let slack = 1e-9;
+        if self.axis == Axis::Log {
+            let digits: &[f64] = match (self.high / self.low).log10() {
+                decades if decades < 1.2 => &[1., 2., 3., 5., 7.],
+                decades if decades < 3. => &[1., 2., 5.],
+                _ => &[1.],
+            };
+            let first = self.low.log10().floor() as i32;
+            let last = self.high.log10().ceil() as i32;
+            return (first..=last)
+                .step_by(self.step as usize)
+                .flat_map(|power| digits.iter().map(move |digit| digit * 10_f64.powi(power)))
+                .filter(|tick| (self.low * (1. - slack)..=self.high * (1. + slack)).contains(tick))
+                .collect();
+        }
         let first = (self.low / self.step - slack).ceil() as i64;
         let last = (self.high / self.step + slack).floor() as i64;
         (first..=last).map(|i| i as f64 * self.step).collect()
@@ -35,6 +74,9 @@ impl Scale {
 
     /// `value` as it stands beside the axis: `20k` rather than `20000`, `3e-5` rather than `0.00003`.
     pub(crate) fn label(&self, value: f64) -> String {
+        if self.axis == Axis::Log {
+            return brief(value);
+        }
         let largest = self.low.abs().max(self.high.abs());
         let (unit, suffix) = match largest {
             x if !(1e-3..1e12).contains(&x) => {
@@ -58,8 +100,36 @@ impl Scale {
 
     /// Where `value` stands, 0 at `low` and 1 at `high`.
     pub(crate) fn fraction(&self, value: f64) -> f64 {
-        (value - self.low) / (self.high - self.low)
+        match self.axis {
+            Axis::Linear => (value - self.low) / (self.high - self.low),
+            Axis::Log => (value / self.low).ln() / (self.high / self.low).ln(),
+        }
     }
+}
+
+/// A number by itself, to three digits: `0.0123`, `16.4k`, `1.2e−5`.
+pub(crate) fn brief(value: f64) -> String {
+    if value == 0. || !value.is_finite() {
+        return if value == 0. { "0".into() } else { value.to_string() };
+    }
+    let (unit, suffix) = match value.abs() {
+        x if !(1e-4..1e12).contains(&x) => {
+            let power = x.log10().floor();
+            (10_f64.powf(power), format!("e{power}"))
+        }
+        x if x >= 999.5e6 => (1e9, "G".into()),
+        x if x >= 999.5e3 => (1e6, "M".into()),
+        x if x >= 9999.5 => (1e3, "k".into()),
+        _ => (1., String::new()),
+    };
+    let number = value / unit;
+    let decimals = (2. - number.abs().log10().floor()).clamp(0., 9.) as usize;
+    let text = format!("{number:.decimals$}");
+    let text = match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.'),
+        false => &text,
+    };
+    format!("{text}{suffix}").replace('-', "\u{2212}")
 }
 
 /// Gives a stretch without extent one, so that a constant is drawn through the middle.
@@ -88,6 +158,25 @@ mod tests {
         assert_eq!(labels(0.13, 0.71, 6), ["0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]);
         assert_eq!(labels(-1., 1., 4), ["\u{2212}1.0", "\u{2212}0.5", "0", "0.5", "1.0"]);
         assert_eq!(labels(0., 468., 6), ["0", "100", "200", "300", "400"]);
+    }
+
+    #[test]
+    fn decades_are_equally_far_apart() {
+        let scale = Scale::along(Axis::Log, 1., 10_000., 5);
+        assert_eq!(scale.ticks(), [1., 10., 100., 1000., 10_000.]);
+        assert!((scale.fraction(100.) - 0.5).abs() < 1e-12);
+        let scale = Scale::along(Axis::Log, 500., 16_000., 5);
+        let labels: Vec<String> = scale.ticks().into_iter().map(|it| scale.label(it)).collect();
+        assert_eq!(labels, ["500", "1000", "2000", "5000", "10k"]);
+        assert!(!Scale::along(Axis::Log, 3., 3., 5).ticks().is_empty());
+    }
+
+    #[test]
+    fn a_number_by_itself_has_three_digits() {
+        let found = [0., 0.012345, -1.5, 16384., 1234., 2.5e6, 1.23e-5, 0.5].map(brief);
+        let expected =
+            ["0", "0.0123", "\u{2212}1.5", "16.4k", "1234", "2.5M", "1.23e\u{2212}5", "0.5"];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl Theme {
         }
     }
 
+    /// Cells without a number: a grey that no colours of numbers have.
+    pub(crate) const fn missing(self) -> Color {
+        [0x8C, 0x8C, 0x8C]
+    }
+
     /// `color` over the ground with the given opacity.
     pub(crate) fn washed(self, color: Color, opacity: f64) -> Color {
         let ground = self.ground();
