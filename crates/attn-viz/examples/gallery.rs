@@ -10,22 +10,33 @@ use attn_viz::{
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from).ok_or("usage: gallery FOLDER")?;
+    std::fs::create_dir_all(&folder)?;
     for (theme, suffix) in [(Theme::Light, "light"), (Theme::Dark, "dark")] {
-        loss(theme).png(folder.join(format!("loss-{suffix}.png")))?;
-        seeds(theme).png(folder.join(format!("seeds-{suffix}.png")))?;
-        accuracy(theme).png(folder.join(format!("accuracy-{suffix}.png")))?;
-        heads(theme).png(folder.join(format!("heads-{suffix}.png")))?;
-        heads(theme).save(folder.join(format!("heads-{suffix}.svg")))?;
-        change(theme).png(folder.join(format!("change-{suffix}.png")))?;
-        model(theme).png(folder.join(format!("model-{suffix}.png")))?;
-        long(theme).png(folder.join(format!("long-{suffix}.png")))?;
-        time(theme).png(folder.join(format!("time-{suffix}.png")))?;
-        scores(theme).png(folder.join(format!("scores-{suffix}.png")))?;
+        for (name, picture) in pictures(theme) {
+            for extension in ["png", "svg"] {
+                picture.save(&folder.join(format!("{name}-{suffix}.{extension}")))?;
+            }
+        }
     }
     Ok(())
 }
 
-fn heads(theme: Theme) -> HeatMap {
+/// One of each kind, by name.
+pub(crate) fn pictures(theme: Theme) -> Vec<(&'static str, Box<dyn Picture>)> {
+    vec![
+        ("loss", Box::new(loss(theme))),
+        ("seeds", Box::new(seeds(theme))),
+        ("accuracy", Box::new(accuracy(theme))),
+        ("heads", Box::new(heads(theme))),
+        ("change", Box::new(change(theme))),
+        ("model", Box::new(model(theme))),
+        ("long", Box::new(long(theme))),
+        ("time", Box::new(time(theme))),
+        ("scores", Box::new(scores(theme))),
+    ]
+}
+
+pub(crate) fn heads(theme: Theme) -> HeatMap {
     let score = |layer: usize, head: usize| 0.4 + 0.3 * noise(layer * 12 + head);
     let cells = |of: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
         (0..6).map(|layer| (0..12).map(|head| of(layer, head)).collect()).collect()
@@ -131,7 +142,7 @@ fn long(theme: Theme) -> HeatMap {
     HeatMap { theme, ..attention("Many tokens", 2000, 60.) }
 }
 
-fn time(theme: Theme) -> LineChart {
+pub(crate) fn time(theme: Theme) -> LineChart {
     let lengths = [256., 512., 1024., 2048., 4096., 8192.];
     let full: Vec<(f64, f64)> =
         lengths.map(|n| (n, 2e-6 * n * n * (1. + 0.1 * noise(n as usize)))).into();
@@ -237,7 +248,7 @@ fn seeds(theme: Theme) -> LineChart {
     }
 }
 
-fn accuracy(theme: Theme) -> BarChart {
+pub(crate) fn accuracy(theme: Theme) -> BarChart {
     let bar = |label: &str, value: f64, interval, color| Bar {
         label: label.into(),
         value,

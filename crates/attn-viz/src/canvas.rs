@@ -108,7 +108,8 @@ impl Pen {
         if says.is_some() {
             attributes.push(("shape-rendering", "crispEdges".into()));
         }
-        self.element("rect", attributes, says)
+        let says = says.map(|text| shown(text, Medium::Svg));
+        self.element("rect", attributes, says.as_deref())
     }
 
     /// The outline of a rectangle.
@@ -191,7 +192,8 @@ impl Pen {
         let mut attributes = box_of(from, to);
         attributes.extend([
             ("preserveAspectRatio", "none".into()),
-            ("image-rendering", "pixelated".into()),
+            ("image-rendering", "optimizeSpeed".into()),
+            ("style", "image-rendering:pixelated".into()),
             ("href", format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))),
         ]);
         self.element("image", attributes, None)

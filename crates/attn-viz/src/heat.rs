@@ -64,6 +64,14 @@ const NAMES: f64 = 0.25;
 /// Cells up to which each is a shape of its own, that tells its value to who points at it.
 const SHAPES: usize = 4096;
 
+/// What there is in the cells.
+#[derive(Debug, Clone, Copy, Default)]
+struct Survey {
+    n_missing: usize,
+    /// The lowest and the highest value, with their rows and columns.
+    ends: Option<[(f64, usize, usize); 2]>,
+}
+
 /// What the map says of itself where it is one of several.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown {
@@ -85,7 +93,8 @@ impl Draw for HeatMap {
     }
 
     fn draw(&self, pen: &Pen) -> Result<(), Error> {
-        let range = self.check()?;
+        let found = self.survey();
+        let range = self.check_with(&found)?;
         let unit = unit_of(self.size);
         let (width, height) = (f64::from(self.size.width), f64::from(self.size.height));
         let mut area = Area {
@@ -94,7 +103,7 @@ impl Draw for HeatMap {
             right: width - 16. * unit,
             bottom: height - 20. * unit,
         };
-        let subtitle = self.conditions();
+        let subtitle = self.conditions(found.n_missing);
         area.top = write_title(pen, self.theme, (&self.title, &subtitle), area, unit)?;
         self.draw_in(pen, area, range, unit, Shown { names: true, bar: true })
     }
@@ -103,6 +112,10 @@ impl Draw for HeatMap {
 impl HeatMap {
     /// Checks every number and finds the range of the colours.
     pub(crate) fn check(&self) -> Result<(f64, f64), Error> {
+        self.check_with(&self.survey())
+    }
+
+    fn check_with(&self, survey: &Survey) -> Result<(f64, f64), Error> {
         let chart = || format!("heat map `{}`", self.title);
         for (names, expected) in [(&self.rows, "row"), (&self.columns, "column")] {
             if names.is_empty() {
@@ -130,19 +143,21 @@ impl HeatMap {
                 return Err(Error::Group { place: chart(), what, start, end, n });
             }
         }
-        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-        for (name, row) in self.rows.iter().zip(&self.values) {
-            for (column, &value) in self.columns.iter().zip(row) {
-                if value.is_nan() {
-                    continue;
-                }
-                finite(value, || format!("row `{name}`, column `{column}` of {}", chart()))?;
-                (low, high) = (low.min(value), high.max(value));
-            }
-        }
-        if low > high {
+        let Some([low, high]) = survey.ends else {
             return Err(Error::Empty { place: chart(), expected: "cell with a number" });
+        };
+        for (value, row, column) in [low, high] {
+            let place = || {
+                format!(
+                    "row `{}`, column `{}` of {}",
+                    self.rows[row],
+                    self.columns[column],
+                    chart()
+                )
+            };
+            finite(value, place)?;
         }
+        let (low, high) = (low.0, high.0);
         let Some((low, high)) = self.range else { return Ok(self.shades.range((low, high))) };
         for bound in [low, high] {
             finite(bound, || format!("range of {}", chart()))?;
@@ -153,66 +168,70 @@ impl HeatMap {
         Ok((low, high))
     }
 
-    /// The line below the title, with what is not drawn as it is.
-    fn conditions(&self) -> String {
-        let n_cells = self.rows.len() * self.columns.len();
-        let missing = self.n_missing();
-        let mut parts = vec![self.subtitle.clone()];
-        if missing > 0 {
-            parts.push(format!("{missing} of {n_cells} cells hold no number (grey)"));
+    /// Looks at every cell once.
+    fn survey(&self) -> Survey {
+        let mut found = Survey::default();
+        for (row, values) in self.values.iter().enumerate() {
+            let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+            let mut n_missing = 0;
+            for &value in values {
+                n_missing += usize::from(value.is_nan());
+                low = if value < low { value } else { low };
+                high = if value > high { value } else { high };
+            }
+            found.n_missing += n_missing;
+            let place =
+                |value: f64| values.iter().position(|it| *it == value).map(|it| (value, row, it));
+            let (Some(low), Some(high)) = (place(low), place(high)) else { continue };
+            let ends = found.ends.get_or_insert([low, high]);
+            if low.0 < ends[0].0 {
+                ends[0] = low;
+            }
+            if high.0 > ends[1].0 {
+                ends[1] = high;
+            }
         }
-        if self.rows.len() > self.size.height as usize
-            || self.columns.len() > self.size.width as usize
-        {
+        found
+    }
+
+    /// The line below the title, with what is not drawn as it is.
+    fn conditions(&self, n_missing: usize) -> String {
+        let [rows, columns] = [self.rows.len(), self.columns.len()];
+        let mut parts = vec![self.subtitle.clone()];
+        if n_missing > 0 {
+            parts.push(format!("{n_missing} of {} cells hold no number (grey)", rows * columns));
+        }
+        if rows > self.size.height as usize || columns > self.size.width as usize {
             let which = match self.shades {
                 Shades::Diverging => "farthest from zero",
                 Shades::Viridis | Shades::TrafficLight => "largest",
             };
             parts.push(format!(
-                "{} \u{D7} {} cells: each pixel shows the {which} of those below it",
-                self.rows.len(),
-                self.columns.len()
+                "{rows} \u{D7} {columns} cells: each pixel shows the {which} of those below it"
             ));
         }
         parts.retain(|part| !part.is_empty());
         parts.join("; ")
     }
 
-    fn n_missing(&self) -> usize {
-        self.values.iter().flatten().filter(|value| value.is_nan()).count()
-    }
-
     pub(crate) fn in_words(&self) -> String {
-        let mut text = format!(
-            "Heat map of {} rows and {} columns. {}.",
-            self.rows.len(),
-            self.columns.len(),
-            self.conditions()
-        );
-        let mut ends: Option<[(f64, usize, usize); 2]> = None;
-        for (row, values) in self.values.iter().enumerate() {
-            for (column, &value) in values.iter().enumerate().filter(|(_, it)| !it.is_nan()) {
-                let [low, high] = ends.get_or_insert([(value, row, column); 2]);
-                if value < low.0 {
-                    *low = (value, row, column);
-                }
-                if value > high.0 {
-                    *high = (value, row, column);
-                }
+        let Survey { n_missing, ends } = self.survey();
+        let mut text =
+            format!("Heat map of {} rows and {} columns", self.rows.len(), self.columns.len());
+        for part in [self.conditions(n_missing), self.value_label.clone()] {
+            if !part.is_empty() {
+                text += &format!("; {part}");
             }
         }
-        if let (Some(ends), false) = (ends, self.rows.is_empty()) {
+        if let Some(ends) = ends {
+            let name = |names: &[String], at: usize| names.get(at).cloned().unwrap_or_default();
             let [low, high] = ends.map(|(value, row, column)| {
-                format!(
-                    "{} at row {}, column {}",
-                    brief(value),
-                    self.rows[row],
-                    self.columns[column]
-                )
+                let (row, column) = (name(&self.rows, row), name(&self.columns, column));
+                format!("{} at row {row}, column {column}", brief(value))
             });
-            text += &format!(" {}: lowest {low}; highest {high}.", self.value_label);
+            text += &format!(": lowest {low}; highest {high}");
         }
-        text.replace(" . ", " ")
+        text + "."
     }
 
     /// Draws the cells, their names and the colours into a part of the picture.
@@ -335,27 +354,32 @@ impl HeatMap {
     fn image(&self, most: [usize; 2], scale: &Scale) -> RgbImage {
         let n = [self.rows.len(), self.columns.len()];
         let size: [usize; 2] = std::array::from_fn(|i| n[i].min(most[i]).max(1));
-        let above = |a: f64, b: f64| match self.shades {
-            Shades::Diverging => b.abs() > a.abs(),
-            Shades::Viridis | Shades::TrafficLight => b > a,
-        };
         // Cells of a pixel: neighbours may share one.
         let span = |i: usize, at: usize| at * n[i] / size[i]..((at + 1) * n[i]).div_ceil(size[i]);
+        let by_size = self.shades == Shades::Diverging;
         let mut image = RgbImage::new(size[1] as u32, size[0] as u32);
-        let mut column_wise = vec![f64::NAN; n[1]];
+        let mut found = vec![f64::NAN; n[1]];
         for y in 0..size[0] {
-            column_wise.fill(f64::NAN);
+            found.fill(f64::NAN);
             for row in &self.values[span(0, y)] {
-                for (found, &value) in column_wise.iter_mut().zip(row) {
-                    if found.is_nan() || above(*found, value) {
-                        *found = value;
+                match by_size {
+                    true => {
+                        found.iter_mut().zip(row).for_each(|(found, it)| keep::<true>(found, *it))
+                    }
+                    false => {
+                        found.iter_mut().zip(row).for_each(|(found, it)| keep::<false>(found, *it))
                     }
                 }
             }
             for x in 0..size[1] {
-                let largest = column_wise[span(1, x)].iter().fold(f64::NAN, |found, &value| {
-                    if found.is_nan() || above(found, value) { value } else { found }
-                });
+                let mut largest = f64::NAN;
+                for &value in &found[span(1, x)] {
+                    if by_size {
+                        keep::<true>(&mut largest, value)
+                    } else {
+                        keep::<false>(&mut largest, value)
+                    }
+                }
                 image.put_pixel(x as u32, y as u32, image::Rgb(self.fill(largest, scale)));
             }
         }
@@ -388,6 +412,15 @@ impl HeatMap {
             }
         }
         Ok(())
+    }
+}
+
+/// Keeps the larger, or the one farther from zero, of two values, and any number in place of none.
+fn keep<const BY_SIZE: bool>(found: &mut f64, value: f64) {
+    let is_more = if BY_SIZE { value.abs() > found.abs() } else { value > *found };
+    // With none found so far nothing is more, nor less.
+    if is_more || found.is_nan() {
+        *found = value;
     }
 }
 

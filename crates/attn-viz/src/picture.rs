@@ -48,8 +48,7 @@ pub trait Picture {
     /// # Errors
     ///
     /// As [`Picture::render`], and if the file cannot be written: its folder must exist.
-    fn png(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        let path = path.as_ref();
+    fn png(&self, path: &Path) -> Result<(), Error> {
         let image = self.render()?;
         let bytes =
             encode(&image).map_err(|source| Error::Encode { path: path.to_owned(), source })?;
@@ -62,8 +61,7 @@ pub trait Picture {
     /// # Errors
     ///
     /// As [`Picture::png`], and if the name ends in something else.
-    fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        let path = path.as_ref();
+    fn save(&self, path: &Path) -> Result<(), Error> {
         let extension = path.extension().map(|it| it.to_string_lossy().to_lowercase());
         match extension.as_deref() {
             Some("png") => self.png(path),

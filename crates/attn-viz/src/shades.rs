@@ -34,9 +34,10 @@ impl Shades {
     /// The colour of `fraction` (0 to 1) of the range; what lies beyond is drawn as its end.
     pub fn color(self, fraction: f64, theme: Theme) -> Color {
         let fraction = fraction.clamp(0., 1.);
+        let step = (fraction * (STEPS - 1) as f64).round() as usize;
         match self {
-            Self::Viridis => colorous::VIRIDIS.eval_continuous(fraction).into_array(),
-            Self::Diverging => diverging(theme)[(fraction * (STEPS - 1) as f64).round() as usize],
+            Self::Viridis => viridis()[step],
+            Self::Diverging => diverging(theme)[step],
             Self::TrafficLight => {
                 let (from, to) = if fraction < 0.5 { (0, 1) } else { (1, 2) };
                 let share = 2. * fraction - from as f64;
@@ -59,6 +60,15 @@ impl Shades {
             Self::Viridis | Self::TrafficLight => (low, high),
         }
     }
+}
+
+/// The colours of [`Shades::Viridis`].
+fn viridis() -> &'static [Color] {
+    static MADE: OnceLock<Vec<Color>> = OnceLock::new();
+    let color = |step: usize| {
+        colorous::VIRIDIS.eval_continuous(step as f64 / (STEPS - 1) as f64).into_array()
+    };
+    MADE.get_or_init(|| (0..STEPS).map(color).collect())
 }
 
 /// The colours of [`Shades::Diverging`] on this ground.

@@ -460,7 +460,7 @@ fn the_lowest_value_is_dark_and_the_highest_bright_each_in_its_cell() {
     let map = heat_map(&[&[0.0, 0.5, 0.5], &[0.5, 0.5, 1.0]]);
     // Without the colours beside the map.
     let cells = |map: &HeatMap| {
-        image::imageops::crop_imm(&map.render().unwrap(), 0, 0, 1080, 720).to_image()
+        image::imageops::crop_imm(&map.render().unwrap(), 0, 0, 1110, 720).to_image()
     };
     let image = cells(&map);
     let [left, top, right, bottom] = bounds(&image, dark);
