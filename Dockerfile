@@ -4,7 +4,6 @@
 #   docker build -t attn --build-arg KIND=cuda .               with CUDA, to be run with `--gpus all`
 #   docker run --rm attn doctor
 #   docker run --rm -v "$PWD/runs:/attn/runs" -v "$HOME/.cache/huggingface:/hf" attn finetune
-#   docker build -t attn-build --target build . && docker run --rm attn-build scripts/test.sh
 #
 # The build needs a network: Debian, rustup, crates.io, PyPI.
 
@@ -35,7 +34,8 @@ RUN apt-get update \
 # The program finds LibTorch at ../../.libtorch from where it lies, and its bundled configs in the working folder.
 WORKDIR /attn
 COPY --from=build /attn/.venv .venv
-COPY --from=build /attn/.libtorch .libtorch
+# A link, which COPY would follow: what LibTorch links to lies beside it in .venv.
+RUN ln -s "$(ls -d .venv/lib/python3.*/site-packages/torch)" .libtorch
 COPY --from=build /attn/target/release/attn target/release/attn
 COPY configs configs
 COPY data data
