@@ -8,6 +8,7 @@
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
 here="$(cd "$(dirname "$0")/.." && pwd)"
+cd "$here"
 out="$1" model="$2" numbers="$3"
 shift 3
 attn="${ATTN:-}"
