@@ -11,7 +11,8 @@ use crate::{
     args::AblateArgs,
     head_names::{QUERY_HEAD, calibration, loss_and_rows, name, range, replacement, warn_of_few},
     monitor::{count_every_row, grouped},
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     task::{Task, Which, dataset},
 };
@@ -151,8 +152,7 @@ pub(crate) fn run(args: &AblateArgs, out: &mut dyn Write) -> Result<()> {
             .collect(),
     };
     print(&report, &order, out)?;
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }
 

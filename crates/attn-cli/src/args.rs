@@ -129,6 +129,18 @@ pub(crate) enum Command {
     #[command(after_long_help = HEATMAP_HELP)]
     Heatmap(HeatmapArgs),
 
+    /// What runs came to, side by side, and whether they differ by more than the rows that were drawn
+    #[command(after_long_help = COMPARE_HELP)]
+    Compare(CompareArgs),
+
+    /// Runs and results as one HTML page that opens from disk: figures, pictures, attention to look into
+    #[command(after_long_help = REPORT_HELP)]
+    Report(ReportArgs),
+
+    /// Draw result files and runs: maps of heads, grids of needles, curves of runs
+    #[command(after_long_help = PLOT_HELP)]
+    Plot(PlotArgs),
+
     /// Change the attention of a model, its weights as they are, and write it as a folder of its own
     #[command(after_long_help = SWAP_HELP)]
     Swap(SwapArgs),
@@ -397,13 +409,135 @@ Examples:
               --limit 40 --budget state_bytes=50% --out mixed
   attn eval --model mixed/model --task notes.txt --split train --against DIR --out kl.json";
 
+const COMPARE_HELP: &str = "\
+A line a run: accuracy, KL, loss and perplexity as its summary.json has them, with their intervals. Runs that
+kept their predictions on the same rows are tested against the first: the difference of accuracies with its
+paired bootstrap interval, and McNemar's exact p. Where there is no test, a note says why.
+
+Examples:
+  attn compare results/2026-11-23-sample-default results/2026-11-22-sample-default
+  attn compare results/2026-11-21-needle-llama/9 results/2026-11-21-needle-llama/10 --format latex";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompareArgs {
+    /// Folders of runs, or results of `attn eval`; the first is what others are held against
+    #[arg(value_name = "RUN", required = true, num_args = 2..)]
+    pub(crate) runs: Vec<PathBuf>,
+
+    /// The form of the table
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: TableFormat,
+
+    /// Where to write it; standard output where not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// Forms of a table.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum TableFormat {
+    /// For a terminal
+    #[default]
+    Text,
+    /// With commas
+    Csv,
+    /// All figures, unrounded
+    Json,
+    /// For GitHub
+    Markdown,
+    /// For papers, with booktabs
+    Latex,
+}
+
+const REPORT_HELP: &str = "\
+The page has a table of all figures, the pictures of each run and result with their numbers behind them, the
+configs, where the runs took place, and attention to look into: each attention.json (attn heatmap --grid) by
+layer, head and token, those of one text side by side. It asks the network for nothing.
+
+Examples:
+  attn report results/2026-11-23-sample-default results/2026-11-21-score-heads/gpt2.json --out report.html
+  attn report results/2026-11-22-dynamic-heads/gpt2-05.json --title \"Dynamic heads\" --out dynamic.html";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReportArgs {
+    /// Folders of runs, result files and attention.json
+    #[arg(value_name = "RUN|FILE", required = true)]
+    pub(crate) results: Vec<PathBuf>,
+
+    /// The heading; the names of what is reported where not given
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) title: Option<String>,
+
+    /// Where to write the page
+    #[arg(long, value_name = "OUT.html")]
+    pub(crate) out: PathBuf,
+}
+
+const PLOT_HELP: &str = "\
+Draws what a command wrote as --out: a result file (.json), the folder of a run or its metrics.jsonl, or a
+table of timings (.csv). The kind follows from what the file holds; several files of one kind share a
+picture: two files of scores with their difference, runs with a curve each. The pictures go beside the
+first file, under its name, and their paths are printed. --text prints heat maps in place of that, as
+coloured blocks where stdout is a terminal.
+
+Examples:
+  attn plot results/2026-11-21-score-heads/gpt2.json --out heads.png
+  attn plot results/2026-11-21-score-heads/gpt2.json --text
+  attn plot results/2026-11-21-needle-llama/9 results/2026-11-21-needle-llama/10 --out curves
+  attn plot results/2026-11-23-gqa/retrieval/whole.scores.json \\
+            results/2026-11-23-gqa/retrieval/low-rank-2.scores.json --theme dark --out change.svg";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PlotArgs {
+    /// Result files, or folders of runs
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// What to draw of them; what their content says where not given
+    #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(crate::plot::kinds()))]
+    pub(crate) kind: Option<String>,
+
+    /// The picture, or a folder for several
+    #[arg(long, value_name = "OUT.png|OUT.svg|DIR")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// The ground
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) theme: ThemeChoice,
+
+    /// Vectors in place of pixels, where --out does not say
+    #[arg(long)]
+    pub(crate) svg: bool,
+
+    /// Print heat maps as text
+    #[arg(long, conflicts_with_all = ["out", "svg"])]
+    pub(crate) text: bool,
+}
+
+/// What pictures are drawn on.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum ThemeChoice {
+    /// Dark on white
+    #[default]
+    Light,
+    /// Light on near-black
+    Dark,
+}
+
 const HEATMAP_HELP: &str = "\
 Writes layer-L.png, or layer-L-head-H.png where heads are named, and prints the paths. A row is a token that
 attends, a column one that is attended to: in layers of the kind `cross` a token of the first text. Of kinds
 without weights of their own these are the coefficients of the values, which need not sum to 1.
 
+Weights alone mislead: a head may look at a token and take nothing from it. --measure norm draws how much
+it takes (Kobayashi et al. 2020, https://aclanthology.org/2020.emnlp-main.574), rollout where it came from
+through all layers below (Abnar and Zuidema 2020, https://aclanthology.org/2020.acl-main.385).
+DIR/attention.json has the numbers: attn plot draws it again, or the difference of two models.
+
 Examples:
   attn heatmap --model results/models/tiny-mlm --text \"i hated the soup\" --out maps
+  attn heatmap --model results/models/tiny-mlm --text \"i hated the soup\" --measure norm --grid \\
+               --out maps-2
   attn heatmap --model runs/mine/model --text \"hated it\" --text-pair \"good\" --layers 0 --out maps";
 
 #[derive(Debug, clap::Args)]
@@ -428,9 +562,84 @@ pub(crate) struct HeatmapArgs {
     #[arg(long, value_name = "HEADS", value_delimiter = ',')]
     pub(crate) heads: Vec<i64>,
 
+    /// What to draw
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) measure: HeatmapMeasure,
+
+    /// One picture of all heads, or of those named, in place of one each
+    #[arg(long)]
+    pub(crate) grid: bool,
+
+    /// Vectors in place of pixels
+    #[arg(long)]
+    pub(crate) svg: bool,
+
+    /// The ground
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) theme: ThemeChoice,
+
     /// The folder of the pictures; made where it is missing
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+}
+
+/// What `attn heatmap` draws.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HeatmapMeasure {
+    /// What values are weighed by
+    #[default]
+    Weights,
+    /// The length of what a head takes from each token, the weight times its value through the output projection
+    Norm,
+    /// How much of each token is in each position behind each layer, if heads count alike
+    Rollout,
+    /// How spread the weights of each head are: a map of layers and heads
+    Entropy,
+    /// mask_mixture: what each mask counts, and the mask that they make
+    Masks,
+}
+
+impl HeatmapMeasure {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Norm => "norm",
+            Self::Rollout => "rollout",
+            Self::Entropy => "entropy",
+            Self::Masks => "masks",
+        }
+    }
+
+    /// Above a picture of several maps.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Weights => "Attention",
+            Self::Norm => "Lengths of what heads take from tokens",
+            Self::Rollout => "Attention rolled out",
+            Self::Entropy => "Entropy",
+            Self::Masks => "Masks",
+        }
+    }
+
+    /// Beside the colours.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Weights => "weight",
+            Self::Norm => "\u{2016}\u{3B1} v W_O\u{2016}",
+            Self::Rollout => "share",
+            Self::Entropy => "nats",
+            Self::Masks => "coefficient",
+        }
+    }
+
+    /// The name of a file; that of weights is plain.
+    pub(crate) fn file(self, name: &str) -> String {
+        match self {
+            Self::Weights => name.to_owned(),
+            other => format!("{}-{name}", other.name()),
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -17,9 +17,11 @@ use crate::{
     args::AttentionShiftArgs,
     attended::Attended,
     head_names::warn_of_few,
-    heatmap::{names, size},
+    heatmap::names,
     monitor::{count_every_row, grouped},
-    run_dir::{check_writable, write_json},
+    plot::attention::size,
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     task::Which,
     texts::{Folder, load_model, read_alike},
@@ -98,8 +100,7 @@ pub(crate) fn run(args: &AttentionShiftArgs, out: &mut dyn Write) -> Result<()> 
         which: texts.which(),
         found,
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }
 

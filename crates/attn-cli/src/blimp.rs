@@ -18,7 +18,7 @@ use crate::{
     config::Written,
     monitor::{count_every_row, grouped},
     perplexity::begins,
-    run_dir::write_json,
+    plot::write_result,
     subject::Subject,
     texts::{Folder, read_split},
 };
@@ -93,8 +93,7 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
         limit: args.rows.limit,
         found,
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }
 

@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::{
     args::CompareScoresArgs,
     head_names::read_any_scores,
-    run_dir::{SCHEMA, check_writable, write_json},
+    plot::write_result,
+    run_dir::{SCHEMA, check_writable},
 };
 
 /// OUT.json.
@@ -84,7 +85,6 @@ pub(crate) fn run(args: &CompareScoresArgs, out: &mut dyn Write) -> Result<()> {
         )?;
     }
     let report = Report { schema: SCHEMA, attn: env!("CARGO_PKG_VERSION"), files, n_heads, pairs };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }

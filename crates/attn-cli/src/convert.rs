@@ -15,8 +15,9 @@ use attn_data::{
     hub::{Hub, progress_bar},
 };
 use attn_eval::{
-    Batching, Converted, Divergence, SetApart, Text, WithHeads, against, cache_bytes, choose_kv_heads,
-    convert, kl_difference, kv_sensitivity, moments, n_parameters, stats::Interval,
+    Batching, Converted, Divergence, SetApart, Text, WithHeads, against, cache_bytes,
+    choose_kv_heads, convert, kl_difference, kv_sensitivity, moments, n_parameters,
+    stats::Interval,
 };
 use serde::Serialize;
 use tch::{Device, Kind};
@@ -25,6 +26,7 @@ use crate::{
     args::{ConvertArgs, Form, MergeBy, dtype_name},
     config::bundled,
     monitor::{count_every_row, count_every_row_of, grouped},
+    plot::draw_result,
     prune::{Layer, of_layer, warn_of_few_tokens},
     run_dir::SCHEMA,
     save::{Replace, check_free, check_replaceable, write_with},
@@ -495,6 +497,8 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     };
     let replace = if args.force { Replace::Model } else { Replace::Nothing };
     write_with(&save, &folder.tokenizer, &args.out, &[(FILE, extra)], replace)?;
+    let file = args.out.join(FILE);
+    draw_result(&file, &file);
     print(&report, args, out)
 }
 

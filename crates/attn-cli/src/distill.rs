@@ -35,6 +35,7 @@ use crate::{
     args::RunArgs,
     data::REPORT_STREAM,
     monitor::{Monitor, count_rows, count_rows_of, grouped},
+    plot::draw_result,
     plots,
     run_dir::{BEFORE_FILE, SUMMARY_FILE, TEACHER_FILE, peak_memory_mib, write_json},
     settings::{Distill, KIND_PARAMETERS, Stage, is_nothing},
@@ -271,6 +272,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     start.save(&student, &tokenizer)?;
     draw(&summary, &start)?;
     start.dir.write_json(SUMMARY_FILE, &summary)?;
+    draw_result(&start.dir.file(SUMMARY_FILE), &start.dir.file("plots").join("by-position.png"));
     print(&summary, &start, out)?;
     Ok(Outcome::Done)
 }

@@ -22,8 +22,9 @@ use crate::{
     config::Written,
     monitor::{count_every_row, grouped},
     perplexity::{self, Labelled},
+    plot::write_result,
     pretrain::convention,
-    run_dir::{check_writable, write_json},
+    run_dir::check_writable,
     scoring::{Asking, Rows, Scores},
     subject::Subject,
     task::{Task, Which},
@@ -178,8 +179,7 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
         n_rows,
         score,
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }
 

@@ -16,7 +16,8 @@ use crate::{
     args::ExplainArgs,
     generate::stop_ids,
     monitor::{count_every_row, grouped},
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     task::{Task, Which, dataset},
     texts::{Folder, load_model, same_tokens},
@@ -110,8 +111,7 @@ pub(crate) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Outcome> {
         seed: args.seed,
         explanation,
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(if failed { Outcome::Failed } else { Outcome::Done })
 }
 

@@ -22,7 +22,8 @@ use crate::{
     blimp::{self, Pairs},
     head_names::{numbered, warn_of_few},
     monitor::{count_every_row, grouped},
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     task::Which,
     texts::Folder,
@@ -150,8 +151,7 @@ pub(crate) fn run(args: &HeadRolesArgs, out: &mut dyn Write) -> Result<()> {
             found,
         }),
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }
 

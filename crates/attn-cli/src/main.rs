@@ -10,6 +10,7 @@ mod attention_shift;
 mod attention_table;
 mod blimp;
 mod choose;
+mod compare;
 mod compare_scores;
 mod complain;
 mod config;
@@ -34,10 +35,12 @@ mod monitor;
 mod needle;
 mod patch;
 mod perplexity;
+mod plot;
 mod plots;
 mod pretrain;
 mod prune;
 mod prune_curve;
+mod report;
 mod run_dir;
 mod save;
 mod score_heads;
@@ -110,6 +113,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::ScoreHeads(ScoreHeads::Rows(args)) => score_heads::run(&args, &mut out)?,
         Command::ScoreHeads(ScoreHeads::Needles(args)) => score_retrieval::run(&args, &mut out)?,
         Command::Ablate(args) => ablate::run(&args, &mut out)?,
+        Command::Compare(args) => compare::run(&args, &mut out)?,
         Command::CompareScores(args) => compare_scores::run(&args, &mut out)?,
         Command::PruneCurve(args) => prune_curve::run(&args, &mut out)?,
         Command::Patch(args) => patch::run(&args, &mut out)?,
@@ -121,6 +125,8 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Forward(args) => forward::run(&args)?,
         Command::Generate(args) => generate::run(&args, &mut out)?,
         Command::Heatmap(args) => heatmap::run(&args, &mut out)?,
+        Command::Report(args) => report::run(&args, &mut out)?,
+        Command::Plot(args) => plot::run(&args, &mut out)?,
         Command::Convert(args) => convert::run(&args, &mut out)?,
         Command::Choose(args) => choose::run(&args, &mut out)?,
         Command::Swap(args) => swap::run(&args, &mut out)?,

@@ -28,7 +28,8 @@ use crate::{
     haystack::{Hiding, Place, answering, draw_grid, short_name},
     head_names::{QUERY_HEAD, read_scores},
     monitor::{count_every_row, grouped},
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     texts::Folder,
 };
@@ -219,8 +220,7 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
         masked,
         trials,
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, None)?;
     Ok(())
 }
 

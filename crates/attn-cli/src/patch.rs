@@ -8,13 +8,13 @@ use attn_data::{
     tokenizer::TextTokenizer,
 };
 use attn_eval::{Patched, Patching, Prompts, patch};
-use attn_viz::{HeatMap, Picture};
 use serde::Serialize;
 
 use crate::{
     args::{PatchArgs, PatchBy},
     head_names::QUERY_HEAD,
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     texts::Folder,
 };
@@ -120,12 +120,7 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
         );
     }
     print(&report, out)?;
-    if let Some(path) = &args.plot {
-        draw(&report).png(path)?;
-        tracing::info!("wrote `{}`", path.display());
-    }
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, args.plot.as_deref())?;
     Ok(())
 }
 
@@ -180,39 +175,4 @@ fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{name:>10} {:>+10.3} {noising:>+9.3}   {at}", denoising(one))?;
     }
     Ok(())
-}
-
-fn draw(report: &Report<'_>) -> HeatMap {
-    let layers = report.patched.denoising.iter().enumerate();
-    let mut rows = Vec::new();
-    let mut values = Vec::new();
-    let whole = report.by == Patching::Heads;
-    for (layer, of_layer) in layers {
-        if whole {
-            rows.push(format!("layer {layer}"));
-            values.push(of_layer.iter().map(|head| head[0]).collect());
-        } else {
-            for (place, of_head) in of_layer.iter().enumerate() {
-                rows.push(format!("{layer}-{}", report.heads[layer][place]));
-                values.push(of_head.clone());
-            }
-        }
-    }
-    // Layers that have lost heads are as wide as the others, with nothing in what is gone.
-    let width = values.iter().map(Vec::len).max().unwrap_or(0);
-    values.iter_mut().for_each(|row: &mut Vec<f64>| row.resize(width, 0.0));
-    HeatMap {
-        title: "Share of the difference that a head brings back".into(),
-        subtitle: format!("{:?} in {:?}", report.clean_prompt, report.corrupted_prompt),
-        x_label: if whole { "head".into() } else { "position".into() },
-        y_label: if whole { String::new() } else { "layer-head".into() },
-        value_label: "denoising".into(),
-        columns: match whole {
-            true => (0..width).map(|head| head.to_string()).collect(),
-            false => report.tokens.clone(),
-        },
-        rows,
-        values,
-        ..HeatMap::default()
-    }
 }

@@ -5,14 +5,14 @@ use std::io::Write;
 use anyhow::{Context, Result, ensure};
 use attn_data::hub::{Hub, progress_bar};
 use attn_eval::{ByScore, Curve, Grid, Order, RandomBand, RowLoss, Scope, curve};
-use attn_viz::{Baseline, LineChart, Picture, Series, Stroke};
 use serde::Serialize;
 
 use crate::{
     args::PruneCurveArgs,
     head_names::{QUERY_HEAD, calibration, loss_and_rows, read_scores, replacement, warn_of_few},
     monitor::count_every_row,
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     task::{Task, Which, dataset},
 };
@@ -83,10 +83,6 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
     let files: Vec<String> = args.scores.iter().map(|path| path.display().to_string()).collect();
     let shown = if task.data.label.is_some() { ACCURACY } else { LOSS };
     print(&found, &files, scope, shown, out)?;
-    if let Some(path) = &args.plot {
-        draw(&found, &files, scope, &args.model, shown).png(path)?;
-        tracing::info!("wrote `{}`", path.display());
-    }
     let report = Report {
         unit: QUERY_HEAD,
         subject: Subject::new(&args.model, &args.compute, &model)?,
@@ -98,8 +94,7 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
         seed: args.seed,
         curve: found,
     };
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, args.plot.as_deref())?;
     Ok(())
 }
 
@@ -109,22 +104,12 @@ struct Shown {
     name: &'static str,
     of_choice: fn(&ByScore) -> f64,
     of_band: fn(&RandomBand) -> [f64; 3],
-    of_untouched: fn(&Curve) -> f64,
 }
 
-const ACCURACY: Shown = Shown {
-    name: "accuracy",
-    of_choice: |it| it.accuracy,
-    of_band: |it| it.accuracy,
-    of_untouched: |it| it.accuracy.value,
-};
+const ACCURACY: Shown =
+    Shown { name: "accuracy", of_choice: |it| it.accuracy, of_band: |it| it.accuracy };
 
-const LOSS: Shown = Shown {
-    name: "loss",
-    of_choice: |it| it.loss,
-    of_band: |it| it.loss,
-    of_untouched: |it| it.loss.value,
-};
+const LOSS: Shown = Shown { name: "loss", of_choice: |it| it.loss, of_band: |it| it.loss };
 
 fn print(
     curve: &Curve,
@@ -171,40 +156,4 @@ fn print(
         )?;
     }
     Ok(())
-}
-
-fn draw(curve: &Curve, files: &[String], scope: Scope, model: &str, shown: Shown) -> LineChart {
-    let at = |k: usize| k as f64;
-    let random = curve.points.iter().map(|point| (at(point.k), (shown.of_band)(&point.random)));
-    let random: Vec<_> = random.collect();
-    let mut series = vec![Series {
-        band: Some(random.iter().map(|&(_, [_, low, high])| (low, high)).collect()),
-        ..Series::new("random", random.iter().map(|&(k, [mean, ..])| (k, mean)))
-    }];
-    for (score, file) in files.iter().enumerate() {
-        for (order, name, stroke) in
-            [(Order::Top, "top", Stroke::Solid), (Order::Bottom, "bottom", Stroke::Dashed)]
-        {
-            let of = |point: &attn_eval::CurvePoint| {
-                let mut all = point.by_score.iter();
-                all.find(|it| it.score == score && it.order == order)
-                    .map(|it| (at(point.k), (shown.of_choice)(it)))
-            };
-            let points = curve.points.iter().filter_map(of);
-            let name = if files.len() == 1 { name.to_owned() } else { format!("{name} of {file}") };
-            series.push(Series { stroke, color: Some(score + 1), ..Series::new(name, points) });
-        }
-    }
-    LineChart {
-        title: format!("{model} without heads"),
-        subtitle: "nothing was trained; band: lowest to highest of the random choices".into(),
-        x_label: match scope {
-            Scope::Global => "heads left out".into(),
-            Scope::Layer => "heads left out of each layer".into(),
-        },
-        y_label: shown.name.into(),
-        series,
-        baselines: vec![Baseline { label: "untouched".into(), value: (shown.of_untouched)(curve) }],
-        ..LineChart::default()
-    }
 }

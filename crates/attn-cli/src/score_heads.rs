@@ -25,7 +25,8 @@ use crate::{
     args::{Gates, ScoreHeadsArgs, ScoreMethod, ScoreNormalize},
     head_names::{QUERY_HEAD, loss_and_rows, numbered, range, warn_of_few},
     monitor::{count_every_row, grouped},
-    run_dir::{self, check_writable, write_json},
+    plot::write_result,
+    run_dir::{self, check_writable},
     subject::Subject,
     task::{Task, Which, dataset},
 };
@@ -185,8 +186,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
             write_table(&tables[at], &report)?;
             tracing::info!("wrote `{}`", tables[at].display());
         }
-        write_json(&paths[at], &report)?;
-        tracing::info!("wrote `{}`", paths[at].display());
+        write_result(&paths[at], &report, None)?;
     }
     Ok(())
 }

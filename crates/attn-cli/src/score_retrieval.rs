@@ -13,24 +13,21 @@ use attn_eval::{
     Answered, HeadScores, Query, RetrievalScore, Trial, check_decoder, over_trials, query_focused,
     retrieval,
 };
-use attn_viz::{Bar, BarChart, Picture};
 use serde::Serialize;
 
 use crate::{
     args::RetrievalArgs,
-    haystack::{Hiding, Place, answering, short_name},
+    haystack::{Hiding, Place, answering},
     head_names::{QUERY_HEAD, numbered, range},
     monitor::{count_every_row, grouped},
-    run_dir::{check_writable, write_json},
+    plot::write_result,
+    run_dir::check_writable,
     subject::Subject,
     texts::Folder,
 };
 
 /// Fewer trials than this are said to be few.
 const FEW_TRIALS: usize = 10;
-
-/// Bins of the picture, from 0 to 1.
-const N_BINS: usize = 10;
 
 /// Heads that are shown.
 const N_SHOWN: usize = 10;
@@ -144,12 +141,7 @@ pub(crate) fn run(args: &RetrievalArgs, out: &mut dyn Write) -> Result<()> {
         trials,
     };
     print(&report, out)?;
-    if let Some(path) = &needles.picture {
-        histogram(&flat, short_name(&args.model), report.scores.n_rows).png(path)?;
-        tracing::info!("wrote `{}`", path.display());
-    }
-    write_json(&args.out, &report)?;
-    tracing::info!("wrote `{}`", args.out.display());
+    write_result(&args.out, &report, needles.picture.as_deref())?;
     Ok(())
 }
 
@@ -254,42 +246,4 @@ fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "\n{n_tied} heads have the very score of another: their order says nothing")?;
     }
     Ok(())
-}
-
-/// How many heads have which score; those below 0 stand in the first bin, those above 1 in the last.
-fn histogram(scores: &[f64], model: &str, n_trials: usize) -> BarChart {
-    let mut counts = [0; N_BINS];
-    for score in scores {
-        // A cast takes what is below 0 to 0.
-        counts[((score * N_BINS as f64) as usize).min(N_BINS - 1)] += 1;
-    }
-    let bar = |(bin, &count): (usize, &usize)| Bar {
-        label: format!("{:.1}", bin as f64 / N_BINS as f64),
-        value: count as f64,
-        ..Bar::default()
-    };
-    BarChart {
-        title: format!("Scores of the heads of {model}"),
-        subtitle: format!(
-            "{} heads, {} trials; a bin from its number up to the next",
-            grouped(scores.len()),
-            grouped(n_trials)
-        ),
-        y_label: "heads".into(),
-        bars: counts.iter().enumerate().map(bar).collect(),
-        decimals: 0,
-        ..BarChart::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scores_fall_into_their_bins() {
-        let chart = histogram(&[-0.5, 0.0, 0.05, 0.1, 0.95, 1.0, 1.5], "m", 3);
-        let counts: Vec<f64> = chart.bars.iter().map(|bar| bar.value).collect();
-        assert_eq!(counts, [3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]);
-    }
 }

@@ -463,8 +463,7 @@ fn encode_counting(
     let encodings = tokenizer
         .encode(&inputs, &options)
         .with_context(|| format!("cannot tokenize split `{split}`"))?;
-    let cut =
-        Cut { n_cut: encodings.n_truncated, n_rows: rows.len(), longest: encodings.longest };
+    let cut = Cut { n_cut: encodings.n_truncated, n_rows: rows.len(), longest: encodings.longest };
     let encoded = rows.iter().zip(encodings.ids.into_iter().zip(encodings.second_from));
     let encoded = encoded
         .map(|((index, row), (ids, second_from))| {

@@ -611,6 +611,8 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
         place.shell(&format!("attn patch --model m {prompts} --by {by} --out t.json --plot t.png"));
         check(&place.json("t.json"), "OUT.json of `patch`");
     }
+    place.shell("attn heatmap --model m --text 'a b' --grid --out w");
+    check(&place.json("w/attention.json"), "`attention.json` of `heatmap`");
     place.done("prune --model m --heads 0-1,1-0 --out p --refit notes.txt");
     check(&place.json("p/pruning.json"), "`pruning.json` of `prune`");
     let text = "--calibration notes.txt --max-len 24 --test-tokens 100";

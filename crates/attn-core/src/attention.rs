@@ -166,6 +166,17 @@ pub struct Projections {
     pub v: (Tensor, Option<Tensor>),
 }
 
+/// Masks that a kind adds up.
+#[derive(Debug)]
+pub struct Combination {
+    /// Each mask's name.
+    pub names: Vec<String>,
+    /// `[1 or n_heads, masks]`: what each counts, for all heads alike or for each.
+    pub coefficients: Tensor,
+    /// `[1 or n_heads, n, n]`: their sum, a row a query.
+    pub mask: Tensor,
+}
+
 /// A variant's own parameters: from the checkpoint where it holds them, made as told elsewhere.
 #[derive(Debug)]
 pub struct Own<'w, 'c> {
@@ -385,6 +396,11 @@ pub trait Attention: std::fmt::Debug + Send {
 
     /// The fewer key/value heads that a kind has learned, where it is one that merges them. `old`: the layer's projections.
     fn learned_heads(&self, _old: &Projections) -> Option<LearnedHeads> {
+        None
+    }
+
+    /// The masks that a kind adds up, where it does, and what they make of `n` tokens that all see each other.
+    fn combination(&self, _n: i64) -> Option<Combination> {
         None
     }
 

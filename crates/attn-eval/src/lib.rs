@@ -13,6 +13,7 @@
 
 mod ablate;
 mod allocate;
+mod attended;
 mod attention_shift;
 mod choices;
 mod classify;
@@ -41,12 +42,13 @@ pub use ablate::{
     Ablated, Effect, Estimate, Head, Outcome, Replacement, ablate, all_groups, all_heads, mean_z,
 };
 pub use allocate::{Budget, Cost, Offer, allocate};
+pub use attended::{entropy, norms, rollout};
 pub use attention_shift::{AttentionShift, Change, Control, Shift, Table, attention_shift};
 pub use choices::{Choice, Choices, choices};
 pub use classify::{Accuracy, ClassScore, Classification, Prediction, classify};
 pub use conversion::{
-    Converted, Text, WithHeads, against, cache_bytes, choose_kv_heads, convert, kl_difference,
-    SetApart, kv_sensitivity, moments,
+    Converted, SetApart, Text, WithHeads, against, cache_bytes, choose_kv_heads, convert,
+    kl_difference, kv_sensitivity, moments,
 };
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};

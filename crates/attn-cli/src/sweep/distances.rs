@@ -15,6 +15,7 @@ use super::{
 use crate::{
     distill::{Finished, Summary},
     monitor::grouped,
+    plot::write_result,
     run_dir,
 };
 
@@ -171,7 +172,7 @@ pub(super) fn tell(
         settings,
         failed: failed.collect(),
     };
-    run_dir::write_json(&dir.join("sweep.json"), &report)?;
+    write_result(&dir.join("sweep.json"), &report, None)?;
     run_dir::write(&dir.join("sweep.csv"), report.csv().as_bytes())?;
     report.print(out)
 }

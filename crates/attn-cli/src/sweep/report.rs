@@ -17,7 +17,7 @@ use super::{
     Failure,
     plan::{Finished, Plan},
 };
-use crate::{monitor::grouped, run_dir};
+use crate::{monitor::grouped, plot::write_result, run_dir};
 
 /// Resamples of the bootstrap, and their seed.
 const N_RESAMPLES: usize = 10_000;
@@ -131,9 +131,9 @@ struct Line {
 }
 
 /// The labelled rows that a run reports on, and which it got right.
-struct Answers {
-    rows: Vec<(usize, i64, String, Option<String>)>,
-    right: Vec<bool>,
+pub(crate) struct Answers {
+    pub(crate) rows: Vec<(usize, i64, String, Option<String>)>,
+    pub(crate) right: Vec<bool>,
 }
 
 impl Report {
@@ -199,7 +199,7 @@ impl Report {
 
     /// Writes `sweep.json` and `sweep.csv`.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        run_dir::write_json(&dir.join("sweep.json"), self)?;
+        write_result(&dir.join("sweep.json"), self, None)?;
         run_dir::write(&dir.join("sweep.csv"), self.csv().as_bytes())
     }
 
@@ -422,7 +422,7 @@ impl Comparison {
 }
 
 impl Answers {
-    fn read(dir: &Path) -> Result<Self> {
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(run_dir::PREDICTIONS_FILE);
         let shown = path.display();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{shown}`"))?;

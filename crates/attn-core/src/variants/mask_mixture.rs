@@ -35,7 +35,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Combination, Dims, Masks, Own, Param, Projections, State},
     banded::{self, Band, Blocks, FirstAndLast},
     mask::{hidden_score, to_bias},
     nn::Visitor,
@@ -585,6 +585,17 @@ impl Attention for MaskMixture {
         (self.config.l1 > 0.0).then(|| w.sum(w.kind()) * self.config.l1)
     }
 
+    fn combination(&self, n: i64) -> Option<Combination> {
+        let place = Tensor::arange(n, (Kind::Int64, self.alpha.tensor.device()));
+        let visible = Tensor::ones([1, n, n], (Kind::Bool, place.device()));
+        let distance = place.unsqueeze(-1) - place.unsqueeze(0);
+        Some(Combination {
+            names: self.config.basis.iter().map(Basis::to_string).collect(),
+            coefficients: self.coefficients().detach(),
+            mask: self.mixture(&distance, &place.unsqueeze(0), &visible).detach(),
+        })
+    }
+
     fn visit(&self, f: &mut Visitor<'_>) {
         f(&self.alpha.name, &self.alpha.tensor);
     }
@@ -705,6 +716,27 @@ mod tests {
         &["all", "shift:1", "first:2"],
         &["all"],
     ];
+
+    /// What the masks make of tokens that all see each other is what scales equal weights, up to each row's sum.
+    #[test]
+    fn the_combination_is_what_scales_weights() {
+        let n = 7;
+        for coefficients in [Coefficients::Layer, Coefficients::Head] {
+            let config =
+                Config { coefficients, ..config(&["shift:0", "shift:2", "window:3", "first:1"]) };
+            let mut probe = Probe::new(94, [1, n, n], 4, 2, false);
+            probe.q = probe.q.zeros_like();
+            let kind = built(&config, &probe);
+            let Combination { names, coefficients, mask } = kind.combination(n).unwrap();
+            assert_eq!(names, ["shift:0", "shift:2", "window:3", "first:1"]);
+            assert_eq!(coefficients.size()[1], 4);
+            let sums = mask.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double);
+            let expected = &mask / sums;
+            let mask = Mask::new(false);
+            let weights = kind.weights(&probe.input(&mask), &(0..n).collect::<Vec<_>>()).get(0);
+            assert_close("mask", &weights, &expected.expand_as(&weights), 1e-12);
+        }
+    }
 
     #[test]
     fn matches_the_definition() {

@@ -1,0 +1,327 @@
+//! `attn report`: runs and results as one page that opens from disk.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use attn_viz::{
+    HeatMap,
+    report::{
+        AttentionViewer, Block, Cell, Column, Figure as Shown, Head, Layer, ModelAttention, Report,
+        Sample, Section, Table,
+    },
+};
+use serde_json::Value;
+
+use crate::{
+    args::ReportArgs,
+    compare::MEASURES,
+    plot::{Figure, attention::Attention, pictures},
+    run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE},
+};
+
+/// Cells of a picture up to which its numbers stand behind it.
+const MOST_CELLS: usize = 20_000;
+
+/// Characters of a text by which a sample is called.
+const NAME: usize = 80;
+
+/// What is told of a run or result beside its figures, where it has it.
+const FACTS: [&str; 30] = [
+    "model", "base_model", "teacher", "after", "model_type", "task", "source", "split", "method", "replace", "scope", "form",
+    "kv_heads_before", "kv_heads_after", "cache_bytes_per_token_before", "cache_bytes_per_token_after", "n_rows", "n_train",
+    "n_report", "max_len", "seed", "seeds", "majority_accuracy", "n_parameters", "n_trained", "device", "dtype", "libtorch",
+    "attn", "elapsed_s",
+];
+
+/// What is told of where a run took place.
+const ENVIRONMENT: [&str; 7] =
+    ["started_utc", "commit", "libtorch", "device", "dtype", "threads", "cpu"];
+
+/// A run or result, read.
+struct Read {
+    name: String,
+    path: PathBuf,
+    /// A run's summary, or the result itself.
+    summary: Value,
+}
+
+pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
+    ensure!(
+        args.out.extension().is_some_and(|it| it == "html"),
+        "`--out` is `{}`, expected a name that ends in .html",
+        args.out.display()
+    );
+    let all: Vec<Read> = args.results.iter().map(|path| read(path)).collect::<Result<_>>()?;
+    let mut sections = Vec::new();
+    if let Some(table) = overview(&all) {
+        let words = "Each run or result with its figures, 95 % intervals in brackets; the model as it was stands beside what became of it. \
+                     Click on a heading to sort.";
+        sections.push(Section {
+            title: "Figures".into(),
+            blocks: vec![Block::Text(words.into()), Block::Table(table)],
+        });
+    }
+    let samples = samples(&all)?;
+    if !samples.is_empty() {
+        let words = "Attention weights, token by token. Weights alone mislead: a head may look at a token whose value is small. \
+                     attn heatmap --measure norm tells how much it takes.";
+        sections.push(Section {
+            title: "Attention".into(),
+            blocks: vec![Block::Text(words.into()), Block::Attention(AttentionViewer { samples })],
+        });
+    }
+    for one in &all {
+        sections.push(section(one)?);
+    }
+    let names: Vec<&str> = all.iter().map(|one| &one.name[..]).collect();
+    let report = Report {
+        title: args.title.clone().unwrap_or_else(|| names.join(", ")),
+        subtitle: format!("attn {}; {} runs or results", env!("CARGO_PKG_VERSION"), all.len()),
+        sections,
+    };
+    report.save(&args.out)?;
+    writeln!(out, "{}", args.out.display())?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Read> {
+    let file = if path.is_dir() { path.join(SUMMARY_FILE) } else { path.to_owned() };
+    let text = fs::read_to_string(&file).with_context(|| {
+        format!("cannot read `{}`\nhint: name the folder of a run that has ended, or a result file", file.display())
+    })?;
+    let summary = match file.extension().is_some_and(|it| it == "csv") {
+        true => Value::Null,
+        false => serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", file.display()))?,
+    };
+    let name = path.file_name().map_or_else(|| path.display().to_string(), |it| it.to_string_lossy().into());
+    Ok(Read { name, path: path.to_owned(), summary })
+}
+
+/// A line a run with the figures that any of them has.
+fn overview(all: &[Read]) -> Option<Table> {
+    let measures: Vec<_> = MEASURES
+        .iter()
+        .filter(|measure| all.iter().any(|one| measure.find(&one.summary).is_some()))
+        .collect();
+    if measures.is_empty() {
+        return None;
+    }
+    let mut columns = vec![Column::text("result"), Column::text("model"), Column::text("attention")];
+    columns.extend(measures.iter().map(|measure| Column::number(measure.heading())));
+    let row = |one: &Read| {
+        let model = ["model", "base_model"].iter().find_map(|key| one.summary.get(*key)?.as_str());
+        let mut cells = vec![
+            Cell::text(&one.name),
+            Cell::text(model.unwrap_or_default()),
+            Cell::text(attention(&one.summary).unwrap_or_default()),
+        ];
+        cells.extend(measures.iter().map(|measure| match measure.find(&one.summary) {
+            Some(found) => Cell::number(measure.show(found), found.value),
+            None => Cell::text(""),
+        }));
+        cells
+    };
+    Some(Table {
+        caption: "Runs and results".into(),
+        columns,
+        rows: all.iter().map(row).collect(),
+    })
+}
+
+/// The attention kinds of a model, once where all layers have one.
+fn attention(summary: &Value) -> Option<String> {
+    let layers = summary.get("attention")?.as_array()?;
+    let mut kinds: Vec<String> = layers.iter().filter_map(|it| Some(it.get("kind")?.as_str()?.to_owned())).collect();
+    kinds.dedup();
+    Some(kinds.join(", "))
+}
+
+fn section(one: &Read) -> Result<Section> {
+    let mut blocks = Vec::new();
+    let facts = facts(&one.summary, &FACTS);
+    if !facts.is_empty() {
+        blocks.push(Block::Facts(facts));
+    }
+    for drawn in pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))? {
+        let svg = |theme| drawn.figure.on(theme).svg();
+        blocks.push(Block::Figure(Shown {
+            light: svg(attn_viz::Theme::Light)?,
+            dark: svg(attn_viz::Theme::Dark)?,
+            caption: caption(&drawn.figure),
+            data: data(&drawn.figure),
+        }));
+    }
+    if one.path.is_dir() {
+        let environment = one.path.join(ENVIRONMENT_FILE);
+        if environment.exists() {
+            let text = fs::read_to_string(&environment)
+                .with_context(|| format!("cannot read `{}`", environment.display()))?;
+            let value: Value = serde_json::from_str(&text)
+                .with_context(|| format!("`{}` is not JSON", environment.display()))?;
+            let mut all = self::facts(&value, &ENVIRONMENT);
+            if let Some(arguments) = value.get("arguments").and_then(Value::as_array) {
+                let words: Vec<&str> = arguments.iter().filter_map(Value::as_str).collect();
+                all.push(("command".into(), words.join(" ")));
+            }
+            blocks.push(Block::Facts(all));
+        }
+        let config = one.path.join(CONFIG_FILE);
+        if config.exists() {
+            let text = fs::read_to_string(&config)
+                .with_context(|| format!("cannot read `{}`", config.display()))?;
+            blocks.push(Block::Code { name: format!("{CONFIG_FILE} of {}", one.name), text });
+        }
+    }
+    if blocks.is_empty() {
+        blocks.push(Block::Text("Nothing in this result is shown here; its file holds it.".into()));
+    }
+    Ok(Section { title: one.name.clone(), blocks })
+}
+
+fn facts(value: &Value, names: &[&str]) -> Vec<(String, String)> {
+    let told = |name: &&str| {
+        let text = match value.get(*name)? {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => match number.as_f64() {
+                Some(it) if it.fract() != 0.0 => format!("{it:.3}"),
+                _ => number.to_string(),
+            },
+            Value::Bool(it) => it.to_string(),
+            list @ Value::Array(all) if all.iter().all(Value::is_number) => list.to_string(),
+            _ => return None,
+        };
+        Some((name.replace('_', " "), text))
+    };
+    let mut facts: Vec<(String, String)> = names.iter().filter_map(told).collect();
+    if let Some(kinds) = attention(value) {
+        facts.push(("attention".into(), kinds));
+    }
+    facts
+}
+
+fn caption(figure: &Figure) -> String {
+    let (title, subtitle) = match figure {
+        Figure::Heat(it) => (&it.title, &it.subtitle),
+        Figure::Panels(it) => (&it.title, &it.subtitle),
+        Figure::Lines(it) => (&it.title, &it.subtitle),
+        Figure::Bars(it) => (&it.title, &it.subtitle),
+        Figure::Histogram(it) => (&it.title, &it.subtitle),
+    };
+    match (title.as_str(), subtitle.as_str()) {
+        (title, "") => format!("{title}."),
+        (title, subtitle) => format!("{title}: {subtitle}."),
+    }
+}
+
+/// The numbers behind a picture; none of so many that nobody reads them.
+fn data(figure: &Figure) -> Option<Table> {
+    let number = |value: f64| match value.is_nan() {
+        true => Cell::text(""),
+        false => Cell::number(value.to_string(), value),
+    };
+    let of_map = |map: &HeatMap, name: Option<&str>| -> Vec<Vec<Cell>> {
+        let row = |(row, values): (&String, &Vec<f64>)| {
+            let mut cells: Vec<Cell> = name.into_iter().map(Cell::text).collect();
+            cells.push(Cell::text(row));
+            cells.extend(values.iter().map(|&value| number(value)));
+            cells
+        };
+        map.rows.iter().zip(&map.values).map(row).collect()
+    };
+    let numbers = |names: &[String]| names.iter().map(Column::number).collect::<Vec<_>>();
+    let (columns, rows) = match figure {
+        Figure::Heat(map) => {
+            let columns = [vec![Column::text(heading(map))], numbers(&map.columns)].concat();
+            (columns, of_map(map, None))
+        }
+        Figure::Panels(panels) => {
+            let first = panels.maps.first()?;
+            if panels.maps.iter().any(|map| map.columns != first.columns) {
+                return None;
+            }
+            let columns = [vec![Column::text("map"), Column::text(heading(first))], numbers(&first.columns)];
+            (columns.concat(), panels.maps.iter().flat_map(|map| of_map(map, Some(&map.title))).collect())
+        }
+        Figure::Lines(chart) => {
+            let mut rows = Vec::new();
+            for series in &chart.series {
+                for (i, (x, y)) in series.points.iter().enumerate() {
+                    let band = series.band.as_ref().map_or((f64::NAN, f64::NAN), |band| band[i]);
+                    let name = if series.name.is_empty() { "raw" } else { &series.name };
+                    rows.push(vec![Cell::text(name), number(*x), number(*y), number(band.0), number(band.1)]);
+                }
+            }
+            let columns = [chart.x_label.as_str(), chart.y_label.as_str(), "low", "high"];
+            ([vec![Column::text("curve")], columns.map(Column::number).to_vec()].concat(), rows)
+        }
+        Figure::Bars(chart) => {
+            let row = |bar: &attn_viz::Bar| {
+                let (low, high) = bar.interval.unwrap_or((f64::NAN, f64::NAN));
+                vec![Cell::text(&bar.label), number(bar.value), number(low), number(high)]
+            };
+            let columns = [chart.y_label.as_str(), "low", "high"].map(Column::number).to_vec();
+            ([vec![Column::text("of")], columns].concat(), chart.bars.iter().map(row).collect())
+        }
+        Figure::Histogram(chart) => {
+            let mut rows = Vec::new();
+            for set in &chart.sets {
+                rows.extend(set.values.iter().map(|&value| vec![Cell::text(&set.name), number(value)]));
+            }
+            (vec![Column::text("set"), Column::number(&chart.x_label)], rows)
+        }
+    };
+    let n_cells = columns.len() * rows.len();
+    (n_cells > 0 && n_cells <= MOST_CELLS).then(|| Table { caption: caption(figure), columns, rows })
+}
+
+/// What rows and columns of a map are.
+fn heading(map: &HeatMap) -> String {
+    match (map.y_label.as_str(), map.x_label.as_str()) {
+        ("", "") => "row".into(),
+        (y, "") => y.into(),
+        (y, x) => format!("{y} \\ {x}"),
+    }
+}
+
+/// The texts of all attention files, each with the models that read it.
+fn samples(all: &[Read]) -> Result<Vec<Sample>> {
+    let mut samples: Vec<(Vec<String>, String, Sample)> = Vec::new();
+    for one in all.iter().filter(|one| one.summary["layers"][0].get("weights").is_some()) {
+        let file: Attention = serde_json::from_value(one.summary.clone())
+            .with_context(|| format!("`{}` is damaged, or of another version", one.path.display()))?;
+        let Some(first) = file.layers.first() else { continue };
+        let layer = |layer: &crate::plot::attention::OfLayer| Layer {
+            name: format!("layer {}", layer.layer),
+            heads: layer
+                .heads
+                .iter()
+                .zip(&layer.weights)
+                .map(|(name, weights)| Head {
+                    name: if name == "mean" { "mean of its heads".into() } else { format!("head {name}") },
+                    weights: weights.concat(),
+                })
+                .collect(),
+            note: layer.note.clone().unwrap_or_default(),
+        };
+        let model = ModelAttention {
+            model: format!("{} ({})", file.model, file.measure),
+            rows: first.rows.clone(),
+            columns: first.columns.clone(),
+            layers: file.layers.iter().map(layer).collect(),
+        };
+        let same = samples.iter_mut().find(|it| it.0 == first.rows && it.1 == file.measure);
+        match same {
+            Some((_, _, sample)) => sample.models.push(model),
+            None => {
+                let text: String = first.rows.join(" ").chars().take(NAME).collect();
+                let sample = Sample { name: text, models: vec![model] };
+                samples.push((first.rows.clone(), file.measure.clone(), sample));
+            }
+        }
+    }
+    Ok(samples.into_iter().map(|it| it.2).collect())
+}

@@ -1,0 +1,155 @@
+//! Pictures of result files.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use attn_core::config::Head;
+use common::{Place, model_folder};
+
+fn results(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results").join(file)
+}
+
+/// A stored result of each kind, and how many pictures it has.
+const STORED: [(&str, &str, usize); 12] = [
+    ("heads", "2026-11-21-score-heads/gpt2.json", 2),
+    ("ablation", "2026-11-23-ablation/ablate-zero.json", 1),
+    ("needle", "2026-11-23-gqa/retrieval/whole.needle.json", 1),
+    ("prune-curve", "2026-11-22-heads-sst2/curve-layer.json", 1),
+    ("patch", "2026-11-22-patch/bracket-position.json", 1),
+    ("attention-shift", "2026-11-22-head-roles/gpt2-shift.json", 1),
+    ("conversion", "2026-11-23-gqa/gpt2-12/6-0.json", 2),
+    ("sweep", "2026-11-22-attention-contexts/sweep.json", 1),
+    ("curves", "2026-11-21-needle-llama/9", 4),
+    ("divergence", "2026-11-22-dynamic-heads/gpt2-05.json", 1),
+    ("scaling", "2026-11-22-bench-attention/table.csv", 2),
+    ("heads", "2026-11-23-gqa/retrieval/low-rank-2.scores.json", 2),
+];
+
+#[test]
+fn every_kind_of_stored_result_is_drawn() {
+    let place = Place::new();
+    for (at, (kind, file, n)) in STORED.iter().enumerate() {
+        let file = results(file).display().to_string();
+        for (given, ending) in [("", "png"), ("--svg --theme dark", "svg")] {
+            let ran = place.done(&format!("plot {file} --kind {kind} --out d{at} {given}"));
+            let drawn: Vec<&str> = ran.stdout.lines().collect();
+            assert_eq!(drawn.len(), *n, "{file}: {drawn:?}");
+            for path in drawn {
+                assert!(path.ends_with(ending), "{path}");
+                let bytes = place.bytes(path);
+                match ending {
+                    "png" => assert_eq!(&bytes[1..4], b"PNG", "{path}"),
+                    _ => assert!(bytes.starts_with(b"<svg "), "{path}"),
+                }
+            }
+        }
+        // The kind is known by what the file holds.
+        let plain = place.done(&format!("plot {file} --out known{at}"));
+        assert_eq!(plain.stdout.lines().count(), *n, "{file}");
+    }
+}
+
+#[test]
+fn what_is_measured_is_drawn_beside_its_file() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    place.write("notes.txt", &"a b c a b c\n".repeat(60));
+    let ran = place.done("score-heads --model m --task notes.txt --split train --limit 20 --max-len 16 --own-output --out s/heads.json");
+    for file in ["s/heads.png", "s/heads-histogram.png"] {
+        assert_eq!(&place.bytes(file)[1..4], b"PNG");
+        assert!(ran.stderr.contains(&format!("wrote `{file}`")), "{}", ran.stderr);
+    }
+    // Drawn again, it is the same picture.
+    place.done("plot s/heads.json --out again.png");
+    assert_eq!(place.bytes("again.png"), place.bytes("s/heads.png"));
+}
+
+#[test]
+fn two_models_attention_is_compared_and_printed() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    place.done("swap --model m --attention window --set size=2 --out w");
+    for model in ["m", "w"] {
+        let ran = place.shell(&format!(
+            "attn heatmap --model {model} --text 'a b c a' --grid --out of-{model}"
+        ));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    let both = place.done("plot of-m/attention.json of-w/attention.json --svg --out both.svg");
+    assert_eq!(both.stdout.trim(), "both.svg");
+    let svg = String::from_utf8(place.bytes("both.svg")).unwrap();
+    assert!(svg.contains("second \u{2212} first"));
+    let text = place.done("plot of-m/attention.json --text");
+    assert!(
+        text.stdout.contains("Layer 0, head 0") && !text.stdout.contains('\u{1B}'),
+        "no terminal, no colours"
+    );
+    place.done("heatmap --model m --text word --measure rollout --out other");
+    place.refused(
+        "plot of-m/attention.json other/rollout-attention.json --out x.png",
+        &["have other layers, heads or tokens", "the same text"],
+    );
+}
+
+#[test]
+fn measures_of_attention_are_drawn_and_refused_where_they_mean_nothing() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    let names = |measure: &str, model: &str| -> Vec<String> {
+        let ran = place.shell(&format!(
+            "attn heatmap --model {model} --text 'a b c' --measure {measure} --out {measure}"
+        ));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        ran.stdout.lines().map(str::to_owned).collect()
+    };
+    assert_eq!(names("norm", "m"), ["norm/norm-layer-0.png", "norm/norm-layer-1.png"]);
+    assert_eq!(
+        names("rollout", "m"),
+        ["rollout/rollout-layer-0.png", "rollout/rollout-layer-1.png"]
+    );
+    assert_eq!(names("entropy", "m"), ["entropy/entropy.png"]);
+    place.refused(
+        "heatmap --model m --text a --measure masks --out x",
+        &["no layer of `m` adds up masks", "mask_mixture"],
+    );
+    place.done("swap --model m --attention mask_mixture --layers 1 --out mixed");
+    assert_eq!(
+        names("masks", "mixed"),
+        ["masks/masks-coefficients.png", "masks/masks-layer-1.png"]
+    );
+
+    // Rows of a rollout are shares of the text.
+    let rolled = place.json("rollout/rollout-attention.json");
+    for row in rolled["layers"][1]["weights"][0].as_array().unwrap() {
+        let sum: f64 = row.as_array().unwrap().iter().map(|it| it.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+    }
+}
+
+#[test]
+fn what_cannot_be_drawn_is_refused_by_name() {
+    let place = Place::new();
+    place.write("other.json", "{\"a\": 1}");
+    place.write("broken.json", "{\"scores\":");
+    place.refused(
+        "plot other.json",
+        &["`other.json` is no result that can be drawn", "heads: scores of heads"],
+    );
+    place.refused("plot broken.json", &["`broken.json` is not JSON"]);
+    place.refused("plot nowhere.json", &["cannot read `nowhere.json`"]);
+    std::fs::create_dir(place.path("empty")).unwrap();
+    place.refused("plot empty", &["`empty` is no run", "metrics.jsonl"]);
+    let heads = results("2026-11-21-score-heads/gpt2.json").display().to_string();
+    let curves = results("2026-11-21-needle-llama/9").display().to_string();
+    place.refused(&format!("plot {heads} {curves} --out x"), &["is no result that `heads` draws"]);
+    place.refused(&format!("plot {curves} --text"), &["curves or bars"]);
+    place.refused(&format!("plot {heads} --out x.pdf"), &["x.pdf"]);
+    // A layer with fewer scores than heads.
+    let text = std::fs::read_to_string(results("2026-11-21-score-heads/gpt2.json")).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["scores"][1].as_array_mut().unwrap().pop();
+    place.write("short.json", &value.to_string());
+    place.refused("plot short.json", &["layer 1 has 6 heads and 5 values"]);
+}
