@@ -110,9 +110,11 @@ impl AttentionViewer {
     pub(super) fn html(&self) -> Result<String, Error> {
         let (packed, loss) = self.pack()?;
         let mut caption = format!(
-            "Weights are stored in 8 bits with a scale of their own for each head: none is off by more than {:.2e}.",
-            loss.largest
+            "Weights are stored in 8 bits with a scale of their own for each head: none is off by more than {}",
+            bound(loss.largest)
         );
+        let is_compared = self.samples.iter().any(|sample| sample.models.len() > 1);
+        caption += if is_compared { ", no difference by more than twice that." } else { "." };
         match loss.n_missing {
             0 => {}
             1 => caption += " 1 weight is NaN and grey.",
@@ -238,6 +240,21 @@ fn byte_of(weight: f64, zero: u8, step: f64, loss: &mut Loss) -> u8 {
     let steps = if step > 0. { (weight / step).round() } else { 0. };
     loss.largest = loss.largest.max((steps * step - weight).abs());
     (steps + f64::from(zero)) as u8
+}
+
+/// A number of two digits that is not below `error`.
+fn bound(error: f64) -> String {
+    if error == 0. {
+        return "0".into();
+    }
+    let digits = 1 - error.log10().floor() as i32;
+    let scale = 10_f64.powi(digits);
+    let bound = (error * scale).ceil() / scale;
+    if (0..7).contains(&digits) {
+        format!("{bound:.*}", digits as usize)
+    } else {
+        format!("{bound:.1e}")
+    }
 }
 
 /// A text as the page shows it.
@@ -369,6 +386,12 @@ mod tests {
             !seen.pack().unwrap().0.samples[0].models[0].causal,
             "a NaN above the diagonal is seen"
         );
+    }
+
+    #[test]
+    fn a_bound_is_not_below_the_error() {
+        let said = [0., 0.001_963, 0.1, 0.999, 3.1e-9, 1.2e36].map(bound);
+        assert_eq!(said, ["0", "0.0020", "0.10", "1.00", "3.1e-9", "1.2e36"]);
     }
 
     /// Two models of 12 layers of 12 heads, 128 tokens: random scores, which deflate worse than those of trained heads.

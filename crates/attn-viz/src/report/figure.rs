@@ -53,7 +53,7 @@ impl Figure {
              <figcaption>{caption}</figcaption>\n"
         );
         if let Some(data) = &self.data {
-            html += "<details>\n<summary>Numbers</summary>\n";
+            html += "<details>\n<summary>Numbers behind it</summary>\n";
             html += &data.html(n_tables)?;
             html += "</details>\n";
         }

@@ -210,7 +210,7 @@ fn policy() -> String {
         [SCRIPT, STYLE].map(|text| BASE64_STANDARD.encode(Sha256::digest(text.as_bytes())));
     format!(
         "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; \
-         base-uri 'none'; form-action 'none'"
+         base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
 }
 

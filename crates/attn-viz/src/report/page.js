@@ -106,6 +106,7 @@
     model.bytes = bytes;
   }
 
+  const within = (index, n) => Math.min(n - 1, Math.max(0, index));
   const same = (one, other) => one.length === other.length && one.every((token, i) => token === other[i]);
 
   // Numbers as colours, and in words
@@ -193,40 +194,44 @@
 
   // Controls
 
+  const along = { ArrowRight: 1, ArrowLeft: -1 };
+  const across = { ArrowDown: 1, ArrowUp: -1 };
+  const jumps = { PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
+
   /**
-   * A list to pick from: one stop of the tab key, arrows inside. `fill(names, decorate)` makes its options anew if the names
-   * are others, `choose(index)` marks one.
+   * A list to pick from: one stop of the tab key, `steps` by keys inside, the others for `onKey`. `fill` makes an option for each
+   * name, `choose` marks one.
    */
-  function picker(label, horizontal, onPick) {
-    const list = element('div', {
-      role: 'listbox', className: 'picker', 'aria-label': label, 'aria-orientation': horizontal ? 'horizontal' : 'vertical',
-    });
+  function picker(label, steps, onPick, onKey = () => false) {
+    const list = element('div', { role: 'listbox', className: 'picker', 'aria-label': label });
     const options = () => [...list.children];
-    const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
+    const step = (key) => {
+      if (!(key in steps)) return onKey(key);
+      const now = options().findIndex((option) => option.tabIndex === 0);
+      onPick(within(now + steps[key], options().length));
+      return true;
+    };
     list.addEventListener('click', (event) => {
       const index = options().findIndex((option) => option.contains(event.target));
       if (index >= 0) onPick(index);
     });
     list.addEventListener('keydown', (event) => {
-      if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
-      const now = options().findIndex((option) => option.tabIndex === 0);
-      onPick(Math.min(options().length - 1, Math.max(0, now + steps[event.key])));
+      if (!event.ctrlKey && !event.metaKey && !event.altKey && step(event.key)) event.preventDefault();
     });
-    function fill(names, decorate = () => []) {
-      if (!same(names, options().map((option) => option.dataset.name))) {
-        const focused = list.contains(document.activeElement);
-        const option = (name) => element('div', { role: 'option', tabIndex: -1, 'data-name': name }, name);
-        list.replaceChildren(...names.map(option));
-        if (focused) list.firstChild.focus({ preventScroll: true });
-      }
-      options().forEach((option, i) => option.replaceChildren(...decorate(i), option.dataset.name));
+    let filled = [];
+    function fill(names) {
+      if (same(names, filled)) return;
+      const focused = list.contains(document.activeElement);
+      list.replaceChildren(...names.map((name) => element('div', { role: 'option', tabIndex: -1 }, name)));
+      if (focused) list.firstChild.focus({ preventScroll: true });
+      filled = names;
     }
+    /** Marks an option; of none, the first is where the tab key stops. */
     function choose(index) {
       const focused = list.contains(document.activeElement);
       options().forEach((option, i) => {
         option.setAttribute('aria-selected', i === index);
-        option.tabIndex = i === index ? 0 : -1;
+        option.tabIndex = i === Math.max(0, index) ? 0 : -1;
       });
       const chosen = options()[index];
       if (focused) chosen?.focus({ preventScroll: true });
@@ -254,7 +259,7 @@
 
   // A map with its legend, its list and its words
 
-  function panel(onCell) {
+  function panel(onCell, onRow) {
     const canvas = element('canvas', { className: 'map', role: 'img' });
     const marks = ['row-mark', 'column-mark'].map((className) => element('div', { className, 'aria-hidden': 'true' }));
     const legend = element('canvas', { className: 'colors', role: 'img' });
@@ -271,14 +276,14 @@
 
     canvas.addEventListener('click', (event) => {
       const box = canvas.getBoundingClientRect();
-      const cell = (share, n) => Math.min(n - 1, Math.max(0, Math.floor(share * n)));
+      const cell = (share, n) => within(Math.floor(share * n), n);
       onCell(
         cell((event.clientY - box.top) / box.height, shown.map.rows.length),
         cell((event.clientX - box.left) / box.width, shown.map.columns.length));
     });
     list.addEventListener('click', (event) => {
       const index = [...list.children].findIndex((item) => item.contains(event.target));
-      if (index >= 0 && same(shown.map.rows, shown.map.columns)) onCell(index, null);
+      if (index >= 0 && same(shown.map.rows, shown.map.columns)) onRow(index);
     });
 
     function mark(row, column, map) {
@@ -366,18 +371,18 @@
     const layerChooser = chooser('Layer', (value) => change({ l: Number(value) }));
     const headChooser = chooser('Head', (value) => change({ h: value === 'mean' ? value : Number(value) }));
     const note = element('p', { className: 'note' });
-    const heads = picker('All heads of the layer', true, (h) => change({ h }));
+    const heads = picker('All heads of the layer', { ...along, ...across, ...jumps }, (h) => change({ h }));
     heads.list.classList.add('heads');
-    const tokens = picker('Token that attends', false, (t) => change({ t, k: null }));
+    const tokens = picker('Token that attends', { ...across, ...jumps }, (t) => change({ t }), pickColumn);
     tokens.list.classList.add('rows');
-    const panels = [0, 1, 2].map(() => panel((t, k) => change({ t, k })));
+    const panels = [0, 1, 2].map(() => panel((t, k) => change({ t, k }), (t) => change({ t })));
     const said = element('div', { className: 'said', 'aria-live': 'polite' });
     const choosers = [sampleChooser, modelChooser, otherChooser, layerChooser, headChooser];
 
     const sampleNow = () => samples[state.s];
     const modelNow = () => sampleNow().models[state.m];
     const layerNow = () => modelNow().layers[state.l];
-    const clamp = (value, n) => Math.min(n - 1, Math.max(0, Number(value) || 0));
+    const clamp = (value, n) => within(Number(value) || 0, n);
 
     /** Makes the state one that there is. */
     function settle() {
@@ -398,21 +403,29 @@
       render();
     }
 
-    /** The map of the chosen head, or of that of the same name in another model; a text where there is none. */
-    function mapOf(model) {
-      const layer = model.layers.find((it) => it.name === layerNow().name);
-      if (!layer) return `${model.name} has no ${layerNow().name}.`;
-      const name = state.h === 'mean' ? null : layerNow().heads[state.h].name;
-      const chosen = layer.heads.filter((head) => name === null || head.name === name);
-      if (chosen.length === 0) return `${model.name} has no ${name} in ${layer.name}.`;
-      return remembered(model, layer, chosen);
+    /** Goes to a token attended to, by the arrows along the line; Escape leaves it. */
+    function pickColumn(key) {
+      if (key === 'Escape') change({ k: null });
+      else if (key in along) change({ k: state.k === null ? state.t : state.k + along[key] });
+      else return false;
+      return true;
     }
 
+    /** The map of the chosen head, or of that of the same name in another model; a text where there is none. */
+    function mapOf(model) {
+      const layer = model === modelNow() ? layerNow() : model.layers.find((it) => it.name === layerNow().name);
+      if (!layer) return `${model.name} has no ${layerNow().name}.`;
+      if (state.h === 'mean') return remembered(model, layer, layer.heads);
+      const { name } = layerNow().heads[state.h];
+      const head = layer === layerNow() ? layer.heads[state.h] : layer.heads.find((it) => it.name === name);
+      return head ? remembered(model, head, [head]) : `${model.name} has no ${name} in ${layer.name}.`;
+    }
+
+    /** The map of heads, made once; the last few are kept under `key`. */
     let memory = new Map();
-    function remembered(model, layer, chosen) {
-      const key = [state.s, state.m, state.l, state.h, model.name].join(' ');
+    function remembered(model, key, heads) {
       if (memory.size > 8) memory = new Map();
-      if (!memory.has(key)) memory.set(key, meanOf(chosen.map((head) => weightsOf(model, head))));
+      if (!memory.has(key)) memory.set(key, meanOf(heads.map((head) => weightsOf(model, head))));
       return mapWith(model, memory.get(key), false);
     }
 
@@ -457,30 +470,39 @@
       note.hidden = layerNow().note === '';
     }
 
-    let drawnHeads = '';
+    let drawn = null;
     function drawHeads() {
-      const key = [state.s, state.m, state.l].join(' ');
-      if (key !== drawnHeads) {
-        heads.fill(layerNow().heads.map((head) => head.name), (i) => {
+      if (drawn !== layerNow()) {
+        drawn = layerNow();
+        heads.fill(drawn.heads.map((head) => head.name));
+        drawn.heads.forEach((head, i) => {
           const canvas = element('canvas', { 'aria-hidden': 'true' });
-          drawMap(canvas, mapWith(modelNow(), weightsOf(modelNow(), layerNow().heads[i]), false), 96);
-          return [canvas];
+          drawMap(canvas, mapWith(modelNow(), weightsOf(modelNow(), head), false), 96);
+          heads.list.children[i].replaceChildren(canvas, head.name);
         });
-        drawnHeads = key;
       }
       heads.choose(state.h === 'mean' ? -1 : state.h);
-      if (state.h === 'mean') heads.list.firstChild.tabIndex = 0;
     }
 
-    /** A sentence on the row that is shown. */
-    function sentence(title, map, row) {
-      const where = `${title}, ${layerNow().name}, ${state.h === 'mean' ? 'mean of heads' : layerNow().heads[state.h].name}`;
+    /** The row and the column to show of a map that may have fewer. */
+    function cellOf({ rows = [], columns = [] }) {
+      return [Math.min(state.t, rows.length - 1), state.k < columns.length ? state.k : null];
+    }
+
+    function sentence(title, map, row, column) {
       if (typeof map === 'string') return `${title}: ${map}`;
-      const token = `token ${row} \u201c${map.rows[row]}\u201d`;
-      const one = (column) => `\u201c${map.columns[column]}\u201d (${column}) ${inWords(map.at(row, column))}`;
-      const top = strongest(map, row, 5).map(one).join(', ') || 'nothing';
-      const cell = state.k === null || state.k >= map.columns.length ? '' : ` Chosen: ${one(state.k)}.`;
-      return `${where}: ${token} ${map.diverging ? 'differs most at' : 'attends most to'} ${top}.${cell}`;
+      const head = state.h === 'mean' ? 'mean of heads' : layerNow().heads[state.h].name;
+      const to = (i) => `\u201c${map.columns[i]}\u201d (${i}) ${inWords(map.at(row, i))}`;
+      const top = strongest(map, row, 5).map(to).join(', ') || 'nothing';
+      const chosen = column === null ? '' : ` Chosen: ${to(column)}.`;
+      const verb = map.diverging ? 'differs most at' : 'attends most to';
+      return `${title}, ${layerNow().name}, ${head}: token ${row} \u201c${map.rows[row]}\u201d ${verb} ${top}.${chosen}`;
+    }
+
+    /** Says it aloud where it is something else than before. */
+    function say(sentences) {
+      if (same(sentences, [...said.children].map((it) => it.textContent))) return;
+      said.replaceChildren(...sentences.map((it) => element('p', {}, it)));
     }
 
     async function render() {
@@ -493,18 +515,15 @@
         return;
       }
       if (mine !== turn) return;
-      const shown = maps();
       drawHeads();
       tokens.fill(modelNow().rows);
       tokens.choose(state.t);
-      panels.forEach((it) => { it.root.hidden = true; });
-      shown.forEach(([title, map], i) => {
-        const row = Math.min(state.t, (map.rows?.length ?? 1) - 1);
-        const column = state.k === null || state.k >= (map.columns?.length ?? 0) ? null : state.k;
-        panels[i].show(title, map, row, column);
+      const shown = maps().map(([title, map]) => [title, map, ...cellOf(map)]);
+      panels.forEach((it, i) => {
+        it.root.hidden = i >= shown.length;
+        if (i < shown.length) it.show(...shown[i]);
       });
-      const lines = shown.map(([title, map]) => sentence(title, map, Math.min(state.t, (map.rows?.length ?? 1) - 1)));
-      said.replaceChildren(...lines.map((line) => element('p', {}, line)));
+      say(shown.map((it) => sentence(...it)));
       root.dataset.ready = 'true';
     }
 
@@ -518,6 +537,7 @@
       element('h3', {}, 'Heads of the layer'),
       heads.list,
       element('h3', {}, 'Attention of a token'),
+      element('p', { className: 'note' }, 'Pick a token in the list or a cell in the map. In the list, up and down go from token to token, left and right through those attended to.'),
       element('div', { className: 'columns' }, tokens.list, element('div', { className: 'panels' }, ...panels.map((it) => it.root))),
       said);
 
@@ -535,6 +555,13 @@
     restore();
   }
 
+  /** The skip link leaves the address to the viewers. */
+  function skip(event) {
+    event.preventDefault();
+    document.getElementById('main').focus();
+  }
+
+  document.querySelector('.skip').addEventListener('click', skip);
   document.querySelectorAll('table').forEach(makeSortable);
   document.querySelectorAll('.viewer').forEach(viewer);
   followTheme();
