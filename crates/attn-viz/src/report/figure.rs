@@ -3,7 +3,7 @@ use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
 use super::Table;
-use super::markup::{escaped, line};
+use super::markup::line;
 use crate::{Error, Picture, Theme};
 
 /// A picture with what it shows in words, and its numbers behind it.
@@ -77,7 +77,7 @@ impl Figure {
             "<img class=\"on-{ground}\"{}{} alt=\"{alt}\" src=\"data:image/svg+xml;base64,{}\">\n",
             size("width", width),
             size("height", height),
-            escaped(&BASE64_STANDARD.encode(svg))
+            BASE64_STANDARD.encode(svg)
         ))
     }
 }

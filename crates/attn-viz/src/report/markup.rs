@@ -16,7 +16,7 @@ pub(super) fn lines(text: &str) -> String {
 }
 
 /// `text` between tags, or between the double quotes of an attribute.
-pub(super) fn escaped(text: &str) -> String {
+fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

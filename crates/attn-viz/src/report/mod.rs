@@ -88,8 +88,8 @@ pub enum Block {
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Colours from the lowest value to the highest that the page is given; a byte tells no more apart.
-const COLORS: usize = 256;
+/// Colours from the lowest value to the highest that the page is given: one for each step of a weight, and one in the middle.
+const COLORS: usize = 255;
 
 impl Report {
     /// Writes it as HTML. Equal reports give equal text.
@@ -118,8 +118,8 @@ impl Report {
         page += "</div>\n<button type=\"button\" id=\"theme\" hidden>Dark colours</button>\n</header>\n";
         page += &self.contents();
         page += "<main id=\"main\" tabindex=\"-1\">\n\
-             <noscript><p class=\"trouble\">Tables cannot be sorted and attention cannot be shown: \
-             scripts are switched off.</p></noscript>\n";
+             <p class=\"trouble\" id=\"no-script\">Tables cannot be sorted and attention cannot be shown: \
+             the script of this page did not run.</p>\n";
         let mut n_tables = 0;
         for (i, section) in self.sections.iter().enumerate() {
             page += &section.html(i, &mut n_tables)?;

@@ -126,7 +126,7 @@
     const [low, high] = map.range;
     const share = high > low ? (value - low) / (high - low) : map.diverging ? 0.5 : 0;
     const table = map.diverging ? colors.diverging[isDark() ? 'dark' : 'light'] : colors.viridis;
-    return rgb(table, Math.round(255 * Math.min(1, Math.max(0, share))));
+    return rgb(table, Math.round(254 * Math.min(1, Math.max(0, share))));
   }
 
   const rgb = (table, i) => [0, 2, 4].map((at) => parseInt(table.slice(6 * i + at, 6 * i + at + 2), 16));
@@ -185,10 +185,10 @@
 
   function drawLegend(canvas, map) {
     const [low, high] = map.range;
-    Object.assign(canvas, { width: 256, height: 1 });
+    Object.assign(canvas, { width: 255, height: 1 });
     const context = canvas.getContext('2d');
-    const image = context.createImageData(256, 1);
-    for (let x = 0; x < 256; x++) image.data.set([...colorOf(low + (high - low) * x / 255, map), 255], 4 * x);
+    const image = context.createImageData(255, 1);
+    for (let x = 0; x < 255; x++) image.data.set([...colorOf(low + (high - low) * x / 254, map), 255], 4 * x);
     context.putImageData(image, 0, 0);
   }
 
@@ -247,14 +247,16 @@
     if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom;
   }
 
+  let named = 0;
+
   function chooser(label, onChoose) {
-    const select = element('select');
+    const select = element('select', { id: `choice-${named++}` });
     select.addEventListener('change', () => onChoose(select.value));
     const fill = (options, chosen) => {
       select.replaceChildren(...options.map(([value, name]) => element('option', { value, textContent: name })));
       select.value = chosen;
     };
-    return { root: element('label', {}, `${label} `, select), fill };
+    return { root: element('span', {}, element('label', { htmlFor: select.id }, label), ' ', select), fill };
   }
 
   // A map with its legend, its list and its words
@@ -565,4 +567,5 @@
   document.querySelectorAll('table').forEach(makeSortable);
   document.querySelectorAll('.viewer').forEach(viewer);
   followTheme();
+  document.getElementById('no-script').remove();
 })();
