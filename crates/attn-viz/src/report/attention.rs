@@ -395,6 +395,7 @@ mod tests {
     }
 
     /// Two models of 12 layers of 12 heads, 128 tokens: random scores, which deflate worse than those of trained heads.
+    /// 1.4 MiB and 4.7 MiB.
     #[test]
     fn two_models_take_less_than_5_mib() {
         for causal in [true, false] {
@@ -402,7 +403,6 @@ mod tests {
                 model(name, 128, (12, 12), |seed| softmax(128, seed + name.len(), causal))
             });
             let n_bytes = viewer(models.into()).html().unwrap().len();
-            println!("causal {causal}: {:.2} MiB", n_bytes as f64 / 1048576.);
             assert!(n_bytes < 5 << 20, "causal {causal}: {n_bytes} bytes");
         }
     }

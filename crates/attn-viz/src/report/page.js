@@ -1,7 +1,12 @@
 (() => {
   'use strict';
 
-  const colors = JSON.parse(document.getElementById('colors').textContent);
+  /** Red, green and blue of each colour in a text of six digits a colour. */
+  const table = (text) => text.match(/.{6}/g).map((it) => [0, 2, 4].map((at) => parseInt(it.slice(at, at + 2), 16)));
+  const digits = JSON.parse(document.getElementById('colors').textContent);
+  const missing = table(digits.missing)[0];
+  const viridis = table(digits.viridis);
+  const diverging = { light: table(digits.diverging.light), dark: table(digits.diverging.dark) };
   const redrawn = []; // what depends on the theme
 
   /** An element with properties, attributes where a name has a dash or no property, and children. */
@@ -120,16 +125,15 @@
     return low <= high ? [low, high] : [0, 1];
   }
 
-  /** Red, green and blue of a value in a map. */
-  function colorOf(value, map) {
-    if (Number.isNaN(value)) return rgb(colors.missing, 0);
-    const [low, high] = map.range;
-    const share = high > low ? (value - low) / (high - low) : map.diverging ? 0.5 : 0;
-    const table = map.diverging ? colors.diverging[isDark() ? 'dark' : 'light'] : colors.viridis;
-    return rgb(table, Math.round(254 * Math.min(1, Math.max(0, share))));
-  }
+  /** The colours of a map on the ground as it is. */
+  const colorsOf = (map) => (map.diverging ? diverging[isDark() ? 'dark' : 'light'] : viridis);
 
-  const rgb = (table, i) => [0, 2, 4].map((at) => parseInt(table.slice(6 * i + at, 6 * i + at + 2), 16));
+  /** Red, green and blue of a value in a map. */
+  function colorOf(value, { range: [low, high] }, colors) {
+    if (Number.isNaN(value)) return missing;
+    const share = high > low ? (value - low) / (high - low) : 0;
+    return colors[Math.round((colors.length - 1) * Math.min(1, Math.max(0, share)))];
+  }
 
   /** Black or white, whichever stands out more: at least 4.5 to 1 on any colour. */
   function inkOn(color) {
@@ -174,21 +178,28 @@
     Object.assign(canvas, { width, height });
     const context = canvas.getContext('2d');
     const image = context.createImageData(width, height);
+    const colors = colorsOf(map);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
         const value = most(map, cells(y, height, rows), cells(x, width, columns));
-        image.data.set([...colorOf(value, map), 255], 4 * (y * width + x));
+        paint(image, y * width + x, colorOf(value, map, colors));
       }
     }
     context.putImageData(image, 0, 0);
   }
 
+  function paint(image, pixel, color) {
+    image.data.set(color, 4 * pixel);
+    image.data[4 * pixel + 3] = 255;
+  }
+
+  /** All colours of a map in a line. */
   function drawLegend(canvas, map) {
-    const [low, high] = map.range;
-    Object.assign(canvas, { width: 255, height: 1 });
+    const colors = colorsOf(map);
+    Object.assign(canvas, { width: colors.length, height: 1 });
     const context = canvas.getContext('2d');
-    const image = context.createImageData(255, 1);
-    for (let x = 0; x < 255; x++) image.data.set([...colorOf(low + (high - low) * x / 254, map), 255], 4 * x);
+    const image = context.createImageData(colors.length, 1);
+    colors.forEach((color, x) => paint(image, x, color));
     context.putImageData(image, 0, 0);
   }
 
@@ -299,9 +310,10 @@
     }
 
     function listed(map, row, column) {
+      const colors = colorsOf(map);
       const item = (token, i) => {
         const value = map.at(row, i);
-        const color = colorOf(value, map);
+        const color = colorOf(value, map, colors);
         const made = element('li', { className: i === column ? 'cell chosen' : 'cell' },
           element('span', { className: 'token' }, token), ' ', element('span', { className: 'weight' }, inWords(value)));
         made.style.background = `rgb(${color})`;

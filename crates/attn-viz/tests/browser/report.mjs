@@ -21,7 +21,9 @@ function onPath(...names) {
   });
 }
 
-const browser = await chromium.launch({ executablePath: onPath('chromium', 'chromium-browser', 'google-chrome') });
+const executablePath = onPath('chromium', 'chromium-browser', 'google-chrome');
+assert(executablePath, 'there is no Chromium on the PATH');
+const browser = await chromium.launch({ executablePath });
 const noise = [];
 
 /** A page with the report, on which every message, error and request is noted. */
@@ -478,11 +480,12 @@ const checks = {
 let failed = 0;
 for (const [name, check] of Object.entries(checks)) {
   noise.length = 0;
+  const start = performance.now();
   try {
     const page = await check();
     await page?.context().close();
     assert.deepEqual(noise, []);
-    console.log(`ok      ${name}`);
+    console.log(`ok      ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`);
   } catch (error) {
     failed += 1;
     console.log(`FAILED  ${name}\n${error.stack}\n`);
