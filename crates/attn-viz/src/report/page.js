@@ -349,7 +349,8 @@
 
   // The state of a viewer in the address: #s=0&m=0&l=3&h=5&t=7
 
-  const keys = ['s', 'm', 'c', 'l', 'h', 't', 'k'];
+  const keys = ['s', 'm', 'c', 'l', 'h', 't', 'k', 'r'];
+  const first = { s: 0, m: 0, c: null, l: 0, h: 0, t: null, k: null, r: null };
 
   /** The keys of viewers behind the first end in their number. */
   function readState(number) {
@@ -376,7 +377,7 @@
   function viewer(root, number) {
     const { samples } = JSON.parse(root.querySelector('script').textContent);
     const stage = root.querySelector('.stage');
-    let state = { s: 0, m: 0, c: null, l: 0, h: 0, t: null, k: null };
+    let state = first;
     let turn = 0;
 
     const sampleChooser = chooser('Sample', (value) => change({ s: Number(value), t: null, k: null }));
@@ -384,6 +385,7 @@
     const otherChooser = chooser('Compare with', (value) => change({ c: value === '' ? null : Number(value) }));
     const layerChooser = chooser('Layer', (value) => change({ l: Number(value) }));
     const headChooser = chooser('Head', (value) => change({ h: value === 'mean' ? value : Number(value) }));
+    const rangeChooser = chooser('Colours span', (value) => change({ r: value === '' ? null : 1 }));
     const note = element('p', { className: 'note' });
     const heads = picker('All heads of the layer', { ...along, ...across, ...jumps }, (h) => change({ h }));
     heads.list.classList.add('heads');
@@ -391,7 +393,7 @@
     tokens.list.classList.add('rows');
     const panels = [0, 1, 2].map(() => panel((t, k) => change({ t, k }), (t) => change({ t })));
     const said = element('div', { className: 'said', 'aria-live': 'polite' });
-    const choosers = [sampleChooser, modelChooser, otherChooser, layerChooser, headChooser];
+    const choosers = [sampleChooser, modelChooser, otherChooser, layerChooser, headChooser, rangeChooser];
 
     const sampleNow = () => samples[state.s];
     const modelNow = () => sampleNow().models[state.m];
@@ -400,6 +402,7 @@
 
     /** Makes the state one that there is. */
     function settle() {
+      state = { ...state };
       state.s = clamp(state.s, samples.length);
       state.m = clamp(state.m, sampleNow().models.length);
       if (!(state.c in sampleNow().models) || state.c === state.m) state.c = null;
@@ -407,6 +410,7 @@
       if (state.h !== 'mean') state.h = clamp(state.h, layerNow().heads.length);
       const { rows, columns } = modelNow();
       state.t = state.t === null ? rows.length - 1 : clamp(state.t, rows.length);
+      if (state.r !== 1) state.r = null;
       if (state.k !== null) state.k = clamp(state.k, (columns ?? rows).length);
     }
 
@@ -429,19 +433,22 @@
     function mapOf(model) {
       const layer = model === modelNow() ? layerNow() : model.layers.find((it) => it.name === layerNow().name);
       if (!layer) return `${model.name} has no ${layerNow().name}.`;
-      if (state.h === 'mean') return remembered(model, layer, layer.heads);
+      if (state.h === 'mean') return mapOfHeads(model, layer, layer.heads);
       const { name } = layerNow().heads[state.h];
       const head = layer === layerNow() ? layer.heads[state.h] : layer.heads.find((it) => it.name === name);
-      return head ? remembered(model, head, [head]) : `${model.name} has no ${name} in ${layer.name}.`;
+      return head ? mapOfHeads(model, head, [head]) : `${model.name} has no ${name} in ${layer.name}.`;
     }
 
-    /** The map of heads, made once; the last few are kept under `key`. */
     let memory = new Map();
-    function remembered(model, key, heads) {
+    /** What `make` gives, made once; the last few are kept. */
+    function kept(key, make) {
       if (memory.size > 8) memory = new Map();
-      if (!memory.has(key)) memory.set(key, meanOf(heads.map((head) => weightsOf(model, head))));
-      return mapWith(model, memory.get(key), false);
+      if (!memory.has(key)) memory.set(key, make());
+      return memory.get(key);
     }
+
+    const mapOfHeads = (model, key, heads) =>
+      kept(key, () => mapWith(model, meanOf(heads.map((head) => weightsOf(model, head))), false));
 
     function mapWith({ rows, columns }, values, diverging) {
       const at = (row, column) => values[row * columns.length + column];
@@ -453,22 +460,30 @@
       if (!same(one.rows, other.rows) || !same(one.columns, other.columns)) {
         return 'The tokens of the two models differ: there is no difference to show.';
       }
-      const map = mapWith(one, other.values.map((value, i) => value - one.values[i]), true);
-      const end = Math.max(...map.range.map(Math.abs)) || 1;
-      return { ...map, range: [-end, end] };
+      const key = `${[state.s, state.m, state.c, state.l, state.h]}`;
+      return kept(key, () => mapWith(one, other.values.map((value, i) => value - one.values[i]), true));
     }
 
     /** Titles and maps from left to right. */
     function maps() {
       const one = mapOf(modelNow());
-      if (state.c === null) return [[modelNow().name, one]];
+      if (state.c === null) return withRange([[modelNow().name, one]]);
       const model = sampleNow().models[state.c];
       const other = mapOf(model);
-      const apart = difference(one, other);
-      const both = [one, other].filter((map) => typeof map !== 'string');
-      const range = rangeOf(both.flatMap((map) => map.range));
-      both.forEach((map) => { map.range = range; });
-      return [[modelNow().name, one], [model.name, other], [`${model.name} \u2212 ${modelNow().name}`, apart]];
+      const title = `${model.name} \u2212 ${modelNow().name}`;
+      return [...withRange([[modelNow().name, one], [model.name, other]]), ...withRange([[title, difference(one, other)]])];
+    }
+
+    /** Gives maps one range of colours: of all their values, or of those of the chosen token. */
+    function withRange(titled) {
+      const seen = titled.map(([, map]) => map).filter((map) => typeof map !== 'string');
+      const ofToken = (map) => rangeOf(map.columns.map((_, column) => map.at(cellOf(map)[0], column)));
+      let range = rangeOf(seen.flatMap((map) => (state.r === 1 ? ofToken(map) : map.range)));
+      if (seen[0]?.diverging) {
+        const end = Math.max(...range.map(Math.abs)) || 1;
+        range = [-end, end];
+      }
+      return titled.map(([title, map]) => [title, typeof map === 'string' ? map : { ...map, range }]);
     }
 
     function controls() {
@@ -480,6 +495,7 @@
       otherChooser.root.hidden = models.length < 2;
       layerChooser.fill(numbered(modelNow().layers), state.l);
       headChooser.fill([...numbered(layerNow().heads), ['mean', 'mean of heads']], state.h);
+      rangeChooser.fill([['', 'the map'], [1, 'the token']], state.r ?? '');
       note.textContent = layerNow().note;
       note.hidden = layerNow().note === '';
     }
@@ -558,7 +574,7 @@
     const restore = () => {
       const given = readState(number);
       if (Object.keys(given).length === 0) return;
-      state = { s: 0, m: 0, c: null, l: 0, h: 0, t: null, k: null, ...given };
+      state = { ...first, ...given };
       settle();
       render();
     };

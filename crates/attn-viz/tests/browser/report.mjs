@@ -320,6 +320,22 @@ const checks = {
     return page;
   },
 
+  async 'colours span the map or the token'() {
+    const page = await open({ hash: '#s=0&m=0&l=1&h=1&t=7' });
+    const ends = () => viewer(page).locator('.panel').first().locator('.legend span').allTextContents();
+    assert.deepEqual((await ends()).map(Number), [0, 1]);
+    await select(page, 'Colours span').selectOption('the token');
+    await settled(page);
+    const list = await listed(page);
+    const weights = list.map((it) => it.weight);
+    assert.deepEqual((await ends()).map(Number), [Math.min(...weights), Math.max(...weights)]);
+    const largest = weights.indexOf(Math.max(...weights));
+    assert.equal(list[largest].color, 'rgb(253, 231, 37)');
+    assert.equal(list[largest].color, await pixel(page, 0, 7, largest));
+    assert.equal(state(page).r, '1');
+    return page;
+  },
+
   async 'zero is in the middle of the colours of a difference'() {
     const page = await open({ hash: '#s=0&m=0&c=1&l=0&h=0&t=5' });
     const ends = await viewer(page).locator('.panel').nth(2).locator('.legend span').allTextContents();
