@@ -157,6 +157,9 @@ mod tests {
     fn a_picture_is_told_in_its_own_words() {
         let figure = Figure::draw("bars", chart).unwrap();
         let html = figure.html(&mut 0).unwrap();
+        let [light, dark] = [&figure.light, &figure.dark].map(|svg| BASE64_STANDARD.encode(svg));
+        let (before, after) = html.split_once("class=\"on-dark\"").unwrap();
+        assert!(light != dark && before.contains(&light) && after.contains(&dark));
         assert_eq!(html.matches("alt=\"A &lt; B &amp; &quot;C&quot;").count(), 2, "{html}");
         assert!(html.contains("class=\"on-light\" width=\"1200\" height=\"720\""), "{html}");
     }

@@ -230,21 +230,25 @@
       if (!event.ctrlKey && !event.metaKey && !event.altKey && step(event.key)) event.preventDefault();
     });
     let filled = [];
+    let marked = [];
     function fill(names) {
       if (same(names, filled)) return;
       const focused = list.contains(document.activeElement);
-      list.replaceChildren(...names.map((name) => element('div', { role: 'option', tabIndex: -1 }, name)));
+      list.replaceChildren(...names.map((name) => element('div', { role: 'option', tabIndex: -1, 'aria-selected': 'false' }, name)));
       if (focused) list.firstChild.focus({ preventScroll: true });
-      filled = names;
+      [filled, marked] = [names, []];
     }
     /** Marks an option; of none, the first is where the tab key stops. */
     function choose(index) {
       const focused = list.contains(document.activeElement);
-      options().forEach((option, i) => {
-        option.setAttribute('aria-selected', i === index);
-        option.tabIndex = i === Math.max(0, index) ? 0 : -1;
-      });
-      const chosen = options()[index];
+      for (const option of marked) {
+        option.setAttribute('aria-selected', 'false');
+        option.tabIndex = -1;
+      }
+      const [chosen, stop] = [list.children[index], list.children[Math.max(0, index)]];
+      chosen?.setAttribute('aria-selected', 'true');
+      stop.tabIndex = 0;
+      marked = [stop];
       if (focused) chosen?.focus({ preventScroll: true });
       if (chosen) reveal(list, chosen);
     }
@@ -279,7 +283,7 @@
     const ends = [element('span'), element('span')];
     const heading = element('h4');
     const trouble = element('p', { className: 'trouble', hidden: true });
-    const list = element('ol', { className: 'tokens' });
+    const list = element('ol', { className: 'tokens', tabIndex: 0 });
     const body = element('div', {},
       element('div', { className: 'frame' }, canvas, ...marks),
       element('div', { className: 'legend' }, ends[0], legend, ends[1]),
@@ -309,19 +313,25 @@
       place(marks[1], column, map.columns.length, 'left', 'width');
     }
 
-    function listed(map, row, column) {
+    function item(token) {
+      return element('li', { className: 'cell' },
+        element('span', { className: 'token' }, token), ' ', element('span', { className: 'weight' }));
+    }
+
+    function listed(title, map, row, column) {
+      if (!same(map.columns, shown.map?.columns ?? [])) list.replaceChildren(...map.columns.map(item));
       const colors = colorsOf(map);
-      const item = (token, i) => {
+      [...list.children].forEach((it, i) => {
         const value = map.at(row, i);
         const color = colorOf(value, map, colors);
-        const made = element('li', { className: i === column ? 'cell chosen' : 'cell' },
-          element('span', { className: 'token' }, token), ' ', element('span', { className: 'weight' }, inWords(value)));
-        made.style.background = `rgb(${color})`;
-        made.style.color = inkOn(color);
-        return made;
-      };
-      list.replaceChildren(...map.columns.map(item));
+        it.lastChild.textContent = inWords(value);
+        it.style.background = `rgb(${color})`;
+        it.style.color = inkOn(color);
+        it.classList.toggle('chosen', i === column);
+      });
       list.classList.toggle('picks', same(map.rows, map.columns));
+      list.setAttribute('aria-label', `${title}: weights of the token`);
+      if (column !== null) reveal(list, list.children[column]);
     }
 
     /** Shows a map, or in its place why there is none. */
@@ -340,9 +350,9 @@
         canvas.setAttribute('aria-label', `${title}: weights of ${map.rows.length} by ${map.columns.length} tokens`);
         legend.setAttribute('aria-label', `colours from ${map.range.map(inWords).join(' to ')}`);
       }
-      shown = { map, look };
       mark(row, column, map);
-      listed(map, row, column);
+      listed(title, map, row, column);
+      shown = { map, look };
     }
     return { root, show };
   }
@@ -440,6 +450,7 @@
     }
 
     let memory = new Map();
+
     /** What `make` gives, made once; the last few are kept. */
     function kept(key, make) {
       if (memory.size > 8) memory = new Map();

@@ -151,7 +151,9 @@ function faults() {
   for (const it of all('[tabindex]')) expect(it.tabIndex <= 0, 'a tab index above 0');
   expect(all('[aria-live="polite"]').length === all('.viewer').length, 'a viewer says nothing');
   for (const it of all('*')) {
-    const scrolls = ['auto', 'scroll'].includes(getComputedStyle(it).overflowX) && it.scrollWidth > it.clientWidth + 1;
+    const style = getComputedStyle(it);
+    const scrolls = (['auto', 'scroll'].includes(style.overflowX) && it.scrollWidth > it.clientWidth + 1)
+      || (['auto', 'scroll'].includes(style.overflowY) && it.scrollHeight > it.clientHeight + 1);
     expect(!scrolls || it.tabIndex === 0 || it.querySelector('[tabindex="0"]'), `the keyboard cannot scroll ${it.className}`);
   }
   return found;
