@@ -20,23 +20,25 @@
     return made;
   }
 
-  // The theme: the reader's system says, unless the button was used.
+  // The theme: the reader's system says, unless the button was used. Paper is light.
 
   const prefersDark = matchMedia('(prefers-color-scheme: dark)');
-  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? 'dark' : 'light')) === 'dark';
+  const paper = matchMedia('print');
+  const isDarkOnScreen = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? 'dark' : 'light')) === 'dark';
+  const isDark = () => isDarkOnScreen() && !paper.matches;
 
   function followTheme() {
     const button = document.getElementById('theme');
     const changed = () => {
-      button.textContent = isDark() ? 'Light colours' : 'Dark colours';
+      button.textContent = isDarkOnScreen() ? 'Light colours' : 'Dark colours';
       redrawn.forEach((draw) => draw());
     };
     button.hidden = false;
     button.addEventListener('click', () => {
-      document.documentElement.dataset.theme = isDark() ? 'light' : 'dark';
+      document.documentElement.dataset.theme = isDarkOnScreen() ? 'light' : 'dark';
       changed();
     });
-    prefersDark.addEventListener('change', changed);
+    for (const query of [prefersDark, paper]) query.addEventListener('change', changed);
     changed();
   }
 
@@ -578,7 +580,7 @@
       element('h3', {}, 'Heads of the layer'),
       heads.list,
       element('h3', {}, 'Attention of a token'),
-      element('p', { className: 'note' }, 'Pick a token in the list or a cell in the map. In the list, up and down go from token to token, left and right through those attended to.'),
+      element('p', { className: 'note hint' }, 'Pick a token in the list or a cell in the map. In the list, up and down go from token to token, left and right through those attended to.'),
       element('div', { className: 'columns' }, tokens.list, element('div', { className: 'panels' }, ...panels.map((it) => it.root))),
       said);
 

@@ -450,6 +450,8 @@ const checks = {
     await page.emulateMedia({ media: 'print' });
     assert.equal(await seen(), 'on-light', 'paper is light');
     assert.equal(await page.locator('nav').isVisible(), false);
+    await settled(page);
+    assert.equal(await zero(), 'rgb(247, 247, 247)');
     return page;
   },
 
