@@ -1,6 +1,7 @@
 //! Times a heat map of many tokens: `cargo run -p attn-viz --example large N OUT.png`. Prints seconds and, on Linux, the most memory.
 
 use std::error::Error;
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,10 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let start = Instant::now();
     map.save(Path::new(&out))?;
-    println!("{:.3} s", start.elapsed().as_secs_f64());
+    let mut out = std::io::stdout();
+    writeln!(out, "{:.3} s", start.elapsed().as_secs_f64())?;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for line in status.lines().filter(|line| line.starts_with("VmHWM")) {
-        println!("{line}");
+        writeln!(out, "{line}")?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a picture could not be drawn or written.
+/// Why a picture or a report could not be made or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -96,6 +96,41 @@ pub enum Error {
         height: u32,
     },
 
+    /// A row of a table that does not fit its columns.
+    #[error("{place} has {n_cells} cells, expected {n_columns}, one for each column")]
+    Row {
+        /// The row and the table.
+        place: String,
+        /// Columns named.
+        n_columns: usize,
+        /// Cells of the row.
+        n_cells: usize,
+    },
+
+    /// Attention weights that are not one for each pair of tokens.
+    #[error(
+        "{place} has {n_weights} weights, expected {n_rows} x {n_columns}, one for each row and column"
+    )]
+    Weights {
+        /// The sample, the model, the layer and the head.
+        place: String,
+        /// Tokens that attend.
+        n_rows: usize,
+        /// Tokens that are attended to.
+        n_columns: usize,
+        /// Weights given.
+        n_weights: usize,
+    },
+
+    /// A picture in a report that is something else.
+    #[error("the {place} is no SVG: {message}")]
+    Svg {
+        /// The figure, and for which ground.
+        place: String,
+        /// What is wrong with it.
+        message: String,
+    },
+
     /// The drawing library refused an operation.
     #[error("cannot draw: {message}")]
     Draw {
@@ -123,7 +158,7 @@ pub enum Error {
     /// The file could not be written.
     #[error("cannot write `{}`", path.display())]
     Write {
-        /// The picture's path.
+        /// The path of the picture or the report.
         path: PathBuf,
         /// The system's reason.
         #[source]

@@ -2,7 +2,8 @@
 //!
 //! A kind of picture is one file and one struct with public fields that implements [`Picture`]. What the kinds share
 //! (colours, fonts, axes, ticks) lies in the private modules beside them. Fonts are built in, so that a picture of pixels comes
-//! out the same on every machine. This crate does not link LibTorch.
+//! out the same on every machine. [`report`] puts pictures, tables and attention weights into one HTML page. This crate does not
+//! link LibTorch.
 //!
 //! ```
 //! use attn_viz::{LineChart, Picture, Series};
@@ -31,6 +32,7 @@ mod panels;
 mod picture;
 mod power;
 mod raster;
+pub mod report;
 mod scale;
 mod shades;
 mod terminal;

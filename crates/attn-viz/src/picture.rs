@@ -110,8 +110,8 @@ pub(crate) fn encode(image: &RgbImage) -> image::ImageResult<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes beside `path` and renames, so that no reader sees half a picture.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes beside `path` and renames, so that no reader sees half a file.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let scratch = scratch_beside(path)?;
     let written = File::create(&scratch).and_then(|file| {
         let mut file = BufWriter::new(file);
