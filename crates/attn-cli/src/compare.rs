@@ -55,7 +55,11 @@ pub(crate) const MEASURES: [Measure; 8] = [
     },
     Measure {
         name: "kl",
-        paths: &["stages.last.after.kl_nats_per_token", "divergence.kl_nats_per_token", "measured.kl_nats_per_token"],
+        paths: &[
+            "stages.last.after.kl_nats_per_token",
+            "divergence.kl_nats_per_token",
+            "measured.kl_nats_per_token",
+        ],
         interval: "kl_interval_95",
         factor: 1.0,
         unit: "nats a token",
@@ -84,7 +88,11 @@ pub(crate) const MEASURES: [Measure; 8] = [
     },
     Measure {
         name: "loss_untouched",
-        paths: &["at_swap.baseline.loss_nats_per_token", "before.loss_nats_per_token", "before.loss"],
+        paths: &[
+            "at_swap.baseline.loss_nats_per_token",
+            "before.loss_nats_per_token",
+            "before.loss",
+        ],
         interval: "loss_interval_95",
         factor: 1.0,
         unit: "nats",
@@ -136,7 +144,7 @@ impl Measure {
     }
 
     pub(crate) fn heading(&self) -> String {
-        let name = self.name.replace('_', " ");
+        let name = self.name.replace('_', " ").replace("kl", "KL");
         if self.unit.is_empty() { name } else { format!("{name} ({})", self.unit) }
     }
 
@@ -248,7 +256,10 @@ pub(crate) fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
 fn read(path: &Path) -> Result<Read> {
     let file: PathBuf = if path.is_dir() { path.join(SUMMARY_FILE) } else { path.to_owned() };
     let text = std::fs::read_to_string(&file).with_context(|| {
-        format!("cannot read `{}`\nhint: a run that has ended has a `{SUMMARY_FILE}`", file.display())
+        format!(
+            "cannot read `{}`\nhint: a run that has ended has a `{SUMMARY_FILE}`",
+            file.display()
+        )
     })?;
     let summary: Value =
         serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", file.display()))?;
@@ -312,12 +323,16 @@ impl Table {
                     let interval = found.get("interval_95").and_then(|it| {
                         Some(Interval { low: it["low"].as_f64()?, high: it["high"].as_f64()? })
                     });
-                    Found { value: found["value"].as_f64().unwrap_or(f64::NAN), interval_95: interval }
+                    Found {
+                        value: found["value"].as_f64().unwrap_or(f64::NAN),
+                        interval_95: interval,
+                    }
                 });
                 row.push(found.map_or(String::new(), |found| measure.show(found)));
             }
             let against = run.against_first.as_ref();
-            let difference = against.and_then(|it| Some((it.difference?, it.difference_interval_95?)));
+            let difference =
+                against.and_then(|it| Some((it.difference?, it.difference_interval_95?)));
             row.push(difference.map_or(String::new(), |(value, Interval { low, high })| {
                 format!("{value:+.1} ({low:+.1} to {high:+.1})")
             }));
@@ -383,7 +398,8 @@ impl Table {
             let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
             format!("{} \\\\\n", cells.join(" & "))
         };
-        let mut text = format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len() - 1));
+        let mut text =
+            format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len() - 1));
         text += &line(&self.columns);
         text += "\\midrule\n";
         self.rows.iter().for_each(|row| text += &line(row));

@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{PlotArgs, ThemeChoice},
+    haystack::short_name,
     plots::short,
     run_dir::{SUMMARY_FILE, write_json},
 };
@@ -378,6 +379,13 @@ fn table(text: &str, path: &Path) -> Result<Value> {
         rows.push(record.iter().map(str::to_owned).collect::<Vec<_>>());
     }
     Ok(json!({ "columns": columns, "rows": rows }))
+}
+
+/// What a model or file is called in a picture: the last part of its path that is no `model`.
+pub(crate) fn called(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
+    let parent = path.strip_suffix("/model").filter(|it| !it.is_empty()).unwrap_or(path);
+    short_name(parent)
 }
 
 /// A layer x head map: a row a layer, a column a head, nothing where a head was removed.

@@ -31,10 +31,36 @@ const NAME: usize = 80;
 
 /// What is told of a run or result beside its figures, where it has it.
 const FACTS: [&str; 30] = [
-    "model", "base_model", "teacher", "after", "model_type", "task", "source", "split", "method", "replace", "scope", "form",
-    "kv_heads_before", "kv_heads_after", "cache_bytes_per_token_before", "cache_bytes_per_token_after", "n_rows", "n_train",
-    "n_report", "max_len", "seed", "seeds", "majority_accuracy", "n_parameters", "n_trained", "device", "dtype", "libtorch",
-    "attn", "elapsed_s",
+    "model",
+    "base_model",
+    "teacher",
+    "after",
+    "model_type",
+    "task",
+    "source",
+    "split",
+    "method",
+    "replace",
+    "scope",
+    "form",
+    "kv_heads_before",
+    "kv_heads_after",
+    "cache_bytes_per_token_before",
+    "cache_bytes_per_token_after",
+    "n_rows",
+    "n_train",
+    "n_report",
+    "max_len",
+    "seed",
+    "seeds",
+    "majority_accuracy",
+    "n_parameters",
+    "n_trained",
+    "device",
+    "dtype",
+    "libtorch",
+    "attn",
+    "elapsed_s",
 ];
 
 /// What is told of where a run took place.
@@ -55,7 +81,10 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
         "`--out` is `{}`, expected a name that ends in .html",
         args.out.display()
     );
-    let all: Vec<Read> = args.results.iter().map(|path| read(path)).collect::<Result<_>>()?;
+    let mut all: Vec<Read> = args.results.iter().map(|path| read(path)).collect::<Result<_>>()?;
+    for (one, name) in all.iter_mut().zip(names(&args.results)) {
+        one.name = name;
+    }
     let mut sections = Vec::new();
     if let Some(table) = overview(&all) {
         let words = "Each run or result with its figures, 95 % intervals in brackets; the model as it was stands beside what became of it. \
@@ -91,18 +120,42 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
 fn read(path: &Path) -> Result<Read> {
     let file = if path.is_dir() { path.join(SUMMARY_FILE) } else { path.to_owned() };
     let text = fs::read_to_string(&file).with_context(|| {
-        format!("cannot read `{}`\nhint: name the folder of a run that has ended, or a result file", file.display())
+        format!(
+            "cannot read `{}`\nhint: name the folder of a run that has ended, or a result file",
+            file.display()
+        )
     })?;
     let summary = match file.extension().is_some_and(|it| it == "csv") {
         true => Value::Null,
-        false => serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", file.display()))?,
+        false => serde_json::from_str(&text)
+            .with_context(|| format!("`{}` is not JSON", file.display()))?,
     };
-    let name = path.file_name().map_or_else(|| path.display().to_string(), |it| it.to_string_lossy().into());
-    Ok(Read { name, path: path.to_owned(), summary })
+    Ok(Read { name: String::new(), path: path.to_owned(), summary })
+}
+
+/// The end of each path that tells it from the others, and says something.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let end = |path: &Path, n: usize| -> String {
+        let parts: Vec<String> =
+            path.components().map(|it| it.as_os_str().to_string_lossy().into_owned()).collect();
+        parts[parts.len().saturating_sub(n)..].join("/")
+    };
+    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
+    let name = |path: &PathBuf| {
+        let fits = |n: &usize| {
+            let name = end(path, *n);
+            let n_alike = paths.iter().filter(|other| end(other, *n) == name).count();
+            n_alike == 1 && name.chars().any(char::is_alphabetic)
+        };
+        end(path, (1..=longest).find(fits).unwrap_or(longest))
+    };
+    paths.iter().map(name).collect()
 }
 
 /// A line a run with the figures that any of them has.
 fn overview(all: &[Read]) -> Option<Table> {
+    let has_any = |one: &&Read| MEASURES.iter().any(|it| it.find(&one.summary).is_some());
+    let all: Vec<&Read> = all.iter().filter(has_any).collect();
     let measures: Vec<_> = MEASURES
         .iter()
         .filter(|measure| all.iter().any(|one| measure.find(&one.summary).is_some()))
@@ -110,10 +163,12 @@ fn overview(all: &[Read]) -> Option<Table> {
     if measures.is_empty() {
         return None;
     }
-    let mut columns = vec![Column::text("result"), Column::text("model"), Column::text("attention")];
+    let mut columns =
+        vec![Column::text("result"), Column::text("model"), Column::text("attention")];
     columns.extend(measures.iter().map(|measure| Column::number(measure.heading())));
-    let row = |one: &Read| {
-        let model = ["model", "base_model"].iter().find_map(|key| one.summary.get(*key)?.as_str());
+    let row = |one: &&Read| {
+        let model =
+            ["model", "base_model", "name"].iter().find_map(|key| one.summary.get(*key)?.as_str());
         let mut cells = vec![
             Cell::text(&one.name),
             Cell::text(model.unwrap_or_default()),
@@ -125,17 +180,14 @@ fn overview(all: &[Read]) -> Option<Table> {
         }));
         cells
     };
-    Some(Table {
-        caption: "Runs and results".into(),
-        columns,
-        rows: all.iter().map(row).collect(),
-    })
+    Some(Table { caption: "Runs and results".into(), columns, rows: all.iter().map(row).collect() })
 }
 
 /// The attention kinds of a model, once where all layers have one.
 fn attention(summary: &Value) -> Option<String> {
     let layers = summary.get("attention")?.as_array()?;
-    let mut kinds: Vec<String> = layers.iter().filter_map(|it| Some(it.get("kind")?.as_str()?.to_owned())).collect();
+    let mut kinds: Vec<String> =
+        layers.iter().filter_map(|it| Some(it.get("kind")?.as_str()?.to_owned())).collect();
     kinds.dedup();
     Some(kinds.join(", "))
 }
@@ -146,7 +198,9 @@ fn section(one: &Read) -> Result<Section> {
     if !facts.is_empty() {
         blocks.push(Block::Facts(facts));
     }
-    for drawn in pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))? {
+    for drawn in
+        pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?
+    {
         let svg = |theme| drawn.figure.on(theme).svg();
         blocks.push(Block::Figure(Shown {
             light: svg(attn_viz::Theme::Light)?,
@@ -243,8 +297,12 @@ fn data(figure: &Figure) -> Option<Table> {
             if panels.maps.iter().any(|map| map.columns != first.columns) {
                 return None;
             }
-            let columns = [vec![Column::text("map"), Column::text(heading(first))], numbers(&first.columns)];
-            (columns.concat(), panels.maps.iter().flat_map(|map| of_map(map, Some(&map.title))).collect())
+            let columns =
+                [vec![Column::text("map"), Column::text(heading(first))], numbers(&first.columns)];
+            (
+                columns.concat(),
+                panels.maps.iter().flat_map(|map| of_map(map, Some(&map.title))).collect(),
+            )
         }
         Figure::Lines(chart) => {
             let mut rows = Vec::new();
@@ -252,7 +310,13 @@ fn data(figure: &Figure) -> Option<Table> {
                 for (i, (x, y)) in series.points.iter().enumerate() {
                     let band = series.band.as_ref().map_or((f64::NAN, f64::NAN), |band| band[i]);
                     let name = if series.name.is_empty() { "raw" } else { &series.name };
-                    rows.push(vec![Cell::text(name), number(*x), number(*y), number(band.0), number(band.1)]);
+                    rows.push(vec![
+                        Cell::text(name),
+                        number(*x),
+                        number(*y),
+                        number(band.0),
+                        number(band.1),
+                    ]);
                 }
             }
             let columns = [chart.x_label.as_str(), chart.y_label.as_str(), "low", "high"];
@@ -269,13 +333,19 @@ fn data(figure: &Figure) -> Option<Table> {
         Figure::Histogram(chart) => {
             let mut rows = Vec::new();
             for set in &chart.sets {
-                rows.extend(set.values.iter().map(|&value| vec![Cell::text(&set.name), number(value)]));
+                rows.extend(
+                    set.values.iter().map(|&value| vec![Cell::text(&set.name), number(value)]),
+                );
             }
             (vec![Column::text("set"), Column::number(&chart.x_label)], rows)
         }
     };
     let n_cells = columns.len() * rows.len();
-    (n_cells > 0 && n_cells <= MOST_CELLS).then(|| Table { caption: caption(figure), columns, rows })
+    (n_cells > 0 && n_cells <= MOST_CELLS).then(|| Table {
+        caption: caption(figure),
+        columns,
+        rows,
+    })
 }
 
 /// What rows and columns of a map are.
@@ -291,8 +361,9 @@ fn heading(map: &HeatMap) -> String {
 fn samples(all: &[Read]) -> Result<Vec<Sample>> {
     let mut samples: Vec<(Vec<String>, String, Sample)> = Vec::new();
     for one in all.iter().filter(|one| one.summary["layers"][0].get("weights").is_some()) {
-        let file: Attention = serde_json::from_value(one.summary.clone())
-            .with_context(|| format!("`{}` is damaged, or of another version", one.path.display()))?;
+        let file: Attention = serde_json::from_value(one.summary.clone()).with_context(|| {
+            format!("`{}` is damaged, or of another version", one.path.display())
+        })?;
         let Some(first) = file.layers.first() else { continue };
         let layer = |layer: &crate::plot::attention::OfLayer| Layer {
             name: format!("layer {}", layer.layer),
@@ -301,7 +372,11 @@ fn samples(all: &[Read]) -> Result<Vec<Sample>> {
                 .iter()
                 .zip(&layer.weights)
                 .map(|(name, weights)| Head {
-                    name: if name == "mean" { "mean of its heads".into() } else { format!("head {name}") },
+                    name: if name == "mean" {
+                        "mean of its heads".into()
+                    } else {
+                        format!("head {name}")
+                    },
                     weights: weights.concat(),
                 })
                 .collect(),

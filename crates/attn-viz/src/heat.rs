@@ -256,7 +256,13 @@ impl HeatMap {
             false => 0.,
         };
         let row_names = for_names(&self.rows, extent.0);
-        let column_names = for_names(&self.columns, extent.1);
+        // Short names lie, others stand.
+        let about = (extent.0 - row_names) * 0.85 / self.columns.len() as f64;
+        let lies = shown.names && widest(&self.columns) <= 0.8 * about;
+        let column_names = match lies {
+            true => 26. * unit,
+            false => for_names(&self.columns, extent.1),
+        };
         let mut cells = Area {
             left: area.left + for_label(&self.y_label) + row_names,
             top: area.top + 8. * unit,
@@ -284,7 +290,15 @@ impl HeatMap {
                 let y = cells.top + (row as f64 + 0.5) * cell.1;
                 pen.text(&name, (cells.left - 8. * unit, y), Align::Right, font)?;
             }
-            for (column, name) in self.columns.iter().enumerate().step_by(every(cell.0)) {
+            if lies {
+                for (column, name) in self.columns.iter().enumerate() {
+                    let x = cells.left + (column as f64 + 0.5) * cell.0;
+                    pen.text(name, (x, cells.bottom + 16. * unit), Align::Center, small)?;
+                }
+            }
+            let standing = if lies { 0 } else { self.columns.len() };
+            for (column, name) in self.columns[..standing].iter().enumerate().step_by(every(cell.0))
+            {
                 let (name, font) = pen.fitted(name, column_names - 10. * unit + 0.5, small);
                 let x = cells.left + (column as f64 + 0.5) * cell.0;
                 pen.text_upwards(&name, (x, cells.bottom + 8. * unit), Align::Right, font)?;

@@ -4,8 +4,7 @@ use anyhow::Result;
 use attn_viz::{Bar, BarChart, HeatMap, Shades};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Measured, Source, in_cell, layer_head};
-use crate::haystack::short_name;
+use super::{Drawn, Figure, Kind, Measured, Source, called, in_cell, layer_head};
 
 pub(super) const KIND: Kind = Kind {
     name: "ablation",
@@ -40,7 +39,7 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
 }
 
 fn one(report: &Report) -> Result<Figure> {
-    let title = format!("{} without heads", short_name(&report.model));
+    let title = format!("{} without heads", called(&report.model));
     let subtitle = format!(
         "{}{} rows; {} in their place; rise of the loss with 95 % intervals",
         report.task.as_ref().map_or(String::new(), |task| format!("{task}, ")),

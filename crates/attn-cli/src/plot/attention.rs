@@ -4,8 +4,7 @@ use anyhow::{Result, ensure};
 use attn_viz::{HeatMap, Panels, Shades, Size};
 use serde::{Deserialize, Serialize};
 
-use super::{Drawn, Figure, Kind, Source};
-use crate::haystack::short_name;
+use super::{Drawn, Figure, Kind, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "attention",
@@ -92,7 +91,7 @@ pub(crate) fn maps(attention: &Attention) -> Vec<HeatMap> {
             let note = layer.note.as_ref().map_or(String::new(), |note| format!("; {note}"));
             maps.push(HeatMap {
                 title: format!("Layer {}, {which}", layer.layer),
-                subtitle: format!("{}, {}{note}", short_name(&attention.model), layer.kind),
+                subtitle: format!("{}, {}{note}", called(&attention.model), layer.kind),
                 x_label: "attended to".into(),
                 y_label: "token".into(),
                 value_label: attention.unit.clone(),
@@ -123,7 +122,7 @@ fn panels(attention: &Attention, maps: Vec<HeatMap>) -> Panels {
         attention.layers.iter().filter_map(|it| it.note.as_deref()).collect();
     notes.dedup();
     Panels {
-        title: format!("{} of {}", attention.measure, short_name(&attention.model)),
+        title: format!("{} of {}", attention.measure, called(&attention.model)),
         subtitle: notes.join("; "),
         columns,
         shared: true,

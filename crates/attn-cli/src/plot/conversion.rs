@@ -5,8 +5,7 @@ use attn_viz::{Axis, Bar, BarChart, LineChart, Series, Stroke};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Drawn, Figure, Kind, Range, Source};
-use crate::haystack::short_name;
+use super::{Drawn, Figure, Kind, Range, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "conversion",
@@ -96,7 +95,7 @@ fn methods(report: &Report) -> BarChart {
         color: usize::from(it.refit),
     };
     BarChart {
-        title: format!("Ways to merge the key/value heads of {}", short_name(&report.model)),
+        title: format!("Ways to merge the key/value heads of {}", called(&report.model)),
         subtitle: format!("{}; nothing was trained; 95 % intervals", change(report)),
         y_label: "KL (nats per token)".into(),
         bars: report.compared.iter().map(bar).collect(),
@@ -107,7 +106,7 @@ fn methods(report: &Report) -> BarChart {
 
 /// Curves over the number of heads, or bars where each layer was tried with one number.
 fn layers(report: &Report) -> Figure {
-    let title = format!("What each layer of {} loses alone", short_name(&report.model));
+    let title = format!("What each layer of {} loses alone", called(&report.model));
     let most = report.sensitivity.iter().map(|layer| layer.tried.len()).max().unwrap_or(0);
     if most <= 2 {
         let bar = |layer: &Layer| {

@@ -4,8 +4,7 @@ use anyhow::Result;
 use attn_viz::{Group, HeatMap, Histogram, Panels, Shades, Size, Values};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Range, Source, in_cell, layer_head};
-use crate::haystack::short_name;
+use super::{Drawn, Figure, Kind, Range, Source, called, in_cell, layer_head};
 
 pub(super) const KIND: Kind = Kind {
     name: "heads",
@@ -69,7 +68,7 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
         values: scores.scores.concat(),
     };
     let histogram = Histogram {
-        title: format!("Scores of the heads of {}", short_name(&all[0].model)),
+        title: format!("Scores of the heads of {}", called(&all[0].model)),
         subtitle: conditions(&all[0]),
         x_label: all[0].method.replace('_', " "),
         y_label: "heads".into(),
@@ -113,9 +112,9 @@ fn map(scores: &Scores) -> Result<HeatMap> {
     }
     Ok(HeatMap {
         title: format!(
-            "{} of the heads of {}",
-            scores.method.replace('_', " "),
-            short_name(&scores.model)
+            "{}: heads by {}",
+            called(&scores.model),
+            scores.method.replace('_', " ")
         ),
         subtitle: subtitle.trim_start_matches("; ").to_owned(),
         value_label: scores.method.replace('_', " "),

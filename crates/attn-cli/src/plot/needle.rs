@@ -4,8 +4,8 @@ use anyhow::Result;
 use attn_viz::{HeatMap, Panels, Shades, Size};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source};
-use crate::{haystack::short_name, monitor::grouped};
+use super::{Drawn, Figure, Kind, Source, called};
+use crate::monitor::grouped;
 
 pub(super) const KIND: Kind = Kind {
     name: "needle",
@@ -40,7 +40,7 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
         kinds.sort_unstable();
         kinds.dedup();
         for kind in kinds {
-            let of = if sources.len() == 1 { short_name(&report.model) } else { &source.name };
+            let of = if sources.len() == 1 { called(&report.model) } else { &source.name };
             maps.push(grid(&report, kind, of));
         }
     }

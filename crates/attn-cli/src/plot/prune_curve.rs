@@ -4,8 +4,7 @@ use anyhow::Result;
 use attn_viz::{Baseline, LineChart, Series, Stroke};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Measured, Source};
-use crate::haystack::short_name;
+use super::{Drawn, Figure, Kind, Measured, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "prune-curve",
@@ -84,7 +83,7 @@ fn one(report: &Report) -> LineChart {
             }
             let name = match report.scores.len() {
                 1 => format!("{order} first"),
-                _ => format!("{order} of {} first", short_name(file)),
+                _ => format!("{order} of {} first", called(file)),
             };
             series.push(Series { stroke, color: Some(score + 1), ..Series::new(name, points) });
         }
@@ -92,7 +91,7 @@ fn one(report: &Report) -> LineChart {
     let n_draws = report.points.first().map_or(0, |point| point.random.n_draws);
     let untouched = if by_accuracy { report.accuracy } else { report.loss };
     LineChart {
-        title: format!("{} without heads", short_name(&report.model)),
+        title: format!("{} without heads", called(&report.model)),
         subtitle: format!(
             "{} rows, nothing was trained; band: lowest to highest of {n_draws} random choices",
             report.n_rows

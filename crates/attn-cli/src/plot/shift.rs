@@ -4,8 +4,7 @@ use anyhow::Result;
 use attn_viz::HeatMap;
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Range, Source, in_cell, layer_head};
-use crate::haystack::short_name;
+use super::{Drawn, Figure, Kind, Range, Source, called, in_cell, layer_head};
 
 pub(super) const KIND: Kind = Kind {
     name: "attention-shift",
@@ -49,11 +48,7 @@ fn one(report: &Report) -> Result<HeatMap> {
         }
     }
     Ok(HeatMap {
-        title: format!(
-            "Attention of {} and {}",
-            short_name(&report.model),
-            short_name(&report.after)
-        ),
+        title: format!("Attention of {} and {}", called(&report.model), called(&report.after)),
         subtitle: format!("Jensen-Shannon distance over {} texts, 95 % intervals", report.n_texts),
         value_label: "distance".into(),
         notes,
