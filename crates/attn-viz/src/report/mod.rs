@@ -232,3 +232,53 @@ fn colors() -> serde_json::Value {
         "missing": format!("{r:02x}{g:02x}{b:02x}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(text: &str) -> Report {
+        let blocks = vec![Block::Text(text.into())];
+        let section = Section { title: "Part".into(), blocks };
+        Report { title: "Whole".into(), sections: vec![section], ..Report::default() }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.html");
+        report("first").save(&path).unwrap();
+        report("second").save(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), report("second").html().unwrap());
+
+        assert!(Report::default().save(&path).is_err());
+        assert!(std::fs::read_to_string(&path).unwrap().contains("second"));
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing is left beside it");
+
+        let nowhere = report("third").save(&folder.path().join("missing/report.html"));
+        assert!(matches!(nowhere, Err(Error::Write { .. })));
+    }
+
+    #[test]
+    fn what_is_empty_is_named() {
+        let message = |report: &Report| report.html().unwrap_err().to_string();
+        let mut empty = report("text");
+        empty.sections[0].blocks.clear();
+        assert_eq!(message(&empty), "section `Part` is empty, expected at least one block");
+        empty.sections.clear();
+        assert_eq!(message(&empty), "report `Whole` is empty, expected at least one section");
+    }
+
+    /// The script and the style end where they are meant to, and what is hashed is what stands between the tags.
+    #[test]
+    fn the_page_holds_one_script_and_one_style() {
+        let html = report("</script></style>").html().unwrap();
+        for (tag, text) in [("script", SCRIPT), ("style", STYLE)] {
+            let start = format!("<{tag}>");
+            assert_eq!(html.matches(&start).count(), 1);
+            assert!(html.contains(&format!("{start}{text}</{tag}>")));
+            assert!(!text.contains("</") && !text.contains('\r'), "{tag}");
+        }
+        assert_eq!(html, report("</script></style>").html().unwrap());
+    }
+}
