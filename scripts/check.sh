@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks form, lints and documentation; a warning fails. `scripts/test.sh` runs the tests.
+# Checks figures in documents against their files, form, lints and documentation; a warning fails. `scripts/test.sh` runs the tests.
 #
 # Usage: scripts/check.sh
 set -euo pipefail
@@ -13,6 +13,7 @@ for tool in fmt clippy; do
   fi
 done
 
+python3 scripts/figures.py
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
 # Only rustdoc's flags: other compiler flags would have every dependency built again.

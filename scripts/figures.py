@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Figures in documents, from the files that they come from.
+
+    python3 scripts/figures.py            # fails where a document says otherwise than its file, and says where
+    python3 scripts/figures.py --write    # writes them anew
+
+A figure stands between two comments, the first of which names its file, from the top of the repository, and how it reads:
+
+    <!--fig results/X/summary.json: {before.accuracy:%1} → **{after.accuracy:%1} %**-->50.0 → **96.8 %**<!--/fig-->
+
+`{a.b:3}` is the field `b` of `a` with three decimals, `{a:%1}` a hundred times it with one, `{a}` it as it is. `list[2]` is an
+element of a list by its place, `list[NAME]` the one whose `name` (or `kind`) is NAME. A folder of `results/` with a `summary.json` that
+results/README.md names in its table must have a figure of its files there.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURE = re.compile(r"<!--fig ([^\s:]+): (.*?)-->(.*?)<!--/fig-->", re.DOTALL)
+FIELD = re.compile(r"\{([^{}:]+)(?::(%?)(\d))?\}")
+STEP = re.compile(r"([^.\[\]]+)|\[([^\]]+)\]")
+
+
+def look_up(value, path):
+    """What stands at `a.b[NAME].c`."""
+    for name, key in STEP.findall(path):
+        if name:
+            value = value[name]
+        elif key.isdigit():
+            value = value[int(key)]
+        else:
+            value = next(it for it in value if key in (it.get("name"), it.get("kind")))
+    return value
+
+
+def render(path, template):
+    data = json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+    def one(match):
+        field, percent, decimals = match.groups()
+        value = look_up(data, field)
+        if decimals is None:
+            return str(value)
+        return f"{value * (100 if percent else 1):,.{decimals}f}".replace("-", "−")
+
+    return FIELD.sub(one, template)
+
+
+def documents():
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in listed.stdout.splitlines()]
+
+
+def without_figure(text):
+    """Rows of the table whose folder has a summary, and no figure of it."""
+    for line in text.splitlines():
+        named = re.match(r"\| \[[^\]]+\]\(([^)]+?)/?\)", line)
+        if named and (ROOT / "results" / named[1] / "summary.json").exists():
+            if f"<!--fig results/{named[1]}/" not in line:
+                yield named[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write figures anew in place of checking them")
+    args = parser.parse_args()
+    wrong, n_figures = [], 0
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        name = document.relative_to(ROOT)
+
+        def anew(match):
+            nonlocal n_figures
+            n_figures += 1
+            path, template, found = match.groups()
+            try:
+                expected = render(path, template)
+            except (OSError, KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
+                wrong.append(f"{name}: `{path}`, {template}: {type(error).__name__} {error}")
+                return match[0]
+            if found != expected and not args.write:
+                wrong.append(f"{name}: says `{found}`, and {path} `{expected}`")
+            return f"<!--fig {path}: {template}-->{expected}<!--/fig-->"
+
+        changed = FIGURE.sub(anew, text)
+        if args.write and changed != text:
+            document.write_text(changed, encoding="utf-8")
+        if name == Path("results/README.md"):
+            wrong += [f"{name}: the row of {folder} has no figure of its files" for folder in without_figure(text)]
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        print("hint: scripts/figures.py --write, then look at what changed", file=sys.stderr)
+        sys.exit(1)
+    print(f"{n_figures} figures are those of their files")
+
+
+main()
