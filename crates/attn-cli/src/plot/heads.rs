@@ -111,11 +111,7 @@ fn map(scores: &Scores) -> Result<HeatMap> {
         subtitle += "; heads that share keys and values are framed";
     }
     Ok(HeatMap {
-        title: format!(
-            "{}: heads by {}",
-            called(&scores.model),
-            scores.method.replace('_', " ")
-        ),
+        title: format!("{}: heads by {}", called(&scores.model), scores.method.replace('_', " ")),
         subtitle: subtitle.trim_start_matches("; ").to_owned(),
         value_label: scores.method.replace('_', " "),
         notes,
