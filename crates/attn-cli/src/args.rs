@@ -416,7 +416,7 @@ paired bootstrap interval, and McNemar's exact p. Where there is no test, a note
 
 Examples:
   attn compare results/2026-11-23-sample-default results/2026-11-22-sample-default
-  attn compare results/2026-11-21-needle-llama/9 results/2026-11-21-needle-llama/10 --format latex";
+  attn compare results/2026-11-21-needle-llama/9 results/2026-11-21-needle-llama/10 --format csv";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompareArgs {
@@ -455,8 +455,9 @@ configs, where the runs took place, and attention to look into: each attention.j
 layer, head and token, those of one text side by side. It asks the network for nothing.
 
 Examples:
-  attn report results/2026-11-23-sample-default results/2026-11-21-score-heads/gpt2.json --out report.html
-  attn report results/2026-11-22-dynamic-heads/gpt2-05.json --title \"Dynamic heads\" --out dynamic.html";
+  attn report results/2026-11-23-sample-default results/2026-11-21-score-heads/gpt2.json \\
+              --out report.html
+  attn report results/2026-11-22-dynamic-heads/gpt2-05.json --title Dynamic --out dynamic.html";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReportArgs {

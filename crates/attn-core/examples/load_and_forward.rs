@@ -6,6 +6,7 @@ use std::{error::Error, path::Path};
 use attn_core::{ForwardOptions, LoadOptions, Model, ModelInput, Rows};
 use tch::{Kind, Tensor};
 
+#[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let folder = args.next().ok_or("usage: load_and_forward MODEL ID...")?;

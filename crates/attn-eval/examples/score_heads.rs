@@ -7,6 +7,7 @@ use attn_core::{LoadOptions, Model};
 use attn_data::batch::Encoded;
 use attn_eval::{Batching, HeadScores, Method, RowLoss, score_heads};
 
+#[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: score_heads MODEL")?;
     for (layer, heads) in scores(Path::new(&folder))?.scores.iter().enumerate() {

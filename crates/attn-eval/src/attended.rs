@@ -24,7 +24,7 @@ pub fn norms(layer: &AttnLayer, weights: &Tensor, inputs: &Tensor) -> Tensor {
     let nothing = layer.put_out(&values.zeros_like(), false);
     let lengths = (0..dims.n_heads).map(|head| {
         let alone = values.zeros_like();
-        let _ = alone.select(1, head).copy_(&values.select(1, head));
+        alone.select(1, head).copy_(&values.select(1, head));
         let added = layer.put_out(&alone, false) - &nothing;
         added.squeeze_dim(0).norm_scalaropt_dim(2.0, [-1i64].as_slice(), false)
     });

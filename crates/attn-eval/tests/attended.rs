@@ -34,7 +34,7 @@ fn lengths_are_those_of_what_a_head_adds() {
             let nothing = layer.put_out(&z.zeros_like(), false);
             for head in 0..layer.dims().n_heads {
                 let alone = z.zeros_like();
-                let _ = alone.select(1, head).copy_(&z.select(1, head));
+                alone.select(1, head).copy_(&z.select(1, head));
                 let added: Tensor = layer.put_out(&alone, false) - &nothing;
                 let expected = added.select(1, 0).norm().double_value(&[]);
                 let own = lengths.double_value(&[head, 0, 0]);

@@ -6,6 +6,7 @@ use std::{error::Error, path::Path};
 use attn_core::{ForwardOptions, LoadOptions, Model, ModelInput, Variant};
 use tch::{Device, Kind, Reduction, Tensor};
 
+#[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: own_loop MODEL")?;
     println!("{:.4?}", distill(Path::new(&folder), 20)?);

@@ -4,10 +4,19 @@ use std::{error::Error, path::Path};
 
 use attn_viz::{HeatMap, Picture};
 
+#[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
     let out = std::env::args().nth(1).ok_or("usage: matrix OUT.png|OUT.svg")?;
+    let map = matrix();
+    map.save(Path::new(&out))?;
+    print!("{}", map.text(80, false)?); // in a terminal, without a file
+    Ok(())
+}
+
+/// What each token attends to; none sees those behind it.
+pub(crate) fn matrix() -> HeatMap {
     let tokens = ["the", "cat", "sat", "there"].map(String::from).to_vec();
-    let map = HeatMap {
+    HeatMap {
         title: "Who attends to whom".into(),
         x_label: "attended to".into(),
         y_label: "token".into(),
@@ -21,9 +30,5 @@ fn main() -> Result<(), Box<dyn Error>> {
             vec![0.1, 0.5, 0.3, 0.1],
         ],
         ..HeatMap::default()
-    };
-    map.save(Path::new(&out))?;
-    // In a terminal, without a file.
-    print!("{}", map.text(80, false)?);
-    Ok(())
+    }
 }

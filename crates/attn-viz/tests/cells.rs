@@ -1,5 +1,9 @@
 //! Heat maps of many cells, of missing ones, and of labels that come from anywhere.
 
+#[path = "../examples/matrix.rs"]
+#[allow(dead_code, reason = "its `main` is the example's")]
+mod matrix;
+
 use attn_viz::{Color, Error, Group, HeatMap, Panels, Picture, RgbImage, Shades, Size, Theme};
 
 fn map(n: usize, value: impl Fn(usize, usize) -> f64) -> HeatMap {
@@ -186,4 +190,10 @@ fn a_file_is_written_as_its_name_says() {
     assert!(std::fs::read(folder.path().join("a.PNG")).unwrap().starts_with(b"\x89PNG"));
     let refused = map.save(&folder.path().join("a.pdf")).unwrap_err().to_string();
     assert!(refused.contains("a.pdf` ends in neither .png nor .svg"), "{refused}");
+}
+
+#[test]
+fn the_example_draws_its_matrix() {
+    let svg = matrix::matrix().svg().unwrap();
+    assert!(svg.contains("6 of 16 cells hold no number") && svg.contains(">there</text>"));
 }

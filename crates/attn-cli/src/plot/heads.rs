@@ -142,9 +142,10 @@ mod tests {
     use super::*;
 
     fn source(name: &str, scores: [[f64; 2]; 2]) -> Source {
+        let range = json!({"low": 0.0, "high": 1.0});
         let value = json!({
             "model": "runs/m/model", "method": "michel", "heads": [[0, 1], [0, 2]], "scores": scores,
-            "interval_95": [[{"low": 0.0, "high": 1.0}, {"low": 0.0, "high": 1.0}]; 2],
+            "interval_95": [[range, range], [range, range]],
             "kv_of_head": [[0, 0], [0, 1]], "task": "sst2", "n_rows": 872,
         });
         Source { name: name.into(), value }
