@@ -34,7 +34,7 @@ INLINE = re.compile(
     r"(?P<code>`[^`]+`)|(?P<math>\$[^$\s][^$]*\$)|\*\*(?P<bold>.+?)\*\*|\*(?P<italic>[^*\s][^*]*)\*"
     r"|(?<!!)\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<target>[^()\s]+)\)|<(?P<address>https?://[^<>\s]+)>"
 )
-LEFT_OVER = re.compile(r"\*|`|!\[|\]\(|\\|</?[A-Za-z!]")
+LEFT_OVER = re.compile(r"\*|`|~~|!\[|\]\(|\]\[|\[\^|\\|</?[A-Za-z!]|&#?\w+;|(?<!\w)_(?=\w)|(?<=\w)_(?!\w)")
 
 
 class Failure(Exception):
@@ -180,6 +180,8 @@ def read(text):
             slide.blocks.extend(blocks)
 
     for number, line in enumerate([*text.split("\n"), ""], 1):
+        if line.strip() and line.endswith("  "):
+            raise Failure(number, "two spaces at the end of a line break it elsewhere, and are not read")
         line = line.rstrip()
         comment = re.match(r"\s*<!--(.*)", line)
         heading = re.match(r"(#{1,3}) (.+)", line)
