@@ -14,6 +14,7 @@ for tool in fmt clippy; do
 done
 
 python3 scripts/figures.py
+python3 scripts/slides.py --check docs/report.md
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
 # Only rustdoc's flags: other compiler flags would have every dependency built again.
