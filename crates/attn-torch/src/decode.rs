@@ -96,7 +96,9 @@ mod tests {
                         "{n} keys, {d} channels, {n_kv} heads of {group}, {}",
                         keep.is_some()
                     );
-                    assert!(error < 3e-6, "{name}: {error:e}");
+                    // Scores reach 30, where neighbours in f32 are 2e-6 apart: processors that sum in another order
+                    // differ by that much. A key left out or counted twice is a thousand times more.
+                    assert!(error < 1e-5, "{name}: {error:e}");
                     assert_eq!(found.size(), q.size(), "{name}");
                 }
             }
