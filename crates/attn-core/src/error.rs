@@ -78,6 +78,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// An attention kind of another crate cannot be registered.
+    #[error("attention kind `{name}` {problem}")]
+    Kind {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+
     /// Adapters cannot be made, changed or read as asked.
     #[error("LoRA: `{field}` {problem}")]
     Lora {

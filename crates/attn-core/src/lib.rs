@@ -13,7 +13,9 @@ pub mod checkpoint;
 pub mod config;
 mod digest;
 mod error;
+
 mod export;
+pub mod external;
 mod feature_map;
 pub mod gate;
 pub mod generate;

@@ -95,6 +95,7 @@ fn done(variant: &Variant, kind: &dyn Attention, probe: &Probe) -> i64 {
         matrices += if tensor.dim() >= 2 { tensor.numel() as i64 } else { 0 };
     });
     match variant {
+        Variant::External(_) => unreachable!("none is registered here"),
         Variant::Softmax(_)
         | Variant::Cross(_)
         | Variant::Window(_)

@@ -1,10 +1,12 @@
 //! Attention variants, one file each.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Value;
 
 use crate::{
     Error,
-    attention::{Attention, Dims, Own, Projections},
+    attention::{Attention, Dims, Own as Parameters, Projections},
+    external,
 };
 
 pub mod big_bird;
@@ -57,21 +59,40 @@ use follows_dims;
 macro_rules! variants {
     ($($name:ident => $module:ident,)*) => {
         /// Which attention to run, and its settings. In TOML, `kind` names it.
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Serialize)]
         #[serde(tag = "kind", rename_all = "snake_case")]
         pub enum Variant {
             $(#[doc = concat!("See [`", stringify!($module), "`].")] $name($module::Config),)*
+            /// A kind of another crate, see [`external`].
+            #[serde(untagged)]
+            External(external::Config),
+        }
+
+        /// The kinds of this crate.
+        #[derive(Deserialize)]
+        #[serde(tag = "kind", rename = "Variant", rename_all = "snake_case")]
+        enum Own {
+            $($name($module::Config),)*
+        }
+
+        impl From<Own> for Variant {
+            fn from(own: Own) -> Self {
+                match own { $(Own::$name(config) => Self::$name(config),)* }
+            }
         }
 
         impl Variant {
-            /// Every variant with its default settings.
+            /// Every variant of this crate with its default settings.
             pub fn all() -> Vec<Self> {
                 vec![$(Self::$name($module::Config::default()),)*]
             }
 
             /// The name used in configs, results and plots.
             pub fn name(&self) -> &'static str {
-                match self { $(Self::$name(_) => stringify!($module),)* }
+                match self {
+                    $(Self::$name(_) => stringify!($module),)*
+                    Self::External(config) => config.name(),
+                }
             }
 
             /// Creates the variant for a layer of `dims`, its parameters from `own`, which may start from the
@@ -83,9 +104,12 @@ macro_rules! variants {
                 &self,
                 dims: &Dims,
                 projections: &Projections,
-                own: &mut Own<'_, '_>,
+                own: &mut Parameters<'_, '_>,
             ) -> Result<Box<dyn Attention>, Error> {
-                match self { $(Self::$name(config) => config.build(dims, projections, own),)* }
+                match self {
+                    $(Self::$name(config) => config.build(dims, projections, own),)*
+                    Self::External(config) => config.build(dims, projections, own),
+                }
             }
         }
     };
@@ -111,6 +135,21 @@ variants! {
     Moba => moba,
     Indexed => indexed,
     Merging => merging,
+}
+
+impl<'de> Deserialize<'de> for Variant {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut value = Value::deserialize(from)?;
+        if let Value::Object(fields) = &mut value
+            && let Some(Value::String(name)) = fields.get("kind").cloned()
+            && external::is_registered(&name)
+        {
+            fields.remove("kind");
+            let config = external::Config::new(&name, std::mem::take(fields));
+            return Ok(Self::External(config.expect("it is registered")));
+        }
+        Own::deserialize(value).map(Self::from).map_err(D::Error::custom)
+    }
 }
 
 impl Default for Variant {
