@@ -23,7 +23,7 @@ RUN curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs \
       --default-toolchain "$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)"
 # LibTorch, in a layer of its own: it changes with this script alone.
 COPY scripts/setup_env.sh scripts/
-RUN scripts/setup_env.sh "$KIND" && rm -rf /root/.cache
+RUN scripts/setup_env.sh "$KIND" && rm -rf ~/.cache
 COPY . .
 RUN cargo build --locked --release --package attn-cli
 

@@ -48,7 +48,7 @@ impl Source {
 }
 
 /// A picture, before it is known what for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Figure {
     Heat(HeatMap),
     Panels(Panels),
@@ -60,22 +60,12 @@ pub(crate) enum Figure {
 impl Figure {
     /// The picture on such a ground.
     pub(crate) fn on(&self, theme: Theme) -> Box<dyn Picture> {
-        match self.clone_of() {
+        match self.clone() {
             Self::Heat(it) => Box::new(HeatMap { theme, ..it }),
             Self::Panels(it) => Box::new(Panels { theme, ..it }),
             Self::Lines(it) => Box::new(LineChart { theme, ..it }),
             Self::Bars(it) => Box::new(BarChart { theme, ..it }),
             Self::Histogram(it) => Box::new(Histogram { theme, ..it }),
-        }
-    }
-
-    fn clone_of(&self) -> Self {
-        match self {
-            Self::Heat(it) => Self::Heat(it.clone()),
-            Self::Panels(it) => Self::Panels(it.clone()),
-            Self::Lines(it) => Self::Lines(it.clone()),
-            Self::Bars(it) => Self::Bars(it.clone()),
-            Self::Histogram(it) => Self::Histogram(it.clone()),
         }
     }
 
@@ -191,11 +181,15 @@ impl From<ThemeChoice> for Theme {
     }
 }
 
+/// Characters of a line where stdout is no terminal.
+const WIDTH: usize = 100;
+
 /// Prints heat maps: in colours on a terminal, as signs elsewhere.
 fn show(drawn: &[Drawn], out: &mut dyn Write) -> Result<()> {
     let stdout = std::io::stdout();
     let colors = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let width = columns_of_terminal().unwrap_or(100);
+    let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col.into());
+    let width = if columns > 0 { columns } else { WIDTH };
     let maps: Vec<&HeatMap> = drawn.iter().flat_map(|drawn| drawn.figure.maps()).collect();
     ensure!(
         !maps.is_empty(),
@@ -205,11 +199,6 @@ fn show(drawn: &[Drawn], out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{}", map.text(width, colors)?)?;
     }
     Ok(())
-}
-
-/// Columns of the terminal, where there is one.
-fn columns_of_terminal() -> Option<usize> {
-    std::env::var("COLUMNS").ok()?.parse().ok()
 }
 
 /// Endings of pictures that are not written: no folder is meant.
