@@ -15,15 +15,20 @@ constexpr int64_t kLine = 16;
 
 // Rows that are asked for a few lines at a time, so that they come while something is computed.
 struct Ahead {
-  const float *k, *v;
-  int64_t k_row, v_row, n, d, at;  // lines of k, then as many of v
+  const float* at;  // a row of k, and once there are no more, of v
+  const float* v;   // null once it is
+  int64_t k_row, v_row, n, d;
+  int64_t n_left, c;  // rows of this side, and where in the row
 
+  // No division: at eight queries of a key it would cost as much as their products.
   inline __attribute__((always_inline)) void lines(int64_t count) {
-    int64_t of_row = d / kLine > 0 ? d / kLine : 1, of_side = n * of_row;
-    for (int64_t end = least(at + count, 2 * of_side); at < end; ++at) {
-      bool is_k = at < of_side;
-      int64_t line = is_k ? at : at - of_side, j = line / of_row, c = line % of_row * kLine;
-      __builtin_prefetch(is_k ? k + j * k_row + c : v + j * v_row + c, 0, 2);
+    for (; count > 0 && n_left > 0; --count) {
+      __builtin_prefetch(at + c, 0, 2);
+      c += kLine;
+      if (c < d) continue;
+      c = 0;
+      at += v ? k_row : v_row;
+      if (--n_left == 0 && v) at = v, v = nullptr, n_left = n;
     }
   }
 };
@@ -99,7 +104,7 @@ void stretch(const Decode& a, int64_t task) {
     int64_t n = least(kBlock, end - from);
     const float *k = row(a.k, batch, head, from), *v = row(a.v, batch, head, from);
     int64_t n_next = least(kBlock, a.n - from - n), n_steps = a.group * ((n + kWidth - 1) / kWidth);
-    Ahead next{k + n * a.k.row, v + n * a.v.row, a.k.row, a.v.row, n_next, d, 0};
+    Ahead next{k + n * a.k.row, v + n * a.v.row, a.k.row, a.v.row, n_next, d, n_next, 0};
     int64_t lines = (2 * n_next * most(d / kLine, 1) + n_steps - 1) / n_steps;
     for (int64_t i = 0; i < a.group; ++i) {
       const float* q = row(a.q, batch, head * a.group + i, 0);
