@@ -249,7 +249,8 @@ impl Asked {
                     }
                 })?;
                 if args.form == Form::Merging {
-                    check_merging(config, &[(*layer, n)]).context("cannot use `--as merging`")?;
+                    check_merging(config, &[(*layer, n)], method)
+                        .context("cannot use `--as merging`")?;
                 }
             }
         }
@@ -341,8 +342,10 @@ impl<'a> Source<'a> {
     ) -> Result<Vec<Measured>> {
         let mut all = Vec::new();
         for method in Merge::ALL.map(|other| of_seed(other, self.args.seed)) {
-            if method.reads_text() && check_merge(self.whole.config(), wanted, method).is_err() {
-                continue; // heads that cannot be turned
+            let able = check_merge(self.whole.config(), wanted, method);
+            if let (true, Err(error)) = (method.reads_text(), able) {
+                tracing::info!("`{}` is left out: {error}", flag_of(method));
+                continue;
             }
             for refit in [false, true] {
                 let one = match (Method::Merge(method), refit) == (own.method, own.refit) {
@@ -548,6 +551,7 @@ fn method(args: &ConvertArgs) -> Option<Merge> {
         MergeBy::Similarity => Merge::Similarity,
         MergeBy::Aligned => Merge::Aligned,
         MergeBy::LowRank => Merge::LowRank,
+        MergeBy::Latent => Merge::Latent,
         MergeBy::Learned => return None,
     };
     Some(of_seed(method, args.seed))
@@ -657,6 +661,11 @@ fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64
         return Ok(());
     }
     ensure!(
+        args.method != MergeBy::Latent,
+        "`--as multi-query` is of one key/value head, and `--method latent` makes a code that each head reads its own of\nhint: \
+         --as expanded loads everywhere"
+    );
+    ensure!(
         config.base_model_type() == "gpt2",
         "`--as multi-query` is of a GPT-2 alone, and `{}` is a {}",
         args.model,
@@ -676,12 +685,15 @@ fn check_form(args: &ConvertArgs, config: &Config, candidates: &[(usize, Vec<i64
     Ok(())
 }
 
-/// The config with as many key/value heads as query heads.
+/// The config with as many key/value heads as query heads, those that are read from a code written out.
 fn full(config: &Config) -> Config {
     let mut full = config.clone();
     for layer in &mut full.layers {
         layer.n_kv_heads = layer.n_heads;
         layer.kv_of_head = (0..layer.n_heads).collect();
+        if matches!(layer.variant, Variant::Latent(_)) && config.sizes.position_table.is_some() {
+            layer.variant = Variant::default();
+        }
     }
     full
 }

@@ -63,7 +63,10 @@ fn every_method_is_compared_on_blocks_set_apart() {
         let ran = place.done(&format!("convert --model m --kv-heads 1 {flags} --out c"));
         let report = place.json("c/conversion.json");
         let compared = report["compared"].as_array().unwrap();
-        assert_eq!(compared.len(), 12, "six methods, with and without a fit");
+        // Where positions turn keys there is no code of them, and it is said.
+        let n_methods = if base == "llama" { 6 } else { 7 };
+        assert_eq!(compared.len(), 2 * n_methods, "{base}: each with and without a fit");
+        assert_eq!(ran.stderr.contains("`latent` is left out"), base == "llama", "{}", ran.stderr);
         let kl = |of: &serde_json::Value| of["kl_nats_per_token"].as_f64().unwrap();
         let of = |method: &str, refit: bool| {
             let is = |one: &&serde_json::Value| {
@@ -105,6 +108,56 @@ fn every_method_is_compared_on_blocks_set_apart() {
             "the same blocks"
         );
     }
+}
+
+/// 24 channels of hidden states, and of two heads' keys and values.
+#[test]
+fn a_code_is_written_read_expanded_and_tuned() {
+    let place = place("gpt2");
+    let text = "--calibration notes.txt --max-len 24";
+    place.done(&format!("convert --model m --kv-heads 2 --method latent {text} --out coded"));
+    let report = place.json("coded/conversion.json");
+    assert_eq!(report["method"], "latent");
+    assert_eq!(report["loads_in_transformers"], false);
+    let bytes = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!(2 * bytes("cache_bytes_per_token_after"), bytes("cache_bytes_per_token_before"));
+    assert_eq!(place.json("coded/config.json")["attn"]["layers"][1]["kind"], "latent");
+    let against = |model: &str| {
+        place.done(&format!("eval --model {model} {ROWS} --against m --out kl.json"));
+        place.json("kl.json")["divergence"]["kl_nats_per_token"].as_f64().unwrap()
+    };
+    assert!(against("coded").abs() < 1e-6);
+    assert_eq!(
+        place.done("generate --model coded --max-new-tokens 4 the").stdout,
+        place.done("generate --model m --max-new-tokens 4 the").stdout
+    );
+    // Of a model that is coded, or coded and written out at once.
+    place.done("convert --model coded --kv-heads 4 --as expanded --out full");
+    place.done(&format!(
+        "convert --model m --kv-heads 1 --method latent {text} --as expanded --out one"
+    ));
+    for (model, bar) in [("full", 1e-6), ("one", f64::INFINITY)] {
+        assert_eq!(place.json(&format!("{model}/conversion.json"))["loads_in_transformers"], true);
+        assert_eq!(place.json(&format!("{model}/config.json"))["model_type"], "gpt2");
+        assert!(against(model).abs() < bar);
+    }
+    let lost = place.json("one/conversion.json")["measured"]["kl_nats_per_token"].as_f64().unwrap();
+    assert!(lost > 1e-6, "{lost}");
+    for (flags, said) in [
+        ("--method latent --as multi-query", ["--as multi-query", "--as expanded"]),
+        ("--method latent --as merging", ["cannot use `--as merging`", "then distill"]),
+    ] {
+        place.refused(&format!("convert --model m --kv-heads 1 {flags} --out x"), &said);
+    }
+    model_folder(&place, "turned", "llama", Head::LanguageModel);
+    place.refused(
+        &format!("convert --model turned --kv-heads 1 --method latent {text} --out x"),
+        &["cannot use `--kv-heads` with `--method latent`", "positions turn", "low_rank"],
+    );
+    place.refused(
+        &format!("convert --model coded --kv-heads 1 {text} --out x"),
+        &["`latent`", "before its attention is swapped"],
+    );
 }
 
 #[test]

@@ -399,6 +399,12 @@ pub trait Attention: std::fmt::Debug + Send {
         None
     }
 
+    /// Projections of hidden states, and their biases, that make a key and a value for each query head, `[n_heads · head_dim, hidden_size]`,
+    /// where softmax attention over these computes what the kind does. `own`: the layer's projections.
+    fn full_heads(&self, _own: &Projections) -> Option<[(Tensor, Option<Tensor>); 2]> {
+        None
+    }
+
     /// The masks that a kind adds up, where it does, and what they make of `n` tokens that all see each other.
     fn combination(&self, _n: i64) -> Option<Combination> {
         None

@@ -7,18 +7,29 @@ use tch::Tensor;
 
 use crate::{
     Error, Merge, Model, Variant,
+    attention::{Dims, Projections},
     checkpoint::{WriteOptions, write_folder},
     config::Head,
+    kv_heads::neighbours,
     merge_kv,
 };
 
-/// `model` with a key/value head for each query head again, copies where several read one: plain transformers then has words for it,
-/// whatever each layer had. It computes what it did, and keeps as much of a token as it did before heads were merged.
+/// `model` with a key/value head for each query head again, copies where several read one, and made from the code where a layer has one
+/// ([`variants::latent`](crate::variants::latent)): plain transformers then has words for it, whatever each layer had. It computes what
+/// it did, and keeps as much of a token as it did before heads were merged.
 ///
 /// # Errors
 /// [`Error::Input`] where query heads do not read their key/value heads in runs of one length.
 pub fn expanded(model: &Model) -> Result<Model, Error> {
     let mut all = model.alias()?;
+    for (at, layer) in model.layers().into_iter().enumerate() {
+        let own = layer.projections();
+        let Some([k, v]) = layer.kind().full_heads(&own) else { continue };
+        all.swap(&[at], &Variant::default(), 0)?;
+        let Dims { n_heads, n_kv_heads, .. } = *layer.dims();
+        let groups = neighbours(n_kv_heads, n_heads);
+        all.regroup_kv(at, &groups, Projections { q: own.q, k, v }, &layer.out().out_in())?;
+    }
     let wanted: Vec<(usize, i64)> =
         model.layers().iter().enumerate().map(|(at, layer)| (at, layer.dims().n_heads)).collect();
     merge_kv(&mut all, &wanted, Merge::Mean, None)?;

@@ -24,11 +24,12 @@ use crate::{
     Config, Error, Model, Variant,
     attention::{Dims, Projections},
     layer::AttnLayer,
-    variants::merging,
+    variants::{self, merging},
 };
 
 mod aligned;
 mod grouping;
+mod latent;
 mod low_rank;
 mod moments;
 pub(crate) mod space;
@@ -59,17 +60,21 @@ pub enum Merge {
     /// The `head_dim` directions of a group's keys, and of its values, that matter most together: each head then reads them through a
     /// matrix of its own.
     LowRank,
+    /// One code of all keys and values, of the directions that matter most together: each head reads its own from it. The layer's kind
+    /// becomes [`latent`](crate::variants::latent). Not where positions turn keys.
+    Latent,
 }
 
 impl Merge {
     /// Every method, random draws by seed 0.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::First,
         Self::Random { seed: 0 },
         Self::Mean,
         Self::Similarity,
         Self::Aligned,
         Self::LowRank,
+        Self::Latent,
     ];
 
     /// Its name in configs and results.
@@ -81,17 +86,18 @@ impl Merge {
             Self::Similarity => "similarity",
             Self::Aligned => "aligned",
             Self::LowRank => "low_rank",
+            Self::Latent => "latent",
         }
     }
 
     /// Whether it needs [`Moments`].
     pub fn reads_text(self) -> bool {
-        matches!(self, Self::Similarity | Self::Aligned | Self::LowRank)
+        matches!(self, Self::Similarity | Self::Aligned | Self::LowRank | Self::Latent)
     }
 
     /// Whether keys and values come out in other coordinates than they had.
     fn turns(self) -> bool {
-        matches!(self, Self::Aligned | Self::LowRank)
+        matches!(self, Self::Aligned | Self::LowRank | Self::Latent)
     }
 }
 
@@ -100,7 +106,7 @@ impl Merge {
 pub struct Merged {
     /// The layer.
     pub layer: usize,
-    /// The old key/value heads of each new one.
+    /// The old key/value heads of each new one; of a code, which all heads read, neighbours: what its channels are counted by.
     pub groups: Vec<Vec<i64>>,
     /// How much the error of a query's scores, q·(k − C k̂), varies over keys, as a share of how much the scores vary, summed over the
     /// heads: as if queries met any key of the text, and at any distance within its longest row where positions turn keys. What is the
@@ -138,17 +144,31 @@ pub fn merge_kv(
     method: Merge,
     moments: Option<&Moments>,
 ) -> Result<Vec<Merged>, Error> {
-    let made: Vec<_> = plan(model, wanted, method, moments)?
-        .into_iter()
-        .map(|(merged, maps)| {
-            let it = model.layers()[merged.layer];
-            let projections = through(it, &merged.groups, &maps);
-            (merged, projections)
-        })
-        .collect();
+    let mut made = Vec::new();
+    for (merged, made_of) in plan(model, wanted, method, moments)? {
+        let it = model.layers()[merged.layer];
+        made.push(match made_of {
+            Made::Maps(maps) => {
+                let (projections, out) = through(it, &merged.groups, &maps);
+                (merged, projections, out, None)
+            }
+            Made::Code(code) => (merged, code.projections, it.out().out_in(), Some(code.readings)),
+        });
+    }
     let mut all = Vec::new();
-    for (merged, (projections, out)) in made {
-        model.regroup_kv(merged.layer, &merged.groups, projections, &out)?;
+    for (merged, projections, out, readings) in made {
+        let layer = merged.layer;
+        let heads = |model: &Model| model.layers()[layer].spec().kept_heads;
+        let before = heads(model);
+        model.regroup_kv(layer, &merged.groups, projections, &out)?;
+        if let Some(readings) = readings {
+            let place = |head: &i64| before.iter().position(|old| old == head);
+            let order: Vec<i64> =
+                heads(model).iter().filter_map(place).map(|at| at as i64).collect();
+            let kind = Variant::Latent(variants::latent::Config::default());
+            model.swap(&[layer], &kind, 0)?;
+            readings.install(&order, model.layers()[layer].kind());
+        }
         all.push(merged);
     }
     Ok(all)
@@ -168,9 +188,10 @@ pub fn begin_merging(
     moments: Option<&Moments>,
     price: f64,
 ) -> Result<Vec<Merged>, Error> {
-    check_merging(model.config(), wanted)?;
+    check_merging(model.config(), wanted, method)?;
     let made = plan(model, wanted, method, moments)?;
-    for (Merged { layer, groups, .. }, maps) in &made {
+    for (Merged { layer, groups, .. }, made) in &made {
+        let Made::Maps(maps) = made else { return Err(no_code()) };
         let it = model.layers()[*layer];
         let new = pulled(it, groups, maps);
         let push = maps.each_ref().map(|maps| maps.push.shallow_clone());
@@ -190,7 +211,10 @@ pub fn begin_merging(
 ///
 /// # Errors
 /// As [`begin_merging`].
-pub fn check_merging(config: &Config, wanted: &[(usize, i64)]) -> Result<(), Error> {
+pub fn check_merging(config: &Config, wanted: &[(usize, i64)], method: Merge) -> Result<(), Error> {
+    if method == Merge::Latent {
+        return Err(no_code());
+    }
     for &(layer, n_kv) in wanted {
         let Some(spec) = config.layers.get(layer) else { continue }; // refused by `check_merge`
         if n_kv > spec.n_kv_heads {
@@ -207,6 +231,15 @@ pub fn check_merging(config: &Config, wanted: &[(usize, i64)]) -> Result<(), Err
         )?;
     }
     Ok(())
+}
+
+fn no_code() -> Error {
+    Error::Input {
+        name: "key/value heads",
+        problem: "a code (`latent`) cannot be learned by merging, whose new heads take the place of old ones\nhint: convert the model \
+                  by `latent`, then distill it"
+            .into(),
+    }
 }
 
 /// Ends what [`begin_merging`] began, once it has learned: the new heads alone are left, in ordinary grouped layers. What is still open of
@@ -243,13 +276,20 @@ pub fn merge_learned(model: &mut Model) -> Result<Vec<Merged>, Error> {
     Ok(all)
 }
 
-/// Groups and maps of the layers that are to have another number of heads.
+/// What a layer's new heads are made by.
+enum Made {
+    /// Of keys and of values.
+    Maps([Maps; 2]),
+    Code(latent::Code),
+}
+
+/// Groups of the layers that are to have another number of heads, and what makes new heads of them.
 fn plan(
     model: &Model,
     wanted: &[(usize, i64)],
     method: Merge,
     moments: Option<&Moments>,
-) -> Result<Vec<(Merged, [Maps; 2])>, Error> {
+) -> Result<Vec<(Merged, Made)>, Error> {
     check_merge(model.config(), wanted, method)?;
     let all = model.layers();
     let mut made = Vec::new();
@@ -266,11 +306,22 @@ fn plan(
                     |moments| moments.of(layer, it.dims().hidden_size),
                 )?;
                 let kept = kept(model, moments.map_or(1, Moments::max_len));
-                Ok([Space::of_keys(it, &moment, kept.as_deref()), Space::of_values(it, &moment)])
+                let spaces =
+                    [Space::of_keys(it, &moment, kept.as_deref()), Space::of_values(it, &moment)];
+                Ok((moment, spaces))
             })
             .transpose()?;
         made.push(match &of_text {
-            Some(spaces) => by_text(it, layer, n_kv, method, spaces),
+            Some((moment, spaces)) if method == Merge::Latent => {
+                let code = latent::code(it, moment, spaces, n_kv);
+                let [key_loss, value_loss] = code.losses.map(Some);
+                let groups = neighbours(n_old, n_kv);
+                (Merged { layer, groups, key_loss, value_loss, open: None }, Made::Code(code))
+            }
+            Some((_, spaces)) => {
+                let (merged, maps) = by_text(it, layer, n_kv, method, spaces);
+                (merged, Made::Maps(maps))
+            }
             None => {
                 let groups = neighbours(n_old, n_kv);
                 let maps = || pooled(it.dims(), layer, &groups, method);
@@ -281,7 +332,7 @@ fn plan(
                     value_loss: None,
                     open: None,
                 };
-                (merged, [maps(), maps()])
+                (merged, Made::Maps([maps(), maps()]))
             }
         });
     }
@@ -331,6 +382,13 @@ pub fn check_merge(config: &Config, wanted: &[(usize, i64)], method: Merge) -> R
         }
         if n_kv < old && method.turns() {
             check_turns(&spec.variant)?;
+        }
+        if n_kv < old && method == Merge::Latent && config.sizes.position_table.is_none() {
+            return Err(Error::Refused {
+                kind: variants::latent::KIND,
+                what: "code keys that their positions turn",
+                reason: "a code holds them as they are before that\nhint: `low_rank` codes them plane by plane".into(),
+            });
         }
     }
     Ok(())

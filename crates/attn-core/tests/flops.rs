@@ -105,7 +105,7 @@ fn done(variant: &Variant, kind: &dyn Attention, probe: &Probe) -> i64 {
         | Variant::Sinks(_)
         | Variant::MaskMixture(_) => 4 * d * pairs(),
         // Each entry of a matrix meets every token.
-        Variant::Gated(_) => 4 * d * pairs() + 2 * matrices * n,
+        Variant::Gated(_) | Variant::Latent(_) => 4 * d * pairs() + 2 * matrices * n,
         // Each entry of a matrix meets every token, and so do scalars, once a channel.
         Variant::Merging(config) => {
             use attn_core::variants::merging::By;

@@ -580,6 +580,111 @@ fn projections_are_fitted_by_least_squares_on_a_stream() {
     }
 }
 
+/// The bases whose positions turn no keys.
+fn unturned() -> impl Iterator<Item = &'static str> {
+    BASES.into_iter().filter(|base| *base != "llama")
+}
+
+/// Keys and values are made of 24 channels, and so is a code of two heads' keys and values.
+#[test]
+fn a_code_as_wide_as_the_hidden_state_loses_nothing() {
+    for base in unturned() {
+        for (kind, bar) in [(Kind::Double, 1e-10), (Kind::Float, 1e-5)] {
+            let mut whole = model(base);
+            whole.to_kind(kind);
+            let before = logits(&whole, &input());
+            let mut coded = whole.alias().unwrap();
+            let made = merge(&mut coded, 2, Merge::Latent);
+            let context = format!("{base} {kind:?}");
+            assert!(matches!(coded.layers()[1].variant(), Variant::Latent(_)), "{context}");
+            assert_eq!(coded.layers()[1].dims().n_kv_heads, 2);
+            assert_close(&context, &logits(&coded, &input()), &before, bar);
+            assert!(made.iter().all(|it| it.key_loss.unwrap() < 1e-9), "{context} {made:?}");
+            assert!(made.iter().all(|it| it.value_loss.unwrap() < 1e-9), "{context} {made:?}");
+            // By `low_rank`, in as many bytes, something is lost.
+            let mut low_rank = whole.alias().unwrap();
+            merge(&mut low_rank, 2, Merge::LowRank);
+            let lost = (logits(&low_rank, &input()) - &before).abs().max().double_value(&[]);
+            assert!(lost > 1e-3, "{context}: {lost}");
+
+            let full = expanded(&coded).unwrap();
+            assert!(full.config().is_plain());
+            assert_close(&context, &logits(&full, &input()), &before, bar);
+            let dir = tempfile::tempdir().unwrap();
+            coded.save(&dir.path().join("m"), &WriteOptions::default()).unwrap();
+            let options = LoadOptions { kind, ..LoadOptions::default() };
+            let again = Model::load(&dir.path().join("m"), &options).unwrap().0;
+            assert_eq!(logits(&again, &input()), logits(&coded, &input()), "{context}: saved");
+            assert_eq!(logits(&whole, &input()), before, "the model it was made of");
+        }
+    }
+}
+
+/// Against the text, and against what codes of keys and of values, group by group, lose in as many bytes.
+#[test]
+fn a_code_of_one_head_loses_what_it_says_and_less_than_two_codes() {
+    for base in unturned() {
+        let whole = model(base);
+        let moments = moments(&whole);
+        let mut coded = whole.alias().unwrap();
+        let made = merge(&mut coded, 1, Merge::Latent);
+        // Key and value heads for each query head again: what they lost stays lost.
+        let full = expanded(&coded).unwrap();
+        for it in &made {
+            let [keys, values] = losses(&whole, &full, it.layer);
+            let context = format!("{base} layer {}", it.layer);
+            let [key_loss, value_loss] = [it.key_loss.unwrap(), it.value_loss.unwrap()];
+            assert!((key_loss - keys).abs() < 1e-9, "{context}: {key_loss} {keys}");
+            assert!((value_loss - values).abs() < 1e-9, "{context}: {value_loss} {values}");
+            let mut apart = whole.alias().unwrap();
+            let of = merge_kv(&mut apart, &[(it.layer, 1)], Merge::LowRank, Some(&moments));
+            let of = of.unwrap().remove(0);
+            let apart = of.key_loss.unwrap() + of.value_loss.unwrap();
+            assert!(key_loss + value_loss < apart, "{context}: {apart}");
+            assert!(key_loss + value_loss > 1e-6, "{context}: something is lost");
+        }
+        assert_close(base, &logits(&coded, &input()), &logits(&full, &input()), 1e-10);
+        let closed = gated(&coded);
+        assert_close(base, &closed, &gated(&full), 1e-10);
+    }
+}
+
+/// Heads that were removed left query heads out of order: each still reads its own.
+#[test]
+fn a_code_of_uneven_heads_is_read_by_the_heads_that_it_is_of() {
+    let mut whole = model("gpt2");
+    let before = logits(&whole, &input());
+    (0..2).for_each(|layer| whole.select_heads(layer, &[3, 1, 0, 2]).unwrap());
+    assert_eq!(whole.layers()[0].dims().kv_of_head, [3, 1, 0, 2]);
+    merge(&mut whole, 2, Merge::Latent);
+    assert_eq!(whole.layers()[0].spec().kept_heads, [1, 0, 3, 2]);
+    assert_close("as before", &logits(&whole, &input()), &before, 1e-10);
+    whole.select_heads(1, &[3, 1, 0]).unwrap();
+    let mut plain = model("gpt2");
+    plain.select_heads(1, &[2, 0, 1]).unwrap(); // the numbers of those places
+    assert_close("without one", &logits(&whole, &input()), &logits(&plain, &input()), 1e-10);
+}
+
+#[test]
+fn codes_are_refused_where_they_would_be_something_else() {
+    let mut llama = model("llama");
+    let moments_of = moments(&llama);
+    let error = merge_kv(&mut llama, &[(0, 1)], Merge::Latent, Some(&moments_of)).unwrap_err();
+    assert!(error.to_string().contains("positions turn"), "{error}");
+    let mut gpt2 = model("gpt2");
+    let moments_of = moments(&gpt2);
+    let error = begin_merging(&mut gpt2, &[(0, 1)], Merge::Latent, Some(&moments_of), 1.0);
+    assert!(error.unwrap_err().to_string().contains("then distill"));
+    merge_kv(&mut gpt2, &[(0, 2)], Merge::Latent, Some(&moments_of)).unwrap();
+    for method in [Merge::Latent, Merge::Aligned] {
+        let error = merge_kv(&mut gpt2, &[(0, 1)], method, Some(&moments_of)).unwrap_err();
+        assert!(error.to_string().contains("latent"), "{error}");
+    }
+    // Heads of which the others read a part cannot go; one head of a pair can.
+    assert!(gpt2.select_heads(0, &[0, 1]).unwrap_err().to_string().contains("the whole code"));
+    gpt2.select_heads(0, &[3, 0]).unwrap();
+}
+
 #[test]
 fn text_that_is_missing_short_or_of_no_use_is_refused() {
     let whole = model("gpt2");

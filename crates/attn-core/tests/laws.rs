@@ -220,6 +220,14 @@ fn a_regrouped_kind_is_the_kind_built_for_the_groups() {
         };
         let mut kind = built(&variant, &by_head);
         repeat_parameters(merged.as_ref(), kind.as_ref(), &grouped.dims);
+        if matches!(variant, Variant::Latent(_)) {
+            // Sums over all heads: of each, two are there now.
+            kind.visit(&mut |name, tensor| {
+                if !name.ends_with("bias") {
+                    let _ = tch::no_grad(|| tensor.shallow_clone().g_mul_scalar_(0.5));
+                }
+            });
+        }
         // Heads that shared a choice share it still.
         let chosen = merged.selection(&grouped.input(&mask)).map(|selection| {
             let is_shared = selection.chosen.size()[1] == grouped.dims.n_kv_heads;

@@ -17,8 +17,10 @@ whose KL adds up to the least within the budget.
 
 first, random and mean take neighbours as they are. The others read a text: similarity groups what is
 near, aligned turns heads onto each other first, low-rank keeps the directions that a group's scores
-and outputs need most and changes each head's queries and output to fit. --refit fits the output
-projection of each changed layer to the text, in closed form.
+and outputs need most and changes each head's queries and output to fit. latent keeps one code of all
+keys and values, of as many channels as N heads' (the attention kind `latent`): nearest by far, not
+where positions turn keys. --refit fits the output projection of each changed layer to the text, in
+closed form.
 
 The text is cut into blocks. Some are set apart, the same whatever the seed, and the model is compared
 on them with what it was; of the rest the seed draws those that are read. --compare does so for every
@@ -29,7 +31,7 @@ makes them, behind it. attn distill then closes the gates while the new heads le
 ones (configs/gqa/learn.toml); --method learned ends that and leaves the new heads alone.
 
 A Llama whose layers have one number is an ordinary folder, which transformers loads; so is any
-model --as expanded, at its old size. A GPT-2 with one key/value head is also written --as multi-query
+model --as expanded, at its old size, a code read out. A GPT-2 with one key/value head is also written --as multi-query
 (`gpt_bigcode`), which transformers loads and this program does not. Everything else is a folder of
 this program alone. conversion.json in OUT says what was done and what a token's keys and values cost.
 
@@ -37,6 +39,7 @@ Examples:
   attn convert --model DIR --kv-heads 2 --out grouped
   attn convert --model DIR --kv-heads 2 --refit --calibration notes.txt --out refitted
   attn convert --model DIR --kv-heads 1 --method first --layers 1 --out one
+  attn convert --model DIR --kv-heads 2 --method latent --calibration notes.txt --out coded
   attn convert --model DIR --cache 50% --calibration notes.txt --out half
   attn convert --model DIR --kv-heads 1 --calibration notes.txt --as merging --out merging
   attn convert --model merging --method learned --out ended    (once it was taught)
@@ -156,6 +159,9 @@ pub(crate) enum MergeBy {
     /// The directions that matter most together, read by each head through a matrix of its own
     #[default]
     LowRank,
+    /// One code of all keys and values, read by each head through matrices of its own (multi-head latent attention); not where
+    /// positions turn keys
+    Latent,
     /// What a model written --as merging has learned since; nothing else is asked for
     Learned,
 }

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Eigenvalues below this share of the largest are none.
-const RANK: f64 = 1e-12;
+pub(super) const RANK: f64 = 1e-12;
 
 /// What two heads in one lose, as a share of all that there is to lose.
 pub(super) fn pair_costs(space: &Space) -> Vec<Vec<f64>> {
@@ -71,14 +71,18 @@ pub(super) fn maps(space: &Space, groups: &[Vec<i64>]) -> Maps {
 fn weighted(space: &Space, group: &[i64]) -> (Tensor, Tensor) {
     let moments = space.among(group);
     let [g, _, d, _] = moments.size()[..] else { unreachable!("a matrix a pair") };
-    let (values, vectors) = rows(&space.gains, group).linalg_eigh("L"); // [g, d], [g, d, d]
-    let roots =
-        (&vectors * values.clamp_min(0.0).sqrt().unsqueeze(1)).matmul(&vectors.transpose(1, 2));
+    let roots = roots(&rows(&space.gains, group));
     let blocks: Vec<Tensor> = (0..g).map(|at| roots.get(at)).collect();
     let root = Tensor::block_diag(&blocks);
     let x = moments.transpose(1, 2).reshape([g * d, g * d]);
     let s = root.matmul(&x).matmul(&root);
     (root, (&s + s.tr()) / 2.0)
+}
+
+/// The roots of positive matrices, `[.., d, d]`.
+pub(super) fn roots(x: &Tensor) -> Tensor {
+    let (values, vectors) = x.linalg_eigh("L");
+    (&vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)).matmul(&vectors.transpose(-2, -1))
 }
 
 /// P and C of a group: `[g, d, d]` each.

@@ -155,7 +155,7 @@ fn wide(x: &Tensor) -> Tensor {
 }
 
 /// `[n · d, hidden_size]` and its bias as `[n, d, hidden_size + 1]`.
-fn with_bias((weight, bias): &(Tensor, Option<Tensor>), n: i64) -> Tensor {
+pub(super) fn with_bias((weight, bias): &(Tensor, Option<Tensor>), n: i64) -> Tensor {
     let weight = wide(weight);
     let bias = match bias {
         Some(bias) => wide(bias).unsqueeze(1),

@@ -16,6 +16,7 @@ pub mod gated;
 pub mod global_local;
 pub mod hedgehog;
 pub mod indexed;
+pub mod latent;
 pub mod mask_mixture;
 pub mod merging;
 pub mod moba;
@@ -135,6 +136,7 @@ variants! {
     Moba => moba,
     Indexed => indexed,
     Merging => merging,
+    Latent => latent,
 }
 
 impl<'de> Deserialize<'de> for Variant {
