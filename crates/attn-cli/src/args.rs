@@ -410,9 +410,10 @@ Examples:
   attn eval --model mixed/model --task notes.txt --split train --against DIR --out kl.json";
 
 const COMPARE_HELP: &str = "\
-A line a run: accuracy, KL, loss and perplexity as its summary.json has them, with their intervals. Runs that
-kept their predictions on the same rows are tested against the first: the difference of accuracies with its
-paired bootstrap interval, and McNemar's exact p. Where there is no test, a note says why.
+A line a run: accuracy, KL, loss and perplexity as its summary.json has them, with their intervals. Runs and
+evaluations that kept their predictions on the same rows are tested against the first: the difference of
+accuracies with its paired bootstrap interval, and McNemar's exact p. Evaluations of language models on the
+same text: the difference of losses per token with its interval. Where there is no test, a note says why.
 
 Examples:
   attn compare results/2026-11-23-sample-default results/2026-11-22-sample-default

@@ -7,14 +7,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use attn_eval::stats::{Interval, bootstrap_difference, discordant};
+use attn_eval::{
+    RowScore, loss_difference,
+    stats::{Interval, bootstrap_difference, discordant},
+};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
     args::{CompareArgs, TableFormat},
     run_dir::{self, PREDICTIONS_FILE, SCHEMA, SUMMARY_FILE},
-    sweep::Answers,
+    sweep::{Answers, Line},
 };
 
 /// Resamples of the bootstrap, and their seed.
@@ -187,14 +190,14 @@ struct Run {
 /// A run against the first, on the rows that both report on.
 #[derive(Debug, Serialize)]
 struct Against {
-    /// What the comparison is of: `accuracy` by rows, or `none` where rows differ or were not kept.
+    /// What the comparison is of: `accuracy` or `loss` by rows, or `none` where rows differ or were not kept.
     of: &'static str,
     /// Why there is no test.
     #[serde(skip_serializing_if = "Option::is_none")]
     why_not: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     n_rows: Option<usize>,
-    /// Accuracy less that of the first, in points.
+    /// Less what the first has: accuracy in points, loss in nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     difference: Option<f64>,
     /// By the paired bootstrap over rows.
@@ -209,7 +212,13 @@ struct Against {
 struct Read {
     name: String,
     summary: Value,
-    answers: Option<Answers>,
+    kept: Option<Kept>,
+}
+
+/// What a run kept of each row.
+enum Kept {
+    Answers(Answers),
+    Losses(Vec<RowScore>),
 }
 
 pub(crate) fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
@@ -263,9 +272,19 @@ fn read(path: &Path) -> Result<Read> {
     })?;
     let summary: Value =
         serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", file.display()))?;
-    let kept = path.is_dir() && path.join(PREDICTIONS_FILE).exists();
-    let answers = kept.then(|| Answers::read(path)).transpose()?;
-    Ok(Read { name: path.display().to_string(), summary, answers })
+    let damaged = || format!("`{}` is damaged", file.display());
+    let kept = if path.is_dir() {
+        let kept = path.join(PREDICTIONS_FILE).exists();
+        kept.then(|| Answers::read(path)).transpose()?.map(Kept::Answers)
+    } else if let Some(rows) = summary.get("predictions") {
+        let lines: Vec<Line> = serde_json::from_value(rows.clone()).with_context(damaged)?;
+        Some(Kept::Answers(Answers::of(lines)))
+    } else if let Some(rows) = summary.get("loss_by_row") {
+        Some(Kept::Losses(serde_json::from_value(rows.clone()).with_context(damaged)?))
+    } else {
+        None
+    };
+    Ok(Read { name: path.display().to_string(), summary, kept })
 }
 
 fn against(first: &Read, other: &Read) -> Result<Against> {
@@ -277,9 +296,16 @@ fn against(first: &Read, other: &Read) -> Result<Against> {
         difference_interval_95: None,
         mcnemar_p: None,
     };
-    let (Some(a), Some(b)) = (&first.answers, &other.answers) else {
-        let without = if first.answers.is_none() { first } else { other };
-        return Ok(none(format!("`{}` kept no predictions", without.name)));
+    let (Some(a), Some(b)) = (&first.kept, &other.kept) else {
+        let without = if first.kept.is_none() { first } else { other };
+        return Ok(none(format!("`{}` kept nothing of its rows", without.name)));
+    };
+    let (a, b) = match (a, b) {
+        (Kept::Answers(a), Kept::Answers(b)) => (a, b),
+        (Kept::Losses(a), Kept::Losses(b)) => {
+            return Ok(losses(first, other, a, b).unwrap_or_else(none));
+        }
+        _ => return Ok(none("one classifies, the other predicts tokens".into())),
     };
     if a.rows != b.rows {
         return Ok(none("they report on other rows".into()));
@@ -301,6 +327,28 @@ fn against(first: &Read, other: &Read) -> Result<Against> {
     })
 }
 
+/// Losses of tokens, row by row; why not, where rows are others.
+fn losses(first: &Read, other: &Read, a: &[RowScore], b: &[RowScore]) -> Result<Against, String> {
+    // Rows of the same place and as many tokens are the same where the text, and what of it is hidden, is.
+    let is_same = |field: &&str| first.summary.get(*field) == other.summary.get(*field);
+    let of_text = ["task", "data", "split", "limit", "max_len", "rows", "mask_seed"];
+    if let Some(field) = of_text.iter().find(|field| !is_same(field)) {
+        return Err(format!("they differ in `{field}`"));
+    }
+    let interval = loss_difference(b, a)
+        .map_err(|_| "their tokenizers cut the text into other tokens".to_owned())?;
+    let apart: f64 = b.iter().zip(a).map(|(b, a)| b.nats - a.nats).sum();
+    let n_tokens: usize = a.iter().map(|row| row.n_tokens).sum();
+    Ok(Against {
+        of: "loss",
+        why_not: None,
+        n_rows: Some(a.len()),
+        difference: Some(apart / n_tokens as f64),
+        difference_interval_95: Some(interval),
+        mcnemar_p: None,
+    })
+}
+
 /// The report as cells.
 struct Table {
     columns: Vec<String>,
@@ -313,7 +361,10 @@ impl Table {
     fn of(report: &Report, measures: &[&Measure]) -> Self {
         let mut columns = vec!["run".to_owned()];
         columns.extend(measures.iter().map(|measure| measure.heading()));
-        columns.extend(["less the first (points)".to_owned(), "p".to_owned()]);
+        let is_of_loss = |run: &Run| run.against_first.as_ref().is_some_and(|it| it.of == "loss");
+        let of_loss = report.runs.iter().any(is_of_loss);
+        let unit = if of_loss { "nats per token" } else { "points" };
+        columns.extend([format!("less the first ({unit})"), "p".to_owned()]);
         let mut notes = Vec::new();
         let mut rows = Vec::new();
         for run in &report.runs {
@@ -334,7 +385,8 @@ impl Table {
             let difference =
                 against.and_then(|it| Some((it.difference?, it.difference_interval_95?)));
             row.push(difference.map_or(String::new(), |(value, Interval { low, high })| {
-                format!("{value:+.1} ({low:+.1} to {high:+.1})")
+                let places = if of_loss { 4 } else { 1 };
+                format!("{value:+.places$} ({low:+.places$} to {high:+.places$})")
             }));
             let p = against.and_then(|it| it.mcnemar_p);
             row.push(p.map_or(String::new(), |p| match p {
@@ -346,11 +398,16 @@ impl Table {
             }
             rows.push(row);
         }
-        if rows.iter().any(|row| !row[row.len() - 1].is_empty()) {
-            notes.push(
-                "Intervals: 95 %; of differences by the paired bootstrap over rows. p: McNemar's exact test, one seed of each run."
-                    .into(),
-            );
+        if report
+            .runs
+            .iter()
+            .any(|run| run.against_first.as_ref().is_some_and(|it| it.n_rows.is_some()))
+        {
+            let of_p = " p: McNemar's exact test, one seed of each run.";
+            notes.push(format!(
+                "Intervals: 95 %; of differences by the paired bootstrap over rows.{}",
+                if of_loss { "" } else { of_p }
+            ));
         }
         // A column that says nothing of any run is left out.
         let mut columns_left: Vec<usize> = (0..columns.len()).collect();

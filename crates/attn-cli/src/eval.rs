@@ -10,8 +10,8 @@ use attn_data::{
     prompt::PromptSpec,
 };
 use attn_eval::{
-    Accuracy, ClassScore, Divergence, LanguageScore, divergence, masked_token, next_token,
-    stats::Interval,
+    Accuracy, ClassScore, Divergence, LanguageScore, RowScore, divergence, masked_token,
+    next_token, stats::Interval,
 };
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -67,6 +67,8 @@ enum Score {
         /// With `--conventions`.
         #[serde(skip_serializing_if = "Option::is_none")]
         conventions: Option<Vec<Labelled>>,
+        /// The loss of each row, for paired comparisons.
+        loss_by_row: Vec<RowScore>,
         /// Seed of the tokens that were hidden.
         #[serde(skip_serializing_if = "Option::is_none")]
         mask_seed: Option<u64>,
@@ -299,6 +301,7 @@ fn score_language(
     let mask_seed = masking.map(|_| args.seed);
     let against = args.against.clone();
     let score = Score::Language {
+        loss_by_row: language.by_row.clone(),
         language,
         rows: rows_are,
         per_text,

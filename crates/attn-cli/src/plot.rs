@@ -9,6 +9,8 @@ mod heads;
 mod needle;
 mod patch;
 mod prune_curve;
+mod pruning;
+mod roles;
 mod scaling;
 mod shift;
 mod sweep;
@@ -122,6 +124,8 @@ pub(crate) const KINDS: &[Kind] = &[
     curves::KIND,
     divergence::KIND,
     scaling::KIND,
+    roles::KIND,
+    pruning::KIND,
 ];
 
 /// The names of all kinds, for the command line.

@@ -21,6 +21,7 @@ use crate::{
     args::{PruneArgs, RowArgs, dtype_name},
     head_names::{QUERY_HEAD, name, parse, read_scores},
     monitor::grouped,
+    plot::draw_result,
     run_dir::SCHEMA,
     save::{Replace, check_free, write_with},
     task::{Task, dataset},
@@ -250,6 +251,8 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     let extra = serde_json::to_vec_pretty(&report).context("cannot write JSON")?;
     let save = |draft: &Path| Ok(written.save(draft, &WriteOptions::default())?);
     write_with(&save, &folder.tokenizer, &args.out, &[(FILE, extra)], Replace::Nothing)?;
+    let file = args.out.join(FILE);
+    draw_result(&file, &file);
     print(&report, args, written.kind(), out)
 }
 

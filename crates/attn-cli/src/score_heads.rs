@@ -27,7 +27,7 @@ use crate::{
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::{self, check_writable},
-    subject::Subject,
+    subject::{Subject, shared_kv},
     task::{Task, Which, dataset},
 };
 
@@ -50,6 +50,9 @@ struct Report<'a> {
     method: &'static str,
     /// Which heads are meant.
     unit: &'static str,
+    /// The key/value head that each reads, where heads share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_of_head: Option<Vec<Vec<i64>>>,
     /// How gates were learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     learning: Option<Gating>,
@@ -170,6 +173,7 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
         print(&scores, &loss, method.name(), out)?;
         let report = Report {
             unit: QUERY_HEAD,
+            kv_of_head: shared_kv(&model),
             subject: Subject::new(&args.model, &args.compute, &model)?,
             which: task.which(),
             method: method.name(),

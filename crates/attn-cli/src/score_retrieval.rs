@@ -22,7 +22,7 @@ use crate::{
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::check_writable,
-    subject::Subject,
+    subject::{Subject, shared_kv},
     texts::Folder,
 };
 
@@ -46,6 +46,9 @@ struct Report<'a> {
     method: RetrievalScore,
     /// Which heads are meant.
     unit: &'static str,
+    /// The key/value head that each reads, where heads share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_of_head: Option<Vec<Vec<i64>>>,
     /// Above it a head counts as a retrieval head.
     threshold: f64,
     n_retrieval_heads: usize,
@@ -126,6 +129,7 @@ pub(crate) fn run(args: &RetrievalArgs, out: &mut dyn Write) -> Result<()> {
     let n_retrieval_heads = flat.iter().filter(|&&score| score > needles.threshold).count();
     let report = Report {
         unit: QUERY_HEAD,
+        kv_of_head: shared_kv(&model),
         subject: Subject::new(&args.model, &args.compute, &model)?,
         haystack: &hiding.data,
         split: hiding.split.as_deref(),

@@ -48,3 +48,10 @@ impl<'a> Subject<'a> {
         self.model
     }
 }
+
+/// The key/value head that each query head reads, layers × heads; `None` where no two read the same one.
+pub(crate) fn shared_kv(model: &Model) -> Option<Vec<Vec<i64>>> {
+    let layers = model.layers();
+    let is_shared = layers.iter().any(|layer| layer.dims().n_kv_heads < layer.dims().n_heads);
+    is_shared.then(|| layers.iter().map(|layer| layer.dims().kv_of_head.clone()).collect())
+}

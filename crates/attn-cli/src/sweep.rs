@@ -35,7 +35,7 @@ use crate::{
     run_dir::{self, RunDir},
     start::{invocation, name_of, quoted},
 };
-pub(crate) use report::{Answers, line as csv_line};
+pub(crate) use report::{Answers, Line, line as csv_line};
 
 use plan::{Plan, Planned, Status};
 

@@ -12,7 +12,7 @@ fn results(file: &str) -> PathBuf {
 }
 
 /// A stored result of each kind, and how many pictures it has.
-const STORED: [(&str, &str, usize); 12] = [
+const STORED: [(&str, &str, usize); 13] = [
     ("heads", "2026-11-21-score-heads/gpt2.json", 2),
     ("ablation", "2026-11-23-ablation/ablate-zero.json", 1),
     ("needle", "2026-11-23-gqa/retrieval/whole.needle.json", 1),
@@ -25,6 +25,7 @@ const STORED: [(&str, &str, usize); 12] = [
     ("divergence", "2026-11-22-dynamic-heads/gpt2-05.json", 1),
     ("scaling", "2026-11-22-bench-attention/table.csv", 2),
     ("heads", "2026-11-23-gqa/retrieval/low-rank-2.scores.json", 2),
+    ("roles", "2026-11-22-head-roles/gpt2.json", 1),
 ];
 
 #[test]
@@ -64,6 +65,28 @@ fn what_is_measured_is_drawn_beside_its_file() {
     // Drawn again, it is the same picture.
     place.done("plot s/heads.json --out again.png");
     assert_eq!(place.bytes("again.png"), place.bytes("s/heads.png"));
+    place.done("prune --model m --scores s/heads.json --remove 2 --out p");
+    assert_eq!(&place.bytes("p/pruning.png")[1..4], b"PNG");
+}
+
+#[test]
+fn heads_that_share_keys_and_values_are_framed() {
+    let place = Place::new();
+    model_folder(&place, "m", "gpt2", Head::LanguageModel);
+    place.done("convert --model m --kv-heads 1 --method mean --out one");
+    place.write("notes.txt", &"a b c a b c\n".repeat(60));
+    let text = "--task notes.txt --split train --limit 20 --max-len 16 --own-output";
+    for model in ["m", "one"] {
+        place.done(&format!("score-heads --model {model} {text} --out {model}.json"));
+        place.done(&format!("plot {model}.json --svg --out {model}-drawn"));
+    }
+    assert!(place.json("m.json").get("kv_of_head").is_none());
+    let kv: Vec<Vec<i64>> =
+        serde_json::from_value(place.json("one.json")["kv_of_head"].clone()).unwrap();
+    assert!(kv.iter().flatten().all(|kv| *kv == 0) && !kv.is_empty());
+    let said = |file: &str| String::from_utf8(place.bytes(file)).unwrap().contains("are framed");
+    assert!(said("one-drawn/one.svg"));
+    assert!(!said("m-drawn/m.svg"));
 }
 
 #[test]

@@ -66,6 +66,46 @@ fn runs_on_the_same_rows_are_tested_against_the_first() {
 }
 
 #[test]
+fn evaluations_are_tested_by_their_own_rows() {
+    let place = Place::new();
+    for (name, seed) in [("a", 0), ("b", 1)] {
+        model_folder(&place, name, "gpt2", Head::LanguageModel);
+        let random = format!("--init random --seed {seed}");
+        place.write("text.txt", "the film was good\nthe plot was bad and the film long\nbad\n");
+        let text = "--task text.txt --split train --max-len 32";
+        place.done(&format!("eval --model {name} {text} {random} --out {name}.json"));
+    }
+    let rows = |name: &str| -> Vec<[f64; 2]> {
+        let found = place.json(&format!("{name}.json"));
+        let row = |row: &serde_json::Value| {
+            [row["nats"].as_f64().unwrap(), row["n_tokens"].as_f64().unwrap()]
+        };
+        found["loss_by_row"].as_array().unwrap().iter().map(row).collect()
+    };
+    let (a, b) = (rows("a"), rows("b"));
+    let sum = |rows: &[[f64; 2]], at: usize| rows.iter().map(|row| row[at]).sum::<f64>();
+    let loss = place.json("a.json")["language"]["loss_nats_per_token"].as_f64().unwrap();
+    assert!((sum(&a, 0) / sum(&a, 1) - loss).abs() < 1e-12, "the rows are what the loss is of");
+
+    place.done("compare a.json b.json --format json --out both.json");
+    let found = place.json("both.json");
+    let against = &found["runs"][1]["against_first"];
+    assert_eq!(against["of"], "loss", "{against}");
+    let expected = (sum(&b, 0) - sum(&a, 0)) / sum(&a, 1);
+    assert!((against["difference"].as_f64().unwrap() - expected).abs() < 1e-12, "{against}");
+    assert!(expected.abs() > 1e-3);
+    let table = place.done("compare a.json b.json").stdout;
+    assert!(table.contains("less the first (nats per token)"), "{table}");
+    assert!(table.contains(&format!("{expected:+.4} (")), "{table}");
+    assert!(!table.contains("McNemar"), "{table}");
+
+    // Other texts, or other cuts, are no pair.
+    place.done("eval --model b --task text.txt --split train --max-len 8 --out cut.json");
+    let table = place.done("compare a.json cut.json").stdout;
+    assert!(table.contains("cut.json: no test, they differ in `max_len`"), "{table}");
+}
+
+#[test]
 fn a_report_holds_runs_pictures_and_attention_and_runs_nothing_of_theirs() {
     let place = two_runs();
     let ran = place.shell(

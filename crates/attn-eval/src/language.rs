@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use crate::{
     error::{Error, Result},
     rows::{Batching, Progress, for_each_batch, to_input},
-    stats::{Interval, bootstrap_ratio},
+    stats::{Interval, StatsError, bootstrap_ratio},
 };
 
 /// Which tokens a [`LanguageScore`] counts. Scores of different conventions are not comparable.
@@ -44,6 +44,35 @@ pub struct LanguageScore {
     pub n_tokens: usize,
     /// Rows they stand in.
     pub n_rows: usize,
+    /// Each of these rows, in order.
+    #[serde(skip)]
+    pub by_row: Vec<RowScore>,
+}
+
+/// What a row adds to a [`LanguageScore`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RowScore {
+    /// Its place in the text ([`Encoded::index`]).
+    pub row: usize,
+    /// Σ −ln p(token).
+    pub nats: f64,
+    /// Tokens that were predicted.
+    pub n_tokens: usize,
+}
+
+/// The 95 % interval of what the loss per token of one model is above that of another over the same rows, drawn again together.
+///
+/// # Errors
+///
+/// If there are no rows, or other rows or tokens on one side.
+pub fn loss_difference(first: &[RowScore], second: &[RowScore]) -> Result<Interval, StatsError> {
+    let is_same = |(a, b): (&RowScore, &RowScore)| (a.row, a.n_tokens) == (b.row, b.n_tokens);
+    if first.len() != second.len() || !first.iter().zip(second).all(is_same) {
+        return Err(StatsError::Unpaired { n_first: first.len(), n_second: second.len() });
+    }
+    let apart: Vec<f64> = first.iter().zip(second).map(|(a, b)| a.nats - b.nats).collect();
+    let counts: Vec<f64> = first.iter().map(|row| row.n_tokens as f64).collect();
+    bootstrap_ratio(&apart, &counts, 0.95, N_RESAMPLES, 0)
 }
 
 /// Scores a causal language model on the next tokens of `rows`, by [`Convention::NextTokenWithinRow`].
@@ -237,6 +266,10 @@ impl Sum {
             top1_accuracy: n_correct as f64 / n_tokens as f64,
             n_tokens,
             n_rows: rows.len(),
+            by_row: rows
+                .into_iter()
+                .map(|(row, (nats, n_tokens))| RowScore { row, nats, n_tokens })
+                .collect(),
         })
     }
 }

@@ -55,7 +55,9 @@ pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
 pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};
 pub use heads::{Goal, HeadScores, Learning, Method, Normalize, learn_gates, ranked, score_heads};
-pub use language::{Convention, LanguageScore, check_decoder, masked_token, next_token};
+pub use language::{
+    Convention, LanguageScore, RowScore, check_decoder, loss_difference, masked_token, next_token,
+};
 pub use likelihood::{
     Document, Perplexity, Preference, Window, Windows, gated_log_likelihoods, log_likelihoods,
     perplexity,

@@ -100,7 +100,8 @@ impl Pen {
         color: Color,
         says: Option<&str>,
     ) -> Result<(), Error> {
-        if to.0 <= from.0 || to.1 <= from.1 {
+        // What is thinner than can be written down is not to be seen.
+        if to.0 - from.0 < THINNEST || to.1 - from.1 < THINNEST {
             return Ok(());
         }
         let mut attributes = box_of(from, to);
@@ -323,6 +324,9 @@ fn joined(points: &[(f64, f64)]) -> String {
         points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
     points.join(" ")
 }
+
+/// The least that [`number`] writes.
+const THINNEST: f64 = 0.001;
 
 /// To a thousandth of a pixel, without zeros at the end.
 fn number(value: f64) -> String {

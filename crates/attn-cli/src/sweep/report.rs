@@ -120,7 +120,7 @@ pub(super) struct Failed {
 
 /// A line of `predictions.jsonl`, as far as it is compared.
 #[derive(Debug, Deserialize)]
-struct Line {
+pub(crate) struct Line {
     index: usize,
     label: Option<i64>,
     predicted: i64,
@@ -426,16 +426,18 @@ impl Answers {
         let path = dir.join(run_dir::PREDICTIONS_FILE);
         let shown = path.display();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{shown}`"))?;
-        let (mut rows, mut right) = (Vec::new(), Vec::new());
-        for line in text.lines() {
-            let Line { index, label, predicted, text, pair } =
-                serde_json::from_str(line).with_context(|| format!("`{shown}` is damaged"))?;
-            if let Some(label) = label {
-                rows.push((index, label, text, pair));
-                right.push(label == predicted);
-            }
-        }
-        Ok(Self { rows, right })
+        let lines = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        Ok(Self::of(lines.with_context(|| format!("`{shown}` is damaged"))?))
+    }
+
+    /// Of predictions as a run, or an evaluation, keeps them.
+    pub(crate) fn of(lines: Vec<Line>) -> Self {
+        let labelled = lines.into_iter().filter_map(|line| {
+            let Line { index, label, predicted, text, pair } = line;
+            label.map(|label| ((index, label, text, pair), label == predicted))
+        });
+        let (rows, right) = labelled.unzip();
+        Self { rows, right }
     }
 }
 
