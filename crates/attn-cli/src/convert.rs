@@ -416,6 +416,9 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let dtype = asked.dtype;
     let Converted { mut model, merged, refitted } =
         source.make(&wanted).with_context(|| format!("cannot convert `{}`", args.model))?;
+    if args.form == Form::Expanded {
+        model = expanded(&model).context("cannot use `--as expanded`")?;
+    }
     if dtype != model.kind() {
         // What is measured are the numbers that are written.
         model.own(&|_| true);
@@ -448,10 +451,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         );
     }
 
-    let mut written = match args.form {
-        Form::Expanded => expanded(&model).context("cannot use `--as expanded`")?,
-        Form::Smallest | Form::MultiQuery | Form::Merging => model,
-    };
+    let mut written = model;
     if dtype != written.kind() {
         written.own(&|_| true);
         written.to_kind(dtype);
@@ -576,7 +576,8 @@ fn candidates(
         return Ok(named.iter().map(|&layer| (layer, below(layer))).collect());
     };
     ensure!(
-        named.iter().any(|&layer| heads(layer) != n),
+        (args.form == Form::Expanded && !config.is_plain())
+            || named.iter().any(|&layer| heads(layer) != n),
         "`--kv-heads` is {n}, and the layers have as many: nothing would change"
     );
     let with = |is_fewer: bool| -> Vec<usize> {
@@ -604,6 +605,14 @@ fn check_budget(most: u64, config: &Config, named: &[usize], dtype: Kind) -> Res
          others take\nhint: allow at least that"
     );
     Ok(())
+}
+
+/// A KL with its interval. What rounds to 0 from below is 0.
+fn kl(one: &Measured) -> String {
+    let Interval { low, high } = one.kl_interval_95;
+    let [value, low, high] =
+        [one.kl_nats_per_token, low, high].map(|x| if x.abs() < 5e-5 { 0.0 } else { x });
+    format!("{value:.4} ({low:.4} to {high:.4})")
 }
 
 /// The config of a model whose merging has ended.
@@ -885,13 +894,12 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
     if !report.compared.is_empty() {
         writeln!(out, "\nmethod       refit  KL a token (95 %)               perplexity")?;
         for one in &report.compared {
-            let Interval { low, high } = one.kl_interval_95;
             writeln!(
                 out,
-                "{:<12} {:<5}  {:.4} ({low:.4} to {high:.4})     {:>10.2}",
+                "{:<12} {:<5}  {}     {:>10.2}",
                 one.method.name(),
                 if one.refit { "yes" } else { "no" },
-                one.kl_nats_per_token,
+                kl(one),
                 one.perplexity
             )?;
         }
@@ -899,12 +907,10 @@ fn print(report: &Report, args: &ConvertArgs, out: &mut dyn Write) -> Result<()>
     }
     match (&report.measured, &report.text) {
         (Some(one), Some(text)) => {
-            let Interval { low, high } = one.kl_interval_95;
             writeln!(
                 out,
-                "KL {:.4} nats a token ({low:.4} to {high:.4}, 95 %), perplexity {:.2}, before {:.2}: on {} tokens of the \
-                 text that were set apart",
-                one.kl_nats_per_token,
+                "KL a token, nats (95 %) {}, perplexity {:.2}, before {:.2}: on {} tokens of the text that were set apart",
+                kl(one),
                 one.perplexity,
                 one.perplexity_before,
                 grouped(text.n_test_tokens)

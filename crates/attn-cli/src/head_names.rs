@@ -37,16 +37,14 @@ pub(crate) fn parse(config: &Config, text: &str) -> Result<Vec<Head>> {
     let spec = &config.layers[layer];
     if let Some(group) = of_layer.strip_prefix('g') {
         let Some(group) = number(group) else { bail!("`{text}` is no group\n{hint}") };
+        let readers = spec.kv_readers();
+        let n_groups = readers.iter().max().map_or(0, |kv| kv + 1);
         ensure!(
-            (group as i64) < spec.n_kv_heads,
-            "`{text}`: layer {layer} has {} key/value heads, counted from 0",
-            spec.n_kv_heads
+            (group as i64) < n_groups,
+            "`{text}`: layer {layer} has {n_groups} key/value heads, counted from 0"
         );
-        let reads = |place: &usize| spec.kv_of_head[*place] == group as i64;
-        return Ok((0..spec.kv_of_head.len())
-            .filter(reads)
-            .map(|place| Head { layer, place })
-            .collect());
+        let reads = |place: &usize| readers[*place] == group as i64;
+        return Ok((0..readers.len()).filter(reads).map(|place| Head { layer, place }).collect());
     }
     let Some(head) = number(of_layer) else { bail!("`{text}` is no head\n{hint}") };
     let place = spec.kept_heads.iter().position(|&kept| kept == head as i64);

@@ -51,7 +51,8 @@ impl<'a> Subject<'a> {
 
 /// The key/value head that each query head reads, layers × heads; `None` where no two read the same one.
 pub(crate) fn shared_kv(model: &Model) -> Option<Vec<Vec<i64>>> {
-    let layers = model.layers();
-    let is_shared = layers.iter().any(|layer| layer.dims().n_kv_heads < layer.dims().n_heads);
-    is_shared.then(|| layers.iter().map(|layer| layer.dims().kv_of_head.clone()).collect())
+    let readers: Vec<Vec<i64>> =
+        model.layers().iter().map(|layer| layer.spec().kv_readers()).collect();
+    let shares = |layer: &Vec<i64>| (1..layer.len()).any(|at| layer[..at].contains(&layer[at]));
+    readers.iter().any(shares).then_some(readers)
 }

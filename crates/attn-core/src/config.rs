@@ -60,6 +60,14 @@ impl LayerSpec {
         places
     }
 
+    /// The key/value head that each query head reads; of a code, of which each reads a key and a value of its own, its place.
+    pub fn kv_readers(&self) -> Vec<i64> {
+        match self.variant {
+            Variant::Latent(_) => (0..self.n_heads).collect(),
+            _ => self.kv_of_head.clone(),
+        }
+    }
+
     /// A layer as plain transformers has it.
     pub fn plain(n_heads: i64, n_kv_heads: i64) -> Self {
         Self {

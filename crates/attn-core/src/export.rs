@@ -7,10 +7,9 @@ use tch::Tensor;
 
 use crate::{
     Error, Merge, Model, Variant,
-    attention::{Dims, Projections},
+    attention::Projections,
     checkpoint::{WriteOptions, write_folder},
     config::Head,
-    kv_heads::neighbours,
     merge_kv,
 };
 
@@ -26,8 +25,8 @@ pub fn expanded(model: &Model) -> Result<Model, Error> {
         let own = layer.projections();
         let Some([k, v]) = layer.kind().full_heads(&own) else { continue };
         all.swap(&[at], &Variant::default(), 0)?;
-        let Dims { n_heads, n_kv_heads, .. } = *layer.dims();
-        let groups = neighbours(n_kv_heads, n_heads);
+        // Head h reads head h, whatever it read before.
+        let groups: Vec<Vec<i64>> = layer.dims().kv_of_head.iter().map(|&kv| vec![kv]).collect();
         all.regroup_kv(at, &groups, Projections { q: own.q, k, v }, &layer.out().out_in())?;
     }
     let wanted: Vec<(usize, i64)> =

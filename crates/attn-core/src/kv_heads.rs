@@ -313,6 +313,14 @@ fn plan(
             .transpose()?;
         made.push(match &of_text {
             Some((moment, spaces)) if method == Merge::Latent => {
+                let own = it.projections();
+                if own.k.1.is_some() != own.v.1.is_some() {
+                    return Err(Error::Refused {
+                        kind: variants::latent::KIND,
+                        what: "code keys and values of which one alone has a bias",
+                        reason: "the code has one for both, or none".into(),
+                    });
+                }
                 let code = latent::code(it, moment, spaces, n_kv);
                 let [key_loss, value_loss] = code.losses.map(Some);
                 let groups = neighbours(n_old, n_kv);
@@ -370,6 +378,13 @@ pub fn check_merge(config: &Config, wanted: &[(usize, i64)], method: Merge) -> R
                 "{n_kv} are asked for, expected 1 to {}, the query heads",
                 spec.n_heads
             ));
+        }
+        if n_kv < old && matches!(spec.variant, Variant::Latent(_)) {
+            return Err(Error::Refused {
+                kind: variants::latent::KIND,
+                what: "have its code made narrower",
+                reason: "its channels are no heads that could be merged\nhint: code the model that it was made of by fewer".into(),
+            });
         }
         if old % n_kv != 0 && n_kv % old != 0 {
             let fits = |n: &i64| old % n == 0 || n % old == 0;

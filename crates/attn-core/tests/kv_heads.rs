@@ -659,10 +659,22 @@ fn a_code_of_uneven_heads_is_read_by_the_heads_that_it_is_of() {
     merge(&mut whole, 2, Merge::Latent);
     assert_eq!(whole.layers()[0].spec().kept_heads, [1, 0, 3, 2]);
     assert_close("as before", &logits(&whole, &input()), &before, 1e-10);
+    // In any order, written out or not.
+    whole.select_heads(0, &[1, 2, 0, 3]).unwrap();
+    assert_eq!(whole.layers()[0].dims().kv_of_head, [0, 1, 0, 1]);
+    assert_close("in another order", &logits(&whole, &input()), &before, 1e-10);
+    assert_close("written out", &logits(&expanded(&whole).unwrap(), &input()), &before, 1e-10);
     whole.select_heads(1, &[3, 1, 0]).unwrap();
     let mut plain = model("gpt2");
     plain.select_heads(1, &[2, 0, 1]).unwrap(); // the numbers of those places
     assert_close("without one", &logits(&whole, &input()), &logits(&plain, &input()), 1e-10);
+    let full = expanded(&whole).unwrap();
+    assert_close(
+        "without one, written out",
+        &logits(&full, &input()),
+        &logits(&plain, &input()),
+        1e-10,
+    );
 }
 
 #[test]
@@ -676,9 +688,9 @@ fn codes_are_refused_where_they_would_be_something_else() {
     let error = begin_merging(&mut gpt2, &[(0, 1)], Merge::Latent, Some(&moments_of), 1.0);
     assert!(error.unwrap_err().to_string().contains("then distill"));
     merge_kv(&mut gpt2, &[(0, 2)], Merge::Latent, Some(&moments_of)).unwrap();
-    for method in [Merge::Latent, Merge::Aligned] {
+    for method in [Merge::Latent, Merge::Aligned, Merge::Mean] {
         let error = merge_kv(&mut gpt2, &[(0, 1)], method, Some(&moments_of)).unwrap_err();
-        assert!(error.to_string().contains("latent"), "{error}");
+        assert!(error.to_string().contains("made narrower"), "{error}");
     }
     // Heads of which the others read a part cannot go; one head of a pair can.
     assert!(gpt2.select_heads(0, &[0, 1]).unwrap_err().to_string().contains("the whole code"));

@@ -274,13 +274,15 @@ pub fn all_heads(model: &Model) -> Vec<Head> {
     layers.iter().map(|layer| layer.dims().n_heads).enumerate().flat_map(of).collect()
 }
 
-/// The query heads of each key/value group of `model`, layer after layer: of each layer as many as it has key/value heads.
+/// The query heads of each key/value group of `model`, layer after layer: of each layer as many as it has key/value heads, of a layer
+/// whose heads read a code each by itself.
 pub fn all_groups(model: &Model) -> Vec<Vec<Head>> {
     let mut groups = Vec::new();
     for (layer, it) in model.layers().iter().enumerate() {
-        let dims = it.dims();
-        for kv in 0..dims.n_kv_heads {
-            let places = (0..dims.n_heads as usize).filter(|&place| dims.kv_of_head[place] == kv);
+        let readers = it.spec().kv_readers();
+        let n_groups = readers.iter().max().map_or(0, |kv| kv + 1);
+        for kv in 0..n_groups {
+            let places = (0..readers.len()).filter(|&place| readers[place] == kv);
             groups.push(places.map(|place| Head { layer, place }).collect());
         }
     }

@@ -104,8 +104,10 @@ void stretch(const Decode& a, int64_t task) {
     int64_t n = least(kBlock, end - from);
     const float *k = row(a.k, batch, head, from), *v = row(a.v, batch, head, from);
     int64_t n_next = least(kBlock, a.n - from - n), n_steps = a.group * ((n + kWidth - 1) / kWidth);
-    Ahead next{k + n * a.k.row, v + n * a.v.row, a.k.row, a.v.row, n_next, d, n_next, 0};
-    int64_t lines = (2 * n_next * most(d / kLine, 1) + n_steps - 1) / n_steps;
+    // A code is keys and values both, and comes once.
+    const float* next_v = k == v ? nullptr : v + n * a.v.row;
+    Ahead next{k + n * a.k.row, next_v, a.k.row, a.v.row, n_next, d, n_next, 0};
+    int64_t lines = (2 * n_next * ((d + kLine - 1) / kLine) + n_steps - 1) / n_steps;
     for (int64_t i = 0; i < a.group; ++i) {
       const float* q = row(a.q, batch, head * a.group + i, 0);
       float* w = weights.at + i * kBlock;

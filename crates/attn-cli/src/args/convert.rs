@@ -158,6 +158,7 @@ pub(crate) enum MergeBy {
     Aligned,
     /// The directions that matter most together, read by each head through a matrix of its own
     #[default]
+    #[value(alias = "low_rank")]
     LowRank,
     /// One code of all keys and values, read by each head through matrices of its own (multi-head latent attention); not where
     /// positions turn keys

@@ -3,13 +3,14 @@
 //! ```text
 //! x = [k_1, .., k_n, v_1, .., v_n] − mean       T: what an error costs, as a share of all that scores, or outputs, have to lose
 //! min over P, C of E (x − C c)ᵀ T (x − C c),    c = P x of r channels
-//! S = T^½ E[x xᵀ] T^½ = U Λ Uᵀ      P = Λ_r^-½ U_rᵀ T^½      C = E[x xᵀ] Pᵀ
+//! S = T^½ E[x xᵀ] T^½ = U Λ Uᵀ      P = Λ_r^-¼ U_rᵀ T^½      C = E[x xᵀ] T^½ U_r Λ_r^-¾
 //! ```
 //!
 //! As [`super::low_rank`], over keys and values at once and over all heads: a code for each side and group is a special case, so this
 //! one loses no more, at as many bytes. Both are linear in what goes into the layer: a code of as many channels as that has, half of
 //! multi-head attention's cache where the heads fill the hidden state, loses nothing. A mean is no code's business: of keys no softmax
-//! sees it, of values it goes past the code, into a bias. The channels of the code are uncorrelated and of one size over the text.
+//! sees it, of values it goes past the code, into a bias. The channels of the code are uncorrelated over the text, and what matters most
+//! comes first; any scale of each would do.
 //!
 //! Multi-head latent attention (DeepSeek-AI 2024, <https://arxiv.org/abs/2405.04434>, section 2.1.2) from a pretrained layer: Meng et al.
 //! 2025, "TransMLA", <https://arxiv.org/abs/2502.07864>, section 4.3, balances keys and values by their norms before a common principal
@@ -67,7 +68,7 @@ pub(super) fn code(it: &AttnLayer, moment: &Tensor, spaces: &[Space; 2], n_kv: i
     let (n, d, hidden, rank) =
         (dims.n_kv_heads, dims.head_dim, dims.hidden_size, 2 * n_kv * dims.head_dim);
     let own = it.projections();
-    let is_biased = own.k.1.is_some() && own.v.1.is_some();
+    let is_biased = own.k.1.is_some();
     let maps = [&own.k, &own.v].map(|side| with_bias(side, n).flatten(0, 1));
     let maps = Tensor::cat(&maps, 0); // x of h̃: [2 n d, hidden + 1]
     // Without a bias nothing can be taken off a code.
@@ -94,6 +95,9 @@ pub(super) fn code(it: &AttnLayer, moment: &Tensor, spaces: &[Space; 2], n_kv: i
     let c = x.matmul(&p.tr());
 
     let error = &x - c.matmul(&c.tr()); // (1 − C P) E[x xᵀ] (1 − C P)ᵀ, as P E[x xᵀ] Pᵀ = 1
+    // Half of each direction's size stays in the code: neither matrix then has to make up for all of it.
+    let spread = top.clamp_min(bar).pow_tensor_scalar(0.25).flip([0]);
+    let (p, c) = (p * spread.unsqueeze(1), c / spread.unsqueeze(0));
     let lost = |side: i64| {
         let of_head = |head: i64| {
             let at = (side * n + head) * d;

@@ -13,8 +13,8 @@
 //!
 //! - Deviations: no latent of queries, which saves activations in training and nothing of the cache. β is what values have in common: it
 //!   need not be coded. No keys apart for positions (section 2.1.3): where positions turn keys, the code holds turned keys.
-//! - Costs: the full pass makes every head's keys and values from the code, 4 · r · head_dim · n_heads a token more than multi-head
-//!   attention, and decoding weighs r channels a head where that weighs head_dim.
+//! - Costs: the full pass makes every head's keys and values from the code, 4 · r · head_dim · n_heads a token, and decoding weighs r
+//!   channels a head where multi-head attention weighs head_dim.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -117,14 +117,20 @@ impl Latent {
     /// z of a code.
     fn mix(&self, q: &Tensor, code: &Tensor, mask: &Mask, dropout: f64) -> Tensor {
         if q.size()[2] == 1 && dropout == 0.0 {
-            let q = q.matmul(&self.key.tensor); // [b, h, 1, r]
+            let q = by_head(q, &self.key.tensor); // [b, h, 1, r]
             let found = self.code.mix([&q, code, code], mask, 0.0);
             let bias = self.value_bias.tensor.view([-1, 1, self.dims.head_dim]);
-            return found.matmul(&self.value.tensor.transpose(1, 2)) + bias;
+            return by_head(&found, &self.value.tensor.transpose(1, 2)) + bias;
         }
         let [k, v] = self.read(code);
         self.heads.mix([q, &k, &v], mask, dropout)
     }
+}
+
+/// A row of each head by a matrix of its own: `[batch, heads, 1, a] × [heads, a, b] -> [batch, heads, 1, b]`. Head by head, as a product over
+/// the batch would copy the matrices for every row.
+fn by_head(x: &Tensor, matrices: &Tensor) -> Tensor {
+    x.squeeze_dim(2).transpose(0, 1).bmm(matrices).transpose(0, 1).unsqueeze(2)
 }
 
 /// The code of the tokens that `input` brings: `[batch, 1, k_len, r]`.
