@@ -33,6 +33,8 @@ pub(crate) fn pictures(theme: Theme) -> Vec<(&'static str, Box<dyn Picture>)> {
         ("long", Box::new(long(theme))),
         ("time", Box::new(time(theme))),
         ("scores", Box::new(scores(theme))),
+        ("needle", Box::new(needle(theme))),
+        ("pair", Box::new(pair(theme))),
     ]
 }
 
@@ -167,6 +169,66 @@ pub(crate) fn time(theme: Theme) -> LineChart {
         series,
         theme,
         ..LineChart::default()
+    }
+}
+
+/// Facts found in long texts, from red (none) to green (all), depth downward.
+pub(crate) fn needle(theme: Theme) -> Panels {
+    let lengths = [1024, 2048, 4096, 8192, 16_384];
+    let map = |title: &str, reach: f64| {
+        let found = |depth: usize, length: usize| {
+            let lost = (length as f64 / reach) * (0.3 + depth as f64 / 10.);
+            (110. - 100. * lost).clamp(0., 100.)
+        };
+        let row = |depth| lengths.iter().map(|&length| found(depth, length)).collect();
+        HeatMap {
+            title: title.into(),
+            subtitle: "exact answers; trials a cell: 8".into(),
+            x_label: "tokens".into(),
+            y_label: "depth in %".into(),
+            value_label: "found in %".into(),
+            rows: (0..=10).map(|depth| format!("{}", 10 * depth)).collect(),
+            columns: lengths.iter().map(usize::to_string).collect(),
+            values: (0..=10).map(row).collect(),
+            range: Some((0., 100.)),
+            shades: Shades::TrafficLight,
+            ..HeatMap::default()
+        }
+    };
+    let mut maps = vec![map("softmax", 24_000.), map("window 4096", 6000.)];
+    maps[1].values[9][4] = f64::NAN;
+    Panels {
+        title: "Fact retrieval across context lengths".into(),
+        subtitle: "made-up numbers".into(),
+        maps,
+        columns: 2,
+        shared: true,
+        theme,
+        size: attn_viz::Size { width: 1600, height: 620 },
+    }
+}
+
+/// From the words of one text to those of another.
+fn pair(theme: Theme) -> HeatMap {
+    let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
+    let rows = words("[CLS] A man plays a guitar on stage . [SEP]");
+    let columns = words("[CLS] Some ##one makes music . [SEP]");
+    let at = |i: usize| noise(3 * i + 1).abs().powi(3);
+    let row = |row: usize| -> Vec<f64> {
+        let total: f64 = (0..columns.len()).map(|column| at(7 * row + column)).sum();
+        (0..columns.len()).map(|column| at(7 * row + column) / total).collect()
+    };
+    HeatMap {
+        title: "From premise to hypothesis".into(),
+        subtitle: "made-up numbers; layer 5, head 2".into(),
+        x_label: "hypothesis".into(),
+        y_label: "premise".into(),
+        value_label: "weight".into(),
+        values: (0..rows.len()).map(row).collect(),
+        rows,
+        columns,
+        theme,
+        ..HeatMap::default()
     }
 }
 

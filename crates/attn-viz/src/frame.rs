@@ -25,6 +25,17 @@ pub(crate) fn unit_of(size: Size) -> f64 {
     (f64::from(size.width) / 1200.).min(f64::from(size.height) / 720.).clamp(0.5, 4.)
 }
 
+/// Units down that a title takes.
+const TITLE: f64 = 36.;
+
+/// Units down that the line below a title takes.
+pub(crate) const SUBTITLE: f64 = 26.;
+
+/// Units down that this title takes.
+pub(crate) fn room_of(title: &str) -> f64 {
+    if title.is_empty() { 0. } else { TITLE }
+}
+
 /// Writes the title and the line below it, and returns where what is left of the area begins.
 pub(crate) fn write_title(
     pen: &Pen,
@@ -36,8 +47,8 @@ pub(crate) fn write_title(
     let font = |size: f64, bold, color| Font { size: size * unit, bold, color };
     let mut top = top;
     for (text, room, font) in [
-        (title, 36., font(28., true, theme.ink())),
-        (subtitle, 26., font(18., false, theme.muted())),
+        (title, TITLE, font(28., true, theme.ink())),
+        (subtitle, SUBTITLE, font(18., false, theme.muted())),
     ] {
         if !text.is_empty() {
             let (text, font) = pen.fitted(text, right - left, font);
@@ -145,7 +156,7 @@ impl<'a> Frame<'a> {
         if !frame.words.y_label.is_empty() {
             frame.left += 32. * unit;
         }
-        frame.top += [(&frame.words.title, 36.), (&frame.words.subtitle, 26.)]
+        frame.top += [(&frame.words.title, TITLE), (&frame.words.subtitle, SUBTITLE)]
             .map(|(text, room)| if text.is_empty() { 0. } else { room * unit })
             .iter()
             .sum::<f64>();

@@ -7,7 +7,7 @@ use image::RgbImage;
 use crate::canvas::{Align, Alt, Pen};
 use crate::error::finite;
 use crate::font::Font;
-use crate::frame::{Area, unit_of, write_title};
+use crate::frame::{Area, SUBTITLE, room_of, unit_of, write_title};
 use crate::picture::Draw;
 use crate::scale::{Scale, brief};
 use crate::{Color, Error, Shades, Size, Theme};
@@ -61,7 +61,7 @@ pub struct Group {
 /// Share of the picture that the names of the rows, or of the columns, may take.
 const NAMES: f64 = 0.25;
 
-/// Cells up to which each is a shape of its own, that tells its value to who points at it.
+/// Cells up to which each is a shape of its own, that tells its value to who points at it, where it is a pixel wide and high.
 const SHAPES: usize = 4096;
 
 /// What there is in the cells.
@@ -72,9 +72,22 @@ struct Survey {
     ends: Option<[(f64, usize, usize); 2]>,
 }
 
+/// Where the parts of a map lie.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub(crate) cells: Area,
+    scale: Scale,
+    /// Pixels across of the names of rows, and down of those of columns.
+    row_names: f64,
+    column_names: f64,
+    /// Whether the names of columns lie.
+    lies: bool,
+}
+
 /// What the map says of itself where it is one of several.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown {
+    /// The names of rows and columns, and of both axes.
     pub(crate) names: bool,
     pub(crate) bar: bool,
 }
@@ -103,9 +116,16 @@ impl Draw for HeatMap {
             right: width - 16. * unit,
             bottom: height - 20. * unit,
         };
-        let subtitle = self.conditions(found.n_missing);
+        let shown = Shown { names: true, bar: true };
+        // As if there were a line below the title, since that there are too many cells is told there.
+        let below = Area { top: area.top + (room_of(&self.title) + SUBTITLE) * unit, ..area };
+        let crowded = self.is_crowded(self.layout(pen, below, range, unit, shown).cells);
+        let subtitle = joined([
+            self.conditions(found.n_missing),
+            if crowded { self.told_of_pixels() } else { String::new() },
+        ]);
         area.top = write_title(pen, self.theme, (&self.title, &subtitle), area, unit)?;
-        self.draw_in(pen, area, range, unit, Shown { names: true, bar: true })
+        self.draw_in(pen, area, range, unit, shown)
     }
 }
 
@@ -194,24 +214,24 @@ impl HeatMap {
         found
     }
 
-    /// The line below the title, with what is not drawn as it is.
+    /// The line below the title, with how many cells hold no number.
+    pub(crate) fn caption(&self) -> String {
+        self.conditions(self.survey().n_missing)
+    }
+
     fn conditions(&self, n_missing: usize) -> String {
+        let n = self.rows.len() * self.columns.len();
+        let missing = match n_missing {
+            0 => String::new(),
+            _ => format!("{n_missing} of {n} cells hold no number (grey)"),
+        };
+        joined([self.subtitle.clone(), missing])
+    }
+
+    fn told_of_pixels(&self) -> String {
         let [rows, columns] = [self.rows.len(), self.columns.len()];
-        let mut parts = vec![self.subtitle.clone()];
-        if n_missing > 0 {
-            parts.push(format!("{n_missing} of {} cells hold no number (grey)", rows * columns));
-        }
-        if rows > self.size.height as usize || columns > self.size.width as usize {
-            let which = match self.shades {
-                Shades::Diverging => "farthest from zero",
-                Shades::Viridis | Shades::TrafficLight => "largest",
-            };
-            parts.push(format!(
-                "{rows} \u{D7} {columns} cells: each pixel shows the {which} of those below it"
-            ));
-        }
-        parts.retain(|part| !part.is_empty());
-        parts.join("; ")
+        let kept = self.shades.kept();
+        format!("{rows} \u{D7} {columns} cells: each pixel shows the {kept} of those below it")
     }
 
     pub(crate) fn in_words(&self) -> String {
@@ -234,23 +254,22 @@ impl HeatMap {
         text + "."
     }
 
-    /// Draws the cells, their names and the colours into a part of the picture.
-    pub(crate) fn draw_in(
+    /// Shares out a part of the picture among the cells, their names and the colours.
+    pub(crate) fn layout(
         &self,
         pen: &Pen,
         area: Area,
         (low, high): (f64, f64),
         unit: f64,
         shown: Shown,
-    ) -> Result<(), Error> {
-        let small = Font { size: 17. * unit, bold: false, color: self.theme.muted() };
-        let label = Font { size: 18. * unit, bold: false, color: self.theme.ink() };
+    ) -> Layout {
+        let small = self.small(unit);
         let scale = Scale::new(low, high, 5);
         let extent = (area.right - area.left, area.bottom - area.top);
         let widest = |names: &[String]| -> f64 {
             names.iter().map(|name| pen.width_of(name, small)).fold(0., f64::max)
         };
-        let for_label = |text: &str| if text.is_empty() { 0. } else { 30. * unit };
+        let for_label = |text: &str| if text.is_empty() || !shown.names { 0. } else { 30. * unit };
         let for_names = |names: &[String], extent: f64| match shown.names {
             true => widest(names).min(NAMES * extent) + 10. * unit,
             false => 0.,
@@ -279,6 +298,28 @@ impl HeatMap {
             right: cells.right.floor().max(cells.left.ceil() + 1.),
             bottom: cells.bottom.floor().max(cells.top.ceil() + 1.),
         };
+        Layout { cells, scale, row_names, column_names, lies }
+    }
+
+    /// The font of names.
+    fn small(&self, unit: f64) -> Font {
+        Font { size: 17. * unit, bold: false, color: self.theme.muted() }
+    }
+
+    /// Draws the cells, their names and the colours into a part of the picture.
+    pub(crate) fn draw_in(
+        &self,
+        pen: &Pen,
+        area: Area,
+        range: (f64, f64),
+        unit: f64,
+        shown: Shown,
+    ) -> Result<(), Error> {
+        let small = self.small(unit);
+        let label = Font { size: 18. * unit, bold: false, color: self.theme.ink() };
+        let extent = (area.right - area.left, area.bottom - area.top);
+        let Layout { cells, scale, row_names, column_names, lies } =
+            self.layout(pen, area, range, unit, shown);
         self.draw_cells(pen, cells, &scale, unit)?;
 
         if shown.names {
@@ -305,11 +346,11 @@ impl HeatMap {
             }
         }
         let middle = cells.middle();
-        if !self.x_label.is_empty() {
+        if shown.names && !self.x_label.is_empty() {
             let (text, font) = pen.fitted(&self.x_label, extent.0, label);
             pen.text(&text, (middle.0, area.bottom - 8. * unit), Align::Center, font)?;
         }
-        if !self.y_label.is_empty() {
+        if shown.names && !self.y_label.is_empty() {
             let (text, font) = pen.fitted(&self.y_label, extent.1, label);
             pen.text_upwards(&text, (area.left + 6. * unit, middle.1), Align::Center, font)?;
         }
@@ -319,6 +360,12 @@ impl HeatMap {
                 .draw(pen, place, unit)?;
         }
         Ok(())
+    }
+
+    /// Whether a pixel stands for more than a cell, across or down.
+    pub(crate) fn is_crowded(&self, cells: Area) -> bool {
+        let (width, height) = self.cell(cells);
+        width < 1. || height < 1.
     }
 
     /// Width and height of a cell.
@@ -334,7 +381,7 @@ impl HeatMap {
         let at = |row: usize, column: usize| {
             (cells.left + column as f64 * cell.0, cells.top + row as f64 * cell.1)
         };
-        if self.rows.len() * self.columns.len() > SHAPES {
+        if self.rows.len() * self.columns.len() > SHAPES || self.is_crowded(cells) {
             let pixels = [cells.bottom - cells.top, cells.right - cells.left].map(|it| it as usize);
             let image = self.image(pixels, scale);
             pen.image((cells.left, cells.top), (cells.right, cells.bottom), &image)?;
@@ -429,8 +476,14 @@ impl HeatMap {
     }
 }
 
+/// The parts that there are, in one line.
+pub(crate) fn joined<const N: usize>(parts: [String; N]) -> String {
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
+}
+
 /// Keeps the larger, or the one farther from zero, of two values, and any number in place of none.
-fn keep<const BY_SIZE: bool>(found: &mut f64, value: f64) {
+pub(crate) fn keep<const BY_SIZE: bool>(found: &mut f64, value: f64) {
     let is_more = if BY_SIZE { value.abs() > found.abs() } else { value > *found };
     // With none found so far nothing is more, nor less.
     if is_more || found.is_nan() {

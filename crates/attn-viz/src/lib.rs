@@ -22,6 +22,7 @@
 
 mod bar;
 mod canvas;
+mod columns;
 mod error;
 mod font;
 mod frame;

@@ -2,13 +2,13 @@
 
 use crate::canvas::{Align, Alt, Pen};
 use crate::font::Font;
-use crate::frame::{Area, unit_of, write_title};
-use crate::heat::{ColorBar, Shown};
+use crate::frame::{Area, SUBTITLE, room_of, unit_of, write_title};
+use crate::heat::{ColorBar, Shown, joined};
 use crate::picture::Draw;
 use crate::scale::Scale;
-use crate::{Error, HeatMap, Size, Theme};
+use crate::{Error, HeatMap, Shades, Size, Theme};
 
-/// Heat maps in a grid, each below its title. The themes and sizes of the maps themselves are not looked at.
+/// Heat maps in a grid, each below its title and subtitle, which tells how many of its cells hold no number. The themes and sizes of the maps themselves are not looked at.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Panels {
     /// What the picture shows; empty for none.
@@ -62,52 +62,128 @@ impl Draw for Panels {
             right: width - 16. * unit,
             bottom: height - 16. * unit,
         };
-        area.top = write_title(pen, self.theme, (&self.title, &self.subtitle), area, unit)?;
+        // As if there were a line below the title, since that there are too many cells is told there.
+        let below = Area { top: area.top + (room_of(&self.title) + SUBTITLE) * unit, ..area };
+        let subtitle = joined([self.subtitle.clone(), self.told_of_pixels(pen, below, all, unit)]);
+        area.top = write_title(pen, self.theme, (&self.title, &subtitle), area, unit)?;
         if self.shared {
             let scale = Scale::new(all.0, all.1, 5);
-            let room = ColorBar::width(pen, &scale, &first.value_label, unit);
+            let room = self.bar_room(pen, all, unit);
             let place = Area { left: area.right - room, top: area.top + 30. * unit, ..area };
             let (shades, label) = (first.shades, &first.value_label[..]);
             ColorBar { shades, theme: self.theme, label, scale }.draw(pen, place, unit)?;
-            area.right -= room + 24. * unit;
         }
+        let grid = self.grid(pen, area, all, unit);
+        for (i, (map, &range)) in self.maps.iter().zip(&ranges).enumerate() {
+            let place = grid.cells_of(i);
+            let width = place.right - place.left;
+            let (bold, color) = (true, self.theme.ink());
+            let font = Font { size: (0.8 * grid.heading).min(20. * unit), bold, color };
+            let (text, font) = pen.fitted(&map.title, width, font);
+            let middle = place.top - grid.caption - grid.heading / 2.;
+            pen.text(&text, (place.left, middle), Align::Left, font)?;
+            let (bold, color) = (false, self.theme.muted());
+            let font = Font { size: 0.8 * grid.caption, bold, color };
+            let (text, font) = pen.fitted(&grid.captions[i], width, font);
+            pen.text(&text, (place.left, place.top - grid.caption / 2.), Align::Left, font)?;
+            let plain = HeatMap { shades: self.shades_of(map), theme: self.theme, ..map.clone() };
+            let range = if self.shared { all } else { range };
+            plain.draw_in(pen, place, range, grid.unit, grid.shown)?;
+        }
+        Ok(())
+    }
+}
 
+/// Where the maps stand.
+struct Grid {
+    area: Area,
+    across: usize,
+    slot: (f64, f64),
+    gap: f64,
+    /// Pixels down of a map's title, and of the line below it.
+    heading: f64,
+    caption: f64,
+    captions: Vec<String>,
+    shown: Shown,
+    /// Size of what is written around the cells.
+    unit: f64,
+}
+
+impl Grid {
+    /// What is left of a map's slot below its words.
+    fn cells_of(&self, i: usize) -> Area {
+        let left = self.area.left + (i % self.across) as f64 * self.slot.0;
+        let top = self.area.top + (i / self.across) as f64 * self.slot.1;
+        Area {
+            left,
+            top: top + self.heading + self.caption,
+            right: left + self.slot.0 - self.gap,
+            bottom: top + self.slot.1 - self.gap,
+        }
+    }
+}
+
+impl Panels {
+    fn grid(&self, pen: &Pen, area: Area, all: (f64, f64), unit: f64) -> Grid {
+        let right = match self.shared {
+            true => area.right - self.bar_room(pen, all, unit) - 24. * unit,
+            false => area.right,
+        };
         let n = self.maps.len();
         let across = match self.columns {
             0 => (n as f64).sqrt().ceil() as usize,
             columns => columns.min(n),
         };
         let down = n.div_ceil(across);
-        let slot =
-            ((area.right - area.left) / across as f64, (area.bottom - area.top) / down as f64);
-        let gap = (0.06 * slot.0.min(slot.1)).min(18. * unit);
+        let slot = ((right - area.left) / across as f64, (area.bottom - area.top) / down as f64);
         let heading = (0.14 * slot.1).clamp(12. * unit, 28. * unit);
+        let captions: Vec<String> = self.maps.iter().map(HeatMap::caption).collect();
+        let has_captions = captions.iter().any(|caption| !caption.is_empty());
+        // Small maps have names and axes in none, so that all are drawn alike.
         let names = slot.0.min(slot.1) >= FOR_NAMES * unit;
-        for (i, (map, &range)) in self.maps.iter().zip(&ranges).enumerate() {
-            let (left, top) =
-                (area.left + (i % across) as f64 * slot.0, area.top + (i / across) as f64 * slot.1);
-            let place = Area {
-                left,
-                top: top + heading,
-                right: left + slot.0 - gap,
-                bottom: top + slot.1 - gap,
-            };
-            let font =
-                Font { size: (0.8 * heading).min(20. * unit), bold: true, color: self.theme.ink() };
-            let (text, font) = pen.fitted(&map.title, slot.0 - gap, font);
-            pen.text(&text, (left, top + heading / 2.), Align::Left, font)?;
-            // Small maps have names and axes in none, so that all are drawn alike.
-            let plain = HeatMap {
-                x_label: if names { map.x_label.clone() } else { String::new() },
-                y_label: if names { map.y_label.clone() } else { String::new() },
-                shades: if self.shared { first.shades } else { map.shades },
-                theme: self.theme,
-                ..map.clone()
-            };
-            let range = if self.shared { all } else { range };
-            let shown = Shown { names, bar: !self.shared };
-            plain.draw_in(pen, place, range, unit * if names { 0.85 } else { 0.7 }, shown)?;
+        Grid {
+            area: Area { right, ..area },
+            across,
+            slot,
+            gap: (0.06 * slot.0.min(slot.1)).min(18. * unit),
+            heading,
+            caption: if has_captions { (0.75 * heading).max(11. * unit) } else { 0. },
+            captions,
+            shown: Shown { names, bar: !self.shared },
+            unit: unit * if names { 0.85 } else { 0.7 },
         }
-        Ok(())
+    }
+
+    /// Pixels across of the colours that all share.
+    fn bar_room(&self, pen: &Pen, all: (f64, f64), unit: f64) -> f64 {
+        let label = self.maps.first().map_or("", |first| &first.value_label);
+        ColorBar::width(pen, &Scale::new(all.0, all.1, 5), label, unit)
+    }
+
+    fn shades_of(&self, map: &HeatMap) -> Shades {
+        match (self.shared, self.maps.first()) {
+            (true, Some(first)) => first.shades,
+            _ => map.shades,
+        }
+    }
+
+    /// What a pixel of several cells shows, if there is one in any map.
+    fn told_of_pixels(&self, pen: &Pen, area: Area, all: (f64, f64), unit: f64) -> String {
+        let grid = self.grid(pen, area, all, unit);
+        let is_crowded = |(i, map): &(usize, &HeatMap)| {
+            let cells = map.layout(pen, grid.cells_of(*i), all, grid.unit, grid.shown).cells;
+            map.is_crowded(cells)
+        };
+        let crowded = self.maps.iter().enumerate().filter(is_crowded);
+        let mut kept: Vec<&str> = crowded.map(|(_, map)| self.shades_of(map).kept()).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        match kept.is_empty() {
+            true => String::new(),
+            false => format!(
+                "more cells than pixels: each pixel shows the {} of those below it",
+                kept.join(" (diverging colours) or ")
+            ),
+        }
     }
 }

@@ -18,7 +18,11 @@ pub(crate) struct Scale {
     /// Distance between two round values: a difference, or a number of decades.
     step: f64,
     axis: Axis,
+    by_decades: bool,
 }
+
+/// Round values that an axis of decades has, below which it has those of a linear one.
+const LEAST_TICKS: usize = 3;
 
 impl Scale {
     /// Covers `low` to `high` with about `n_ticks` round values, never more than two above that.
@@ -27,10 +31,11 @@ impl Scale {
         let rough = (high - low) / n_ticks.max(1) as f64;
         let power = 10_f64.powf(rough.log10().floor());
         let step = [1., 2., 5.].map(|digit| digit * power).into_iter().find(|step| *step >= rough);
-        Self { low, high, step: step.unwrap_or(10. * power), axis: Axis::Linear }
+        Self { low, high, step: step.unwrap_or(10. * power), axis: Axis::Linear, by_decades: false }
     }
 
-    /// As [`Scale::new`] along such an axis.
+    /// As [`Scale::new`] along such an axis. A logarithmic one has two round values at least, and three where it spans less than
+    /// a decade.
     pub(crate) fn along(axis: Axis, low: f64, high: f64, n_ticks: usize) -> Self {
         match axis {
             Axis::Linear => Self::new(low, high, n_ticks),
@@ -39,7 +44,17 @@ impl Scale {
                     if high > low * (1. + 1e-9) { (low, high) } else { (low / 2., high * 2.) };
                 let decades = (high / low).log10();
                 let step = (decades / n_ticks.max(1) as f64).ceil().max(1.);
-                Self { low, high, step, axis }
+                let mut scale = Self { low, high, step, axis, by_decades: true };
+                while scale.step > 1. && scale.ticks().len() < 2 {
+                    scale.step -= 1.;
+                }
+                if scale.ticks().len() >= LEAST_TICKS || scale.step > 1. {
+                    return scale;
+                }
+                (n_ticks.max(LEAST_TICKS)..)
+                    .map(|n_ticks| Self { axis, ..Self::new(low, high, n_ticks) })
+                    .find(|scale| scale.ticks().len() >= LEAST_TICKS)
+                    .expect("enough of them are within any range")
             }
         }
     }
@@ -53,7 +68,7 @@ impl Scale {
     pub(crate) fn ticks(&self) -> Vec<f64> {
         // A tick may miss its bound by rounding alone: 0.1 * 3 is above 0.3.
         let slack = 1e-9;
-        if self.axis == Axis::Log {
+        if self.by_decades {
             let digits: &[f64] = match (self.high / self.low).log10() {
                 decades if decades < 1.2 => &[1., 2., 3., 5., 7.],
                 decades if decades < 3. => &[1., 2., 5.],
@@ -74,7 +89,7 @@ impl Scale {
 
     /// `value` as it stands beside the axis: `20k` rather than `20000`, `3e-5` rather than `0.00003`.
     pub(crate) fn label(&self, value: f64) -> String {
-        if self.axis == Axis::Log {
+        if self.by_decades {
             return brief(value);
         }
         let largest = self.low.abs().max(self.high.abs());
@@ -169,6 +184,34 @@ mod tests {
         let labels: Vec<String> = scale.ticks().into_iter().map(|it| scale.label(it)).collect();
         assert_eq!(labels, ["500", "1000", "2000", "5000", "10k"]);
         assert!(!Scale::along(Axis::Log, 3., 3., 5).ticks().is_empty());
+    }
+
+    #[test]
+    fn every_logarithmic_axis_has_numbers() {
+        let labels = |low: f64, high: f64, n_ticks| -> Vec<String> {
+            let scale = Scale::along(Axis::Log, low, high, n_ticks);
+            let ticks = scale.ticks();
+            assert!(ticks.iter().all(|it| (-1e-6..1. + 1e-6).contains(&scale.fraction(*it))));
+            ticks.into_iter().map(|tick| scale.label(tick)).collect()
+        };
+        assert_eq!(labels(3.13, 4.83, 5), ["3.5", "4.0", "4.5"]);
+        assert_eq!(labels(1020., 1031., 4), ["1020", "1025", "1030"]);
+        for power in [-7, -3, 0, 2, 4, 6, 9] {
+            for start in 0..90 {
+                let low = (1. + f64::from(start) / 10.) * 10_f64.powi(power);
+                for ratio in
+                    [1.002, 1.01, 1.07, 1.3, 1.5, 2., 3., 4.9, 7., 12., 40., 900., 5e3, 3e6]
+                {
+                    for n_ticks in [2, 5, 8] {
+                        let mut found = labels(low, low * ratio, n_ticks);
+                        let n = found.len();
+                        found.dedup();
+                        assert!((2..=17).contains(&n), "{low} x {ratio}: {found:?}");
+                        assert_eq!(found.len(), n, "{low} x {ratio}: {found:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -49,6 +49,14 @@ impl Shades {
         }
     }
 
+    /// Which of several values is shown where there is room for one.
+    pub(crate) fn kept(self) -> &'static str {
+        match self {
+            Self::Diverging => "farthest from zero",
+            Self::Viridis | Self::TrafficLight => "largest",
+        }
+    }
+
     /// The range of values that the colours span, of those that there are.
     pub(crate) fn range(self, (low, high): (f64, f64)) -> (f64, f64) {
         match self {

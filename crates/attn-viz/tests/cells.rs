@@ -61,6 +61,77 @@ fn a_cell_is_found_at_its_own_place_in_shapes_and_in_pixels() {
     assert!((x - other_x).abs() < 3. && (y - other_y).abs() < 6., "{x} {y} {other_x} {other_y}");
 }
 
+fn strip(rows: usize, columns: usize, at: (usize, usize)) -> HeatMap {
+    let names = |n: usize| (0..n).map(|i| i.to_string()).collect();
+    let mut values = vec![vec![0.; columns]; rows];
+    values[at.0][at.1] = 1.;
+    HeatMap {
+        title: "map".into(),
+        rows: names(rows),
+        columns: names(columns),
+        values,
+        ..HeatMap::default()
+    }
+}
+
+#[test]
+fn no_bright_cell_of_a_long_strip_is_lost() {
+    let bright = Shades::Viridis.color(1., Theme::Light);
+    let size = Size { width: 400, height: 300 };
+    for n in [310, 340, 1001, 4000, 9001] {
+        for rows in [1, 2] {
+            for at in [0, n / 3, n - 2, n - 1] {
+                let across = strip(rows, n, (rows - 1, at));
+                let down = strip(n, rows, (at, rows - 1));
+                for map in [across, down] {
+                    let image = HeatMap { size, ..map }.render().unwrap();
+                    let cells = image::imageops::crop_imm(&image, 0, 0, 350, 300).to_image();
+                    assert!(count(&cells, bright) > 0, "cell {at} of {rows} x {n}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_told_of_pixels_follows_the_cells_and_not_the_picture() {
+    let told = |map: HeatMap| map.svg().unwrap().contains("each pixel shows the largest");
+    let small = Size { width: 400, height: 300 };
+    // The cells have about 310 pixels of the 400 across.
+    for (n, expected) in [(280, false), (380, true), (4000, true)] {
+        let map = HeatMap { size: small, ..strip(1, n, (0, 0)) };
+        assert_eq!(told(map), expected, "{n}");
+    }
+    let panels = |n: usize, shades| {
+        let maps = (0..4).map(|_| HeatMap { shades, ..strip(1, n, (0, 0)) }).collect();
+        let title = "maps".into();
+        Panels { title, maps, columns: 4, shared: true, ..Panels::default() }.svg().unwrap()
+    };
+    let words = "more cells than pixels: each pixel shows the largest of those below it";
+    assert!(!panels(150, Shades::Viridis).contains("pixels:"));
+    assert!(panels(700, Shades::Viridis).contains(words), "700 of 1200 pixels, but in a quarter");
+    assert!(panels(700, Shades::Diverging).contains("shows the farthest from zero of those"));
+}
+
+#[test]
+fn panels_tell_what_each_map_tells() {
+    let mut maps: Vec<HeatMap> = (0..4).map(|_| map(4, |row, _| row as f64)).collect();
+    maps[0].subtitle = "coefficients need not sum to 1".into();
+    maps[1].values[2][3] = f64::NAN;
+    maps[2].subtitle = "by chance 0.017; ".to_owned() + &"words ".repeat(60);
+    let panels = Panels { maps, columns: 2, ..Panels::default() };
+    let svg = panels.svg().unwrap();
+    assert!(svg.contains(">coefficients need not sum to 1</text>"));
+    assert!(svg.contains(">1 of 16 cells hold no number (grey)</text>"));
+    let shortened = svg.split("<text").find(|it| it.contains(">by chance 0.017; words")).unwrap();
+    assert!(shortened.contains("\u{2026}</text>"), "{shortened}");
+    let plain = Panels { maps: vec![map(4, |row, _| row as f64)], ..panels.clone() };
+    let with = HeatMap { subtitle: "noted".into(), ..plain.maps[0].clone() };
+    let with = Panels { maps: vec![with], ..panels };
+    let [plain, with] = [plain, with].map(|it| it.svg().unwrap().matches("<text").count());
+    assert_eq!(with, plain + 1);
+}
+
 #[test]
 fn the_value_farthest_from_zero_is_not_lost() {
     let lowest = Shades::Diverging.color(0., Theme::Light);
