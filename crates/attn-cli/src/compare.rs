@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use attn_eval::{
     RowScore, loss_difference,
-    stats::{Interval, bootstrap_difference, discordant},
+    stats::{Interval, StatsError, bootstrap_difference, discordant},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -20,9 +20,12 @@ use crate::{
     sweep::{Answers, Line},
 };
 
-/// Resamples of the bootstrap, and their seed.
-const N_RESAMPLES: usize = 10_000;
+/// Resamples of the bootstrap of any difference, and their seed.
+pub(crate) const N_RESAMPLES: usize = 10_000;
 const SEED: u64 = 0;
+
+/// Rows below which an interval over rows says little.
+const FEW_ROWS: usize = 10;
 
 /// A figure of a run that can be told from another's.
 pub(crate) struct Measure {
@@ -142,6 +145,11 @@ impl Measure {
                 let bound = |name: &str| Some(self.factor * it.get(name)?.as_f64()?);
                 Some(Interval { low: bound("low")?, high: bound("high")? })
             });
+            // Earlier versions drew a single row again and again.
+            let n_rows =
+                [at(summary, folder), Some(summary)].into_iter().find_map(|it| it?.get("n_rows"));
+            let is_single = n_rows.is_some_and(|n| n == 1);
+            let interval_95 = interval_95.filter(|it| !is_single || it.low < it.high);
             Some(Found { value: self.factor * value, interval_95 })
         })
     }
@@ -310,33 +318,77 @@ fn against(first: &Read, other: &Read) -> Result<Against> {
     if a.rows != b.rows {
         return Ok(none("they report on other rows".into()));
     }
+    if a.rows.is_empty() {
+        return Ok(none("no row has a label".into()));
+    }
+    // Kept predictions may be without their text: the same numbers and labels are not the same rows yet.
+    if let Some(field) = differing(&first.summary, &other.summary) {
+        return Ok(none(format!("they differ in `{field}`")));
+    }
     let counts = discordant(&b.right, &a.right)?;
     let numbers = |right: &[bool]| -> Vec<f64> {
         right.iter().map(|&right| if right { 100.0 } else { 0.0 }).collect()
     };
     let (ours, theirs) = (numbers(&b.right), numbers(&a.right));
-    let interval = bootstrap_difference(&ours, &theirs, 0.95, N_RESAMPLES, SEED)?;
+    let interval = match a.right.len() {
+        1 => None,
+        _ => Some(bootstrap_difference(&ours, &theirs, 0.95, N_RESAMPLES, SEED)?),
+    };
     let more = counts.only_first as f64 - counts.only_second as f64;
     Ok(Against {
         of: "accuracy",
         why_not: None,
         n_rows: Some(a.right.len()),
         difference: Some(100.0 * more / a.right.len() as f64),
-        difference_interval_95: Some(interval),
+        difference_interval_95: interval,
         mcnemar_p: Some(counts.mcnemar_p),
+    })
+}
+
+/// What summaries say of the rows that they report on: the field in which two differ, of those that both have.
+fn differing(first: &Value, other: &Value) -> Option<&'static str> {
+    // A run calls `source` what an evaluation calls `task`.
+    let fields: [(&str, &[&str]); 5] = [
+        ("source", &["source", "task"]),
+        ("data", &["data"]),
+        ("split", &["split"]),
+        ("n_rows", &["n_report", "n_rows"]),
+        ("max_len", &["max_len"]),
+    ];
+    fields.into_iter().find_map(|(field, names)| {
+        let of =
+            |value: &Value| names.iter().find_map(|&name| Some((name, value.get(name)?.clone())));
+        let (a, b) = (of(first)?, of(other)?);
+        (a.1 != b.1).then(|| if a.0 == b.0 { a.0 } else { field })
     })
 }
 
 /// Losses of tokens, row by row; why not, where rows are others.
 fn losses(first: &Read, other: &Read, a: &[RowScore], b: &[RowScore]) -> Result<Against, String> {
-    // Rows of the same place and as many tokens are the same where the text, and what of it is hidden, is.
+    // Rows of the same place are the same where the text, and what of it is hidden, is.
     let is_same = |field: &&str| first.summary.get(*field) == other.summary.get(*field);
     let of_text = ["task", "data", "split", "limit", "max_len", "rows", "mask_seed"];
     if let Some(field) = of_text.iter().find(|field| !is_same(field)) {
         return Err(format!("they differ in `{field}`"));
     }
-    let interval = loss_difference(b, a)
-        .map_err(|_| "their tokenizers cut the text into other tokens".to_owned())?;
+    for (read, rows) in [(first, a), (other, b)] {
+        if rows.is_empty() {
+            return Err(format!("`{}` has no rows", read.name));
+        }
+        if rows.iter().any(|row| row.tokens.is_empty()) {
+            return Err(format!(
+                "`{}` does not say which tokens its rows hold: run attn eval again",
+                read.name
+            ));
+        }
+    }
+    let interval = loss_difference(b, a, N_RESAMPLES, SEED).map_err(|error| match error {
+        StatsError::Unpaired { .. } => {
+            "their rows hold other tokens: another text, or tokenizers that cut it in other ways"
+                .to_owned()
+        }
+        error => error.to_string(),
+    })?;
     let apart: f64 = b.iter().zip(a).map(|(b, a)| b.nats - a.nats).sum();
     let n_tokens: usize = a.iter().map(|row| row.n_tokens).sum();
     Ok(Against {
@@ -344,7 +396,7 @@ fn losses(first: &Read, other: &Read, a: &[RowScore], b: &[RowScore]) -> Result<
         why_not: None,
         n_rows: Some(a.len()),
         difference: Some(apart / n_tokens as f64),
-        difference_interval_95: Some(interval),
+        difference_interval_95: (a.len() > 1).then_some(interval),
         mcnemar_p: None,
     })
 }
@@ -352,9 +404,33 @@ fn losses(first: &Read, other: &Read, a: &[RowScore], b: &[RowScore]) -> Result<
 /// The report as cells.
 struct Table {
     columns: Vec<String>,
-    rows: Vec<Vec<String>>,
-    /// What is to be said below it.
+    rows: Vec<Vec<Cell>>,
+    /// What is to be said of each row; empty for nothing.
+    of_rows: Vec<String>,
+    /// What is to be said of all.
     notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Cell {
+    Empty,
+    Text(String),
+    Number {
+        /// With its interval, as it is read.
+        shown: String,
+        /// As a program reads it, and the ends of its interval.
+        value: String,
+        ends: Option<[String; 2]>,
+    },
+}
+
+impl Cell {
+    fn shown(&self) -> &str {
+        match self {
+            Self::Empty => "",
+            Self::Text(text) | Self::Number { shown: text, .. } => text,
+        }
+    }
 }
 
 impl Table {
@@ -365,44 +441,33 @@ impl Table {
         let of_loss = report.runs.iter().any(is_of_loss);
         let unit = if of_loss { "nats per token" } else { "points" };
         columns.extend([format!("less the first ({unit})"), "p".to_owned()]);
-        let mut notes = Vec::new();
-        let mut rows = Vec::new();
-        for run in &report.runs {
-            let mut row = vec![run.run.clone()];
-            for measure in measures {
-                let found = run.measures.get(measure.name).map(|found| {
-                    let interval = found.get("interval_95").and_then(|it| {
-                        Some(Interval { low: it["low"].as_f64()?, high: it["high"].as_f64()? })
-                    });
-                    Found {
-                        value: found["value"].as_f64().unwrap_or(f64::NAN),
-                        interval_95: interval,
-                    }
-                });
-                row.push(found.map_or(String::new(), |found| measure.show(found)));
-            }
+        let rows = report.runs.iter().map(|run| {
+            let mut row = vec![Cell::Text(run.run.clone())];
+            row.extend(measures.iter().map(|measure| measure.cell(run)));
             let against = run.against_first.as_ref();
-            let difference =
-                against.and_then(|it| Some((it.difference?, it.difference_interval_95?)));
-            row.push(difference.map_or(String::new(), |(value, Interval { low, high })| {
-                let places = if of_loss { 4 } else { 1 };
-                format!("{value:+.places$} ({low:+.places$} to {high:+.places$})")
+            row.push(against.map_or(Cell::Empty, |it| it.cell(if of_loss { 4 } else { 1 })));
+            row.push(against.and_then(|it| it.mcnemar_p).map_or(Cell::Empty, |p| Cell::Number {
+                shown: if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") },
+                value: p.to_string(),
+                ends: None,
             }));
-            let p = against.and_then(|it| it.mcnemar_p);
-            row.push(p.map_or(String::new(), |p| match p {
-                p if p < 0.001 => "< 0.001".into(),
-                p => format!("{p:.3}"),
-            }));
-            if let Some(why) = against.and_then(|it| it.why_not.as_ref()) {
-                notes.push(format!("{}: no test, {why}", run.run));
+            row
+        });
+        let rows: Vec<Vec<Cell>> = rows.collect();
+        let of_row = |run: &Run| {
+            let against = run.against_first.as_ref();
+            match against.map(|it| (&it.why_not, it.n_rows)) {
+                Some((Some(why), _)) => format!("no test, {why}"),
+                Some((None, Some(1))) => "one row has no interval".into(),
+                Some((None, Some(n))) if n < FEW_ROWS => {
+                    format!("an interval over {n} rows says little")
+                }
+                _ => String::new(),
             }
-            rows.push(row);
-        }
-        if report
-            .runs
-            .iter()
-            .any(|run| run.against_first.as_ref().is_some_and(|it| it.n_rows.is_some()))
-        {
+        };
+        let mut notes = Vec::new();
+        let n_rows = |run: &Run| run.against_first.as_ref().and_then(|it| it.n_rows);
+        if report.runs.iter().any(|run| n_rows(run).is_some()) {
             let of_p = " p: McNemar's exact test, one seed of each run.";
             notes.push(format!(
                 "Intervals: 95 %; of differences by the paired bootstrap over rows.{}",
@@ -410,80 +475,192 @@ impl Table {
             ));
         }
         // A column that says nothing of any run is left out.
-        let mut columns_left: Vec<usize> = (0..columns.len()).collect();
-        columns_left.retain(|&at| rows.iter().any(|row: &Vec<String>| !row[at].is_empty()));
-        let keep = |cells: &[String]| columns_left.iter().map(|&at| cells[at].clone()).collect();
-        Self { columns: keep(&columns), rows: rows.iter().map(|row| keep(row)).collect(), notes }
+        let says = |&at: &usize| rows.iter().any(|row| row[at] != Cell::Empty);
+        let left: Vec<usize> = (0..columns.len()).filter(says).collect();
+        Self {
+            columns: left.iter().map(|&at| columns[at].clone()).collect(),
+            rows: rows.iter().map(|row| left.iter().map(|&at| row[at].clone()).collect()).collect(),
+            of_rows: report.runs.iter().map(of_row).collect(),
+            notes,
+        }
+        .on_one_line()
+    }
+
+    /// Without what would begin another line, or steer a terminal.
+    fn on_one_line(mut self) -> Self {
+        let texts = self.columns.iter_mut().chain(&mut self.of_rows).chain(&mut self.notes);
+        let cells = self.rows.iter_mut().flatten().filter_map(|cell| match cell {
+            Cell::Text(text) => Some(text),
+            _ => None,
+        });
+        for text in texts.chain(cells) {
+            let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+            *text = text.replace(breaks, " ");
+        }
+        self
+    }
+
+    /// All cells, and all notes, as `escape` writes them.
+    fn escaped(&self, escape: impl Fn(&str) -> String) -> (Vec<Vec<String>>, Vec<String>) {
+        let mut lines = vec![self.columns.iter().map(|name| escape(name)).collect::<Vec<_>>()];
+        let line = |row: &Vec<Cell>| row.iter().map(|cell| escape(cell.shown())).collect();
+        lines.extend(self.rows.iter().map(line));
+        let of_rows = self.rows.iter().zip(&self.of_rows).filter(|(_, note)| !note.is_empty());
+        let of_rows = of_rows.map(|(row, note)| format!("{}: {note}", row[0].shown()));
+        let notes = of_rows.chain(self.notes.iter().cloned()).map(|note| escape(&note)).collect();
+        (lines, notes)
     }
 
     fn text(&self) -> String {
-        let width = |at: usize| {
-            let cells = self.rows.iter().map(|row| &row[at]).chain([&self.columns[at]]);
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        let line = |cells: &[String]| {
+        let (lines, notes) = self.escaped(ToOwned::to_owned);
+        let width = |at: usize| lines.iter().map(|cells| cells[at].chars().count()).max();
+        let widths: Vec<usize> = (0..self.columns.len()).map(|at| width(at).unwrap_or(0)).collect();
+        let line = |cells: &Vec<String>| {
             let cells = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
         };
-        let mut text = line(&self.columns);
-        self.rows.iter().for_each(|row| text += &line(row));
-        self.with_notes(text, "")
+        with_notes(lines.iter().map(line).collect(), &notes, "")
     }
 
     fn markdown(&self) -> String {
-        let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
-            format!("| {} |\n", cells.join(" | "))
-        };
-        let mut text = line(&self.columns);
+        let (lines, notes) = self.escaped(in_markdown);
+        let line = |cells: &Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let mut text = line(&lines[0]);
         text += &format!("| {} |\n", vec!["---"; self.columns.len()].join(" | "));
-        self.rows.iter().for_each(|row| text += &line(row));
-        self.with_notes(text, "")
+        lines[1..].iter().for_each(|cells| text += &line(cells));
+        with_notes(text, &notes, "")
     }
 
+    /// Numbers and the ends of their intervals in columns of their own, and what is to be said of a row in the last.
     fn csv(&self) -> Result<String> {
+        let ends = |cell: &Cell| matches!(cell, Cell::Number { ends: Some(_), .. });
+        let has_ends: Vec<bool> =
+            (0..self.columns.len()).map(|at| self.rows.iter().any(|row| ends(&row[at]))).collect();
+        let has_notes = self.of_rows.iter().any(|note| !note.is_empty());
         let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(&self.columns)?;
-        self.rows.iter().try_for_each(|row| writer.write_record(row))?;
+        let mut record = Vec::new();
+        for (name, &has_ends) in self.columns.iter().zip(&has_ends) {
+            record.push(no_formula(name));
+            if has_ends {
+                record.extend(["low", "high"].map(|end| no_formula(&format!("{name}, {end}"))));
+            }
+        }
+        record.extend(has_notes.then(|| "note".to_owned()));
+        writer.write_record(&record)?;
+        for (row, note) in self.rows.iter().zip(&self.of_rows) {
+            record.clear();
+            for (cell, &has_ends) in row.iter().zip(&has_ends) {
+                let (text, of_cell) = match cell {
+                    Cell::Empty => (String::new(), None),
+                    Cell::Text(text) => (no_formula(text), None),
+                    Cell::Number { value, ends, .. } => (value.clone(), ends.clone()),
+                };
+                record.push(text);
+                if has_ends {
+                    record.extend(of_cell.unwrap_or_default());
+                }
+            }
+            record.extend(has_notes.then(|| no_formula(note)));
+            writer.write_record(&record)?;
+        }
         Ok(String::from_utf8(writer.into_inner()?)?)
     }
 
     /// For the package `booktabs`.
     fn latex(&self) -> String {
-        let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
-            format!("{} \\\\\n", cells.join(" & "))
-        };
+        let (lines, notes) = self.escaped(in_latex);
+        let line = |cells: &Vec<String>| format!("{} \\\\\n", cells.join(" & "));
         let mut text =
             format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len() - 1));
-        text += &line(&self.columns);
+        text += &line(&lines[0]);
         text += "\\midrule\n";
-        self.rows.iter().for_each(|row| text += &line(row));
+        lines[1..].iter().for_each(|cells| text += &line(cells));
         text += "\\bottomrule\n\\end{tabular}\n";
-        self.with_notes(text, "% ")
-    }
-
-    fn with_notes(&self, mut text: String, before: &str) -> String {
-        if !self.notes.is_empty() {
-            text.push('\n');
-        }
-        for note in &self.notes {
-            let _ = writeln!(text, "{before}{note}");
-        }
-        text
+        with_notes(text, &notes, "% ")
     }
 }
 
+impl Measure {
+    fn cell(&self, run: &Run) -> Cell {
+        let Some(found) = run.measures.get(self.name) else { return Cell::Empty };
+        let Some(value) = found["value"].as_f64() else { return Cell::Empty };
+        let interval_95 = found
+            .get("interval_95")
+            .and_then(|it| Some(Interval { low: it["low"].as_f64()?, high: it["high"].as_f64()? }));
+        let number = |value: f64| format!("{value:.*}", self.decimals);
+        Cell::Number {
+            shown: self.show(Found { value, interval_95 }),
+            value: number(value),
+            ends: interval_95.map(|it| [it.low, it.high].map(number)),
+        }
+    }
+}
+
+impl Against {
+    /// The difference with its sign, which a program reads without.
+    fn cell(&self, places: usize) -> Cell {
+        let Some(value) = self.difference else { return Cell::Empty };
+        let number = |value: f64| format!("{value:.places$}");
+        let interval = self.difference_interval_95;
+        let range = interval
+            .map(|Interval { low, high }| format!(" ({low:+.places$} to {high:+.places$})"));
+        Cell::Number {
+            shown: format!("{value:+.places$}{}", range.unwrap_or_default()),
+            value: number(value),
+            ends: interval.map(|it| [it.low, it.high].map(number)),
+        }
+    }
+}
+
+fn with_notes(mut text: String, notes: &[String], before: &str) -> String {
+    if !notes.is_empty() {
+        text.push('\n');
+    }
+    for note in notes {
+        let _ = writeln!(text, "{before}{note}");
+    }
+    text
+}
+
+/// Text that a spreadsheet takes for no formula.
+fn no_formula(text: &str) -> String {
+    match text.starts_with(['=', '+', '-', '@']) {
+        true => format!("'{text}"),
+        false => text.to_owned(),
+    }
+}
+
+/// Text as Markdown takes it, in a cell and in a paragraph.
+fn in_markdown(text: &str) -> String {
+    let mut escaped = String::new();
+    for (at, c) in text.char_indices() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\\' | '|' | '`' | '*' | '[' | ']' | '#' => escaped.extend(['\\', c]),
+            '-' | '+' | '=' | '~' if at == 0 && text.len() > 1 && !is_number(text) => {
+                escaped.extend(['\\', c]);
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Whether text begins with a number and its sign.
+fn is_number(text: &str) -> bool {
+    text[1..].starts_with(|c: char| c.is_ascii_digit())
+}
+
 /// Text as LaTeX takes it.
-fn escaped(text: &str) -> String {
+fn in_latex(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {
         match c {
-            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
-                escaped.push('\\');
-                escaped.push(c);
-            }
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => escaped.extend(['\\', c]),
+            // Behind the end of a line it would be an option of that.
+            '[' | ']' => escaped.extend(['{', c, '}']),
             '\\' => escaped.push_str("\\textbackslash{}"),
             '~' => escaped.push_str("\\textasciitilde{}"),
             '^' => escaped.push_str("\\textasciicircum{}"),
@@ -519,15 +696,125 @@ mod tests {
         assert!(find("accuracy", &taught).is_none());
     }
 
+    fn number(shown: &str, value: &str, ends: Option<[&str; 2]>) -> Cell {
+        let ends = ends.map(|ends| ends.map(ToOwned::to_owned));
+        Cell::Number { shown: shown.into(), value: value.into(), ends }
+    }
+
     #[test]
     fn a_table_is_safe_in_every_format() {
         let table = Table {
             columns: vec!["run".into(), "accuracy (%)".into()],
-            rows: vec![vec!["a|b_c,\"d\"".into(), "80.0".into()]],
+            rows: vec![vec![Cell::Text("a|b_c,\"d\"".into()), number("80.0", "80.0", None)]],
+            of_rows: vec![String::new()],
             notes: Vec::new(),
         };
         assert!(table.markdown().contains("a\\|b_c"));
         assert!(table.latex().contains("a|b\\_c") && table.latex().contains("accuracy (\\%)"));
         assert_eq!(table.csv().unwrap(), "run,accuracy (%)\n\"a|b_c,\"\"d\"\"\",80.0\n");
+    }
+
+    #[test]
+    fn a_name_of_any_signs_stays_text_in_cells_and_notes() {
+        let name = "=x\r\n\\input{y}\u{2028}<img onerror=z>|`[&%\u{1b}[2J";
+        let table = Table {
+            columns: vec!["run".into(), "less the first".into()],
+            rows: vec![
+                vec![Cell::Text(name.into()), Cell::Empty],
+                vec![
+                    Cell::Text("b".into()),
+                    number("+1.0 (-2.0 to +3.0)", "1.0", Some(["-2.0", "3.0"])),
+                ],
+            ],
+            of_rows: vec!["no test, why\nnot".into(), String::new()],
+            notes: vec!["All.".into()],
+        }
+        .on_one_line();
+        let all = [table.text(), table.markdown(), table.latex(), table.csv().unwrap()];
+        for (text, n_lines) in all.iter().zip([6, 7, 11, 3]) {
+            assert_eq!(text.lines().count(), n_lines, "{text}");
+            assert!(!text.contains(['\r', '\u{1b}', '\u{2028}']), "{text}");
+        }
+        let [text, markdown, latex, csv] = all;
+        assert!(text.contains(": no test, why not\n"));
+        assert!(markdown.contains("&lt;img onerror=z&gt;\\|\\`\\[&amp;%"), "{markdown}");
+        assert!(markdown.contains("\\\\input") && !markdown.contains("<img"));
+        assert!(markdown.contains("| +1.0 (-2.0 to +3.0) |"), "{markdown}");
+        let escaped = "=x  \\textbackslash{}input\\{y\\} \\textless{}img";
+        assert_eq!(latex.matches(escaped).count(), 2, "in the cell and in the note: {latex}");
+        assert!(latex.lines().all(|line| !line.starts_with("\\input")));
+        let lines: Vec<&str> = csv.lines().collect();
+        assert_eq!(
+            lines[0],
+            "run,less the first,\"less the first, low\",\"less the first, high\",note"
+        );
+        assert!(
+            lines[1].starts_with("'=x") && lines[1].ends_with(",,,,\"no test, why not\""),
+            "{csv}"
+        );
+        assert_eq!(lines[2], "b,1.0,-2.0,3.0,");
+    }
+
+    #[test]
+    fn few_rows_are_said_and_one_has_no_interval() {
+        let answers = |right: &[bool]| {
+            let rows = (0..right.len()).map(|i| (i, 0, String::new(), None)).collect();
+            Some(Kept::Answers(Answers { rows, right: right.to_vec() }))
+        };
+        let read = |right: &[bool], summary: Value| Read {
+            name: "r".into(),
+            summary,
+            kept: answers(right),
+        };
+        let compared =
+            |a: &[bool], b: &[bool]| against(&read(a, json!({})), &read(b, json!({}))).unwrap();
+        let one = compared(&[true], &[false]);
+        assert_eq!(one.difference, Some(-100.0));
+        assert!(one.difference_interval_95.is_none());
+        let few = compared(&[true, false, true], &[false, false, true]);
+        assert!(few.difference_interval_95.is_some());
+        let shown = |against: Against| {
+            let run = |against_first| Run {
+                run: "r".into(),
+                measures: serde_json::Map::new(),
+                against_first,
+            };
+            let runs = vec![run(None), run(Some(against))];
+            Table::of(&Report { schema: 1, attn: "", runs }, &[]).text()
+        };
+        assert!(shown(one).contains("r: one row has no interval"));
+        assert!(shown(few).contains("r: an interval over 3 rows says little"));
+        assert!(!shown(compared(&[true; 10], &[false; 10])).contains("says little"));
+
+        let single = json!({"language": {"loss_nats_per_token": 2.0, "n_rows": 1,
+            "loss_interval_95": {"low": 2.0, "high": 2.0}}});
+        let loss = MEASURES.iter().find(|it| it.name == "loss").unwrap();
+        assert!(loss.find(&single).unwrap().interval_95.is_none());
+    }
+
+    #[test]
+    fn accuracies_are_paired_where_they_are_of_the_same_data() {
+        let read = |summary: Value| {
+            let rows = vec![(0, 1, String::new(), None), (1, 0, String::new(), None)];
+            let kept = Some(Kept::Answers(Answers { rows, right: vec![true, false] }));
+            Read { name: "r".into(), summary, kept }
+        };
+        let run = json!({"source": "sst2", "split": "test", "n_report": 2, "max_len": 64});
+        let compared = |other: Value| against(&read(run.clone()), &read(other)).unwrap();
+        assert_eq!(compared(run.clone()).of, "accuracy");
+        assert_eq!(compared(json!({"task": "sst2", "n_rows": 2})).of, "accuracy");
+        for (field, value) in [
+            ("source", json!("other")),
+            ("split", json!("train")),
+            ("n_report", json!(3)),
+            ("max_len", json!(32)),
+        ] {
+            let mut other = run.clone();
+            other[field] = value;
+            let found = compared(other);
+            assert_eq!(found.why_not.unwrap(), format!("they differ in `{field}`"));
+        }
+        let found = compared(json!({"task": "mnli"}));
+        assert_eq!(found.why_not.unwrap(), "they differ in `source`");
     }
 }

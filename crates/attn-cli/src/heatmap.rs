@@ -120,9 +120,13 @@ impl Drawing<'_> {
                     !needs_source.contains(&true),
                     "some layers attend to another text, and a rollout goes through all of them"
                 );
-                let weights: Vec<Tensor> =
-                    self.output.attentions.iter().map(|it| it.get(0)).collect();
-                rollout(&weights)
+                let layers = self.model.layers();
+                let weights: Vec<(&str, Tensor)> = layers
+                    .iter()
+                    .zip(&self.output.attentions)
+                    .map(|(layer, it)| (layer.variant().name(), it.get(0)))
+                    .collect();
+                rollout(&weights).context("cannot draw `--measure rollout`")?
             }
             _ => Vec::new(),
         };
@@ -138,7 +142,8 @@ impl Drawing<'_> {
                 HeatmapMeasure::Rollout => (vec!["mean".to_owned()], rolled[layer].unsqueeze(0)),
                 HeatmapMeasure::Norm => {
                     let inputs = self.output.attention_inputs[layer].get(0);
-                    self.heads(layer, &tch::no_grad(|| norms(of, &weights, &inputs)))
+                    let lengths = tch::no_grad(|| norms(layer, of, &weights, &inputs));
+                    self.heads(layer, &lengths.context("cannot draw `--measure norm`")?)
                 }
                 _ => self.heads(layer, &weights),
             };

@@ -19,7 +19,12 @@ use serde_json::Value;
 use crate::{
     args::ReportArgs,
     compare::MEASURES,
-    plot::{Figure, attention::Attention, pictures},
+    monitor::grouped,
+    plot::{
+        Figure,
+        attention::{Attention, OfLayer},
+        pictures,
+    },
     run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE},
 };
 
@@ -202,12 +207,17 @@ fn section(one: &Read) -> Result<Section> {
         pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?
     {
         let svg = |theme| drawn.figure.on(theme).svg();
+        let (data, left_out) = match data(&drawn.figure) {
+            Ok(data) => (data, None),
+            Err(why) => (None, Some(why)),
+        };
         blocks.push(Block::Figure(Shown {
             light: svg(attn_viz::Theme::Light)?,
             dark: svg(attn_viz::Theme::Dark)?,
             caption: caption(&drawn.figure),
-            data: data(&drawn.figure),
+            data,
         }));
+        blocks.extend(left_out.map(Block::Text));
     }
     if one.path.is_dir() {
         let environment = one.path.join(ENVIRONMENT_FILE);
@@ -271,8 +281,8 @@ fn caption(figure: &Figure) -> String {
     }
 }
 
-/// The numbers behind a picture; none of so many that nobody reads them.
-fn data(figure: &Figure) -> Option<Table> {
+/// The numbers behind a picture; where there are so many that nobody reads them, or they make no one table, that.
+fn data(figure: &Figure) -> Result<Option<Table>, String> {
     let number = |value: f64| match value.is_nan() {
         true => Cell::text(""),
         false => Cell::number(value.to_string(), value),
@@ -293,9 +303,11 @@ fn data(figure: &Figure) -> Option<Table> {
             (columns, of_map(map, None))
         }
         Figure::Panels(panels) => {
-            let first = panels.maps.first()?;
+            let Some(first) = panels.maps.first() else { return Ok(None) };
             if panels.maps.iter().any(|map| map.columns != first.columns) {
-                return None;
+                return Err("The maps of this picture have other columns each: their numbers stand in the result's \
+                            file, not here."
+                    .into());
             }
             let columns =
                 [vec![Column::text("map"), Column::text(heading(first))], numbers(&first.columns)];
@@ -341,11 +353,15 @@ fn data(figure: &Figure) -> Option<Table> {
         }
     };
     let n_cells = columns.len() * rows.len();
-    (n_cells > 0 && n_cells <= MOST_CELLS).then(|| Table {
-        caption: caption(figure),
-        columns,
-        rows,
-    })
+    if n_cells > MOST_CELLS {
+        return Err(format!(
+            "The table of this picture would have {} cells, and {} are the most that are shown: its numbers stand in the \
+             result's file, not here.",
+            grouped(n_cells),
+            grouped(MOST_CELLS)
+        ));
+    }
+    Ok((n_cells > 0).then(|| Table { caption: caption(figure), columns, rows }))
 }
 
 /// What rows and columns of a map are.
@@ -357,46 +373,74 @@ fn heading(map: &HeatMap) -> String {
     }
 }
 
+/// What attends to what in a sample, and what the numbers are.
+#[derive(PartialEq)]
+struct Which {
+    rows: Vec<String>,
+    columns: Vec<String>,
+    measure: String,
+}
+
+impl Which {
+    /// The text, the one that it attends to where that is another, and the measure.
+    fn name(&self) -> String {
+        let text = |tokens: &[String]| tokens.join(" ").chars().take(NAME).collect::<String>();
+        let Self { rows, columns, measure } = self;
+        match rows == columns {
+            true => format!("{} ({measure})", text(rows)),
+            false => format!("{} \u{2192} {} ({measure})", text(rows), text(columns)),
+        }
+    }
+}
+
 /// The texts of all attention files, each with the models that read it.
 fn samples(all: &[Read]) -> Result<Vec<Sample>> {
-    let mut samples: Vec<(Vec<String>, String, Sample)> = Vec::new();
+    let mut samples: Vec<(Which, Vec<ModelAttention>)> = Vec::new();
     for one in all.iter().filter(|one| one.summary["layers"][0].get("weights").is_some()) {
         let file: Attention = serde_json::from_value(one.summary.clone()).with_context(|| {
             format!("`{}` is damaged, or of another version", one.path.display())
         })?;
-        let Some(first) = file.layers.first() else { continue };
-        let layer = |layer: &crate::plot::attention::OfLayer| Layer {
-            name: format!("layer {}", layer.layer),
-            heads: layer
-                .heads
-                .iter()
-                .zip(&layer.weights)
-                .map(|(name, weights)| Head {
-                    name: if name == "mean" {
-                        "mean of its heads".into()
-                    } else {
-                        format!("head {name}")
-                    },
-                    weights: weights.concat(),
-                })
-                .collect(),
-            note: layer.note.clone().unwrap_or_default(),
-        };
-        let model = ModelAttention {
-            model: format!("{} ({})", file.model, file.measure),
-            rows: first.rows.clone(),
-            columns: first.columns.clone(),
-            layers: file.layers.iter().map(layer).collect(),
-        };
-        let same = samples.iter_mut().find(|it| it.0 == first.rows && it.1 == file.measure);
-        match same {
-            Some((_, _, sample)) => sample.models.push(model),
-            None => {
-                let text: String = first.rows.join(" ").chars().take(NAME).collect();
-                let sample = Sample { name: text, models: vec![model] };
-                samples.push((first.rows.clone(), file.measure.clone(), sample));
+        // Layers that attend to another text than others are a sample of their own.
+        let mut of_file: Vec<(Which, ModelAttention)> = Vec::new();
+        for layer in &file.layers {
+            let OfLayer { rows, columns, .. } = layer;
+            let same =
+                of_file.iter().position(|(it, _)| it.rows == *rows && it.columns == *columns);
+            let at = same.unwrap_or_else(|| {
+                let (rows, columns) = (rows.clone(), columns.clone());
+                let model = ModelAttention {
+                    model: file.model.clone(),
+                    rows: rows.clone(),
+                    columns: columns.clone(),
+                    layers: Vec::new(),
+                };
+                of_file.push((Which { rows, columns, measure: file.measure.clone() }, model));
+                of_file.len() - 1
+            });
+            of_file[at].1.layers.push(shown_layer(layer));
+        }
+        for (which, model) in of_file {
+            match samples.iter_mut().find(|(it, _)| *it == which) {
+                Some((_, models)) => models.push(model),
+                None => samples.push((which, vec![model])),
             }
         }
     }
-    Ok(samples.into_iter().map(|it| it.2).collect())
+    let sample = |(which, models): (Which, _)| Sample { name: which.name(), models };
+    Ok(samples.into_iter().map(sample).collect())
+}
+
+fn shown_layer(layer: &OfLayer) -> Layer {
+    let head = |(name, weights): (&String, &Vec<Vec<f32>>)| Head {
+        name: match &name[..] {
+            "mean" => "mean of its heads".into(),
+            name => format!("head {name}"),
+        },
+        weights: weights.concat(),
+    };
+    Layer {
+        name: format!("layer {}", layer.layer),
+        heads: layer.heads.iter().zip(&layer.weights).map(head).collect(),
+        note: layer.note.clone().unwrap_or_default(),
+    }
 }

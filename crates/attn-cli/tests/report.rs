@@ -71,7 +71,8 @@ fn evaluations_are_tested_by_their_own_rows() {
     for (name, seed) in [("a", 0), ("b", 1)] {
         model_folder(&place, name, "gpt2", Head::LanguageModel);
         let random = format!("--init random --seed {seed}");
-        place.write("text.txt", "the film was good\nthe plot was bad and the film long\nbad\n");
+        let text = "the film was good\nthe plot was bad and the film long\nbad\n".repeat(12);
+        place.write("text.txt", &text);
         let text = "--task text.txt --split train --max-len 32";
         place.done(&format!("eval --model {name} {text} {random} --out {name}.json"));
     }
@@ -103,6 +104,109 @@ fn evaluations_are_tested_by_their_own_rows() {
     place.done("eval --model b --task text.txt --split train --max-len 8 --out cut.json");
     let table = place.done("compare a.json cut.json").stdout;
     assert!(table.contains("cut.json: no test, they differ in `max_len`"), "{table}");
+
+    // The same rows in another order, of as many tokens, and what does not say which tokens they are.
+    let evaluated = |name: &str| {
+        place.done(&format!(
+            "eval --model b --task text.txt --split train --max-len 32 --out {name}"
+        ));
+    };
+    place.write("text.txt", "the film was good\nthe plot was bad\nthe film was long\n");
+    evaluated("in-order.json");
+    place.write("text.txt", "the plot was bad\nthe film was long\nthe film was good\n");
+    evaluated("reordered.json");
+    evaluated("again.json");
+    let table = place.done("compare in-order.json reordered.json").stdout;
+    assert!(table.contains("reordered.json: no test, their rows hold other tokens"), "{table}");
+    let table = place.done("compare reordered.json again.json").stdout;
+    assert!(table.contains("+0.0000"), "{table}");
+    let mut old = place.json("again.json");
+    for row in old["loss_by_row"].as_array_mut().unwrap() {
+        row.as_object_mut().unwrap().remove("tokens");
+    }
+    place.write("old.json", &old.to_string());
+    let table = place.done("compare reordered.json old.json").stdout;
+    assert!(table.contains("`old.json` does not say which tokens its rows hold"), "{table}");
+    old["loss_by_row"] = serde_json::json!([]);
+    place.write("empty.json", &old.to_string());
+    let table = place.done("compare empty.json empty.json").stdout;
+    assert!(table.contains("no test, `empty.json` has no rows"), "{table}");
+}
+
+/// An attention file of layers that are given by what attends and what is attended to.
+fn attention(model: &str, measure: &str, layers: &[(&[&str], &[&str], &str)]) -> String {
+    let layer = |(at, (rows, columns, note)): (usize, &(&[&str], &[&str], &str))| {
+        let weights = vec![vec![1.0 / columns.len() as f64; columns.len()]; rows.len()];
+        serde_json::json!({
+            "layer": at, "kind": "softmax", "note": note, "rows": rows, "columns": columns,
+            "heads": ["mean"], "weights": [weights],
+        })
+    };
+    let layers: Vec<_> = layers.iter().enumerate().map(layer).collect();
+    serde_json::json!({
+        "schema": 1, "model": model, "measure": measure, "unit": "weight", "layers": layers,
+    })
+    .to_string()
+}
+
+/// What the attention viewer of a page is given.
+fn viewer(page: &str) -> serde_json::Value {
+    let start = "<script type=\"application/json\">";
+    let from = page.find(start).expect("a viewer") + start.len();
+    serde_json::from_str(&page[from..from + page[from..].find("</script>").unwrap()]).unwrap()
+}
+
+#[test]
+fn attention_is_shown_together_where_it_is_of_the_same_texts() {
+    let place = Place::new();
+    let (one, other) = (&["a", "b"][..], &["p", "q", "r"][..]);
+    place.write("a.json", &attention("m", "weights", &[(one, one, "own note"), (one, other, "")]));
+    place.write("b.json", &attention("n", "weights", &[(one, one, "another"), (one, other, "")]));
+    place.write("c.json", &attention("n", "norms", &[(one, one, "")]));
+    place.write("d.json", &attention("m", "weights", &[(one, &["x", "y"], "")]));
+    place.done("report a.json b.json c.json d.json --out r.html");
+
+    let found = viewer(&place.read("r.html"));
+    let samples: Vec<(String, Vec<String>, Vec<String>)> = found["samples"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|sample| {
+            let models = sample["models"].as_array().unwrap();
+            let text = |it: &serde_json::Value| it.as_str().unwrap().to_owned();
+            let layers = models[0]["layers"].as_array().unwrap();
+            (
+                text(&sample["name"]),
+                models.iter().map(|it| text(&it["name"])).collect(),
+                layers.iter().map(|it| text(&it["name"])).collect(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("a b (weights)", vec!["m", "n"], "layer 0"),
+        ("a b \u{2192} p q r (weights)", vec!["m", "n"], "layer 1"),
+        ("a b (norms)", vec!["n"], "layer 0"),
+        ("a b \u{2192} x y (weights)", vec!["m"], "layer 0"),
+    ];
+    let expected = expected.map(|(name, models, layer)| {
+        let models = models.into_iter().map(ToOwned::to_owned).collect();
+        (name.to_owned(), models, vec![layer.to_owned()])
+    });
+    assert_eq!(samples, expected);
+    let notes = &found["samples"][0]["models"];
+    assert_eq!(notes[0]["layers"][0]["note"], "own note");
+    assert_eq!(notes[1]["layers"][0]["note"], "another");
+    let page = place.read("r.html");
+    assert!(page.contains("notesOf(models)"), "the page shows the notes of both");
+    assert!(page.contains("their numbers stand in the result&#39;s file"), "self and cross");
+
+    // A table of too many numbers is left out with a word.
+    let names: Vec<String> = (0..150).map(|i| format!("t{i}")).collect();
+    let names: Vec<&str> = names.iter().map(|it| &it[..]).collect();
+    place.write("long.json", &attention("m", "weights", &[(&names, &names, "")]));
+    place.done("report long.json --out long.html");
+    let page = place.read("long.html");
+    assert!(page.contains("The table of this picture would have 22,650 cells"));
 }
 
 #[test]

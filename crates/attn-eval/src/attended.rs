@@ -4,13 +4,23 @@
 use attn_core::layer::AttnLayer;
 use tch::{Kind, Tensor};
 
+use crate::error::{Error, Result};
+
 /// ‖α_ij v_j W_O‖ of each head: the length of what it takes from token j to token i. A head may put a large weight on a token whose
 /// value is small, such as the first one or a comma. Kobayashi, Kuribayashi, Yokoi, Inui 2020, section 3.1,
 /// <https://aclanthology.org/2020.emnlp-main.574>; the bias of the output projection belongs to no token and is left out.
 ///
 /// `weights`: `[n_heads, q_len, k_len]`, what the layer weighs its values by; `inputs`: `[k_len, hidden_size]`, what goes into the
 /// layer ([`ForwardOptions::attention_inputs`](attn_core::ForwardOptions)). As `weights`.
-pub fn norms(layer: &AttnLayer, weights: &Tensor, inputs: &Tensor) -> Tensor {
+///
+/// # Errors
+///
+/// [`Error::OwnValues`] for a kind that weighs values of its own making ([`Attention::has_own_values`](attn_core::attention::Attention)),
+/// not the projection's; `index` names the layer there.
+pub fn norms(index: usize, layer: &AttnLayer, weights: &Tensor, inputs: &Tensor) -> Result<Tensor> {
+    if layer.kind().has_own_values() {
+        return Err(Error::OwnValues { layer: index, kind: layer.variant().name().to_owned() });
+    }
     let dims = layer.dims();
     let (v, bias) = layer.projections().v;
     let kind = inputs.kind();
@@ -29,17 +39,27 @@ pub fn norms(layer: &AttnLayer, weights: &Tensor, inputs: &Tensor) -> Tensor {
         added.squeeze_dim(0).norm_scalaropt_dim(2.0, [-1i64].as_slice(), false)
     });
     let lengths = Tensor::stack(&lengths.collect::<Vec<_>>(), 0); // [n_heads, n]
-    weights.abs() * lengths.unsqueeze(1)
+    Ok(weights.abs() * lengths.unsqueeze(1))
 }
 
 /// How much of each token of the text is in each position behind each layer, if heads count alike and half of what a layer passes on is
 /// what it was given: A_l = (mean over heads + 1) / 2, rows scaled to 1, times that of the layers below. Abnar and Zuidema 2020, section 3,
 /// <https://aclanthology.org/2020.acl-main.385>.
 ///
-/// `layers`: `[n_heads, n, n]` each, first layer first. `[n, n]` a layer.
-pub fn rollout(layers: &[Tensor]) -> Vec<Tensor> {
+/// `layers`: the kind and `[n_heads, n, n]` of each, first layer first. `[n, n]` a layer.
+///
+/// # Errors
+///
+/// [`Error::NoShares`] where a row of a head does not sum to 1 within 0.001, as the coefficients of some kinds need not: half of
+/// what is passed on would then be another share.
+pub fn rollout(layers: &[(&str, Tensor)]) -> Result<Vec<Tensor>> {
     let mut rolled: Vec<Tensor> = Vec::new();
-    for weights in layers {
+    for (layer, (kind, weights)) in layers.iter().enumerate() {
+        let sums = weights.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
+        if (&sums - 1.0).abs().lt(1e-3).all().int64_value(&[]) == 0 {
+            let [low, high] = [sums.min(), sums.max()].map(|it| it.double_value(&[]));
+            return Err(Error::NoShares { layer, kind: (*kind).to_owned(), low, high });
+        }
         let mean = weights.mean_dim([0i64].as_slice(), false, weights.kind());
         let passed_on = Tensor::eye(mean.size()[0], (mean.kind(), mean.device()));
         let mixed = (mean + passed_on) / 2.0;
@@ -47,7 +67,7 @@ pub fn rollout(layers: &[Tensor]) -> Vec<Tensor> {
         rolled
             .push(rolled.last().map_or_else(|| mixed.shallow_clone(), |below| mixed.matmul(below)));
     }
-    rolled
+    Ok(rolled)
 }
 
 /// The entropy of each row of weights that sum to 1, in nats: `[.., q_len]` of `[.., q_len, k_len]`. Not a number where a weight is
@@ -79,10 +99,21 @@ mod tests {
         let first =
             Tensor::stack(&[rows(&[&[1., 0.], &[1., 0.]]), rows(&[&[1., 0.], &[0., 1.]])], 0);
         let second = rows(&[&[1., 0.], &[1., 0.]]).unsqueeze(0);
-        let found = rollout(&[first, second]);
+        let found = rollout(&[("softmax", first), ("softmax", second)]).unwrap();
         let expected = [rows(&[&[1., 0.], &[0.25, 0.75]]), rows(&[&[1., 0.], &[0.625, 0.375]])];
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs().max().double_value(&[]) < 1e-12);
+        }
+    }
+
+    #[test]
+    fn rows_that_are_no_shares_have_no_rollout() {
+        let fine = rows(&[&[1., 0.], &[0.5, 0.5]]).unsqueeze(0);
+        for last in [[0.5, 0.6], [0., 0.], [-1., 0.], [f64::NAN, 1.]] {
+            let other = Tensor::stack(&[fine.get(0), rows(&[&[1., 0.], &last])], 0);
+            let layers = [("softmax", fine.shallow_clone()), ("performer", other)];
+            let refused = rollout(&layers).unwrap_err().to_string();
+            assert!(refused.contains("layer 1 is `performer`"), "{refused}");
         }
     }
 

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    language::{Convention, LanguageScore, N_RESAMPLES, Sum, check_decoder, check_masked},
+    language::{Convention, LanguageScore, N_RESAMPLES, Sum, Token, check_decoder, check_masked},
     rows::{Batching, Progress, for_each_batch, to_input},
     stats::{Interval, bootstrap_ratio},
 };
@@ -143,7 +143,8 @@ pub fn divergence(
             for token in 0..len as usize {
                 let place = places[start as usize + token] as usize;
                 let (row, col) = (positions[place / batch.cols], place % batch.cols);
-                totals.add(rows[row].index, col, &tokens, token)?;
+                let of_token = col + usize::from(masking.is_none());
+                totals.add(rows[row].index, [col, of_token], &tokens, token)?;
             }
             start += len;
         }
@@ -211,7 +212,14 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, row: usize, col: usize, tokens: &Tokens, token: usize) -> Result<()> {
+    /// `col`: where the prediction stands, `place`: the token that is predicted.
+    fn add(
+        &mut self,
+        row: usize,
+        [col, place]: [usize; 2],
+        tokens: &Tokens,
+        token: usize,
+    ) -> Result<()> {
         let Tokens { kl, reverse_kl, loss, entropy, top, target } = tokens;
         let all = [kl[token], reverse_kl[token], loss[0][token], loss[1][token]];
         if all.iter().any(|value| !value.is_finite()) {
@@ -224,7 +232,9 @@ impl Totals {
         self.n_agreed += usize::from(top[0][token] == top[1][token]);
         for of in 0..2 {
             self.entropy[of] += entropy[of][token];
-            self.sums[of].add_token(row, loss[of][token], top[of][token] == target[token]);
+            let is_top = top[of][token] == target[token];
+            self.sums[of]
+                .add_token(Token { row, place, id: target[token], loss: loss[of][token] }, is_top);
         }
         // Of a causal model, the token at `col` is the last of those that the prediction knows.
         let bucket = (usize::BITS - col.leading_zeros()) as usize;

@@ -64,6 +64,34 @@ pub enum Error {
         measure: &'static str,
     },
 
+    /// Values that no projection of the layer is.
+    #[error(
+        "layer {layer} is `{kind}`, which weighs values of its own making, and the length of what a head takes is told of the \
+         layer's value projection\nhint: leave the layer out, or draw `--measure weights`"
+    )]
+    OwnValues {
+        /// The layer, from 0.
+        layer: usize,
+        /// Its attention kind.
+        kind: String,
+    },
+
+    /// Weights that are no shares of what is attended to.
+    #[error(
+        "layer {layer} is `{kind}`, whose rows sum to {low:.3} to {high:.3}, and a rollout is told of rows that sum to 1\nhint: \
+         draw `--measure weights`"
+    )]
+    NoShares {
+        /// The layer, from 0.
+        layer: usize,
+        /// Its attention kind.
+        kind: String,
+        /// The least sum of a row.
+        low: f64,
+        /// The greatest.
+        high: f64,
+    },
+
     /// Heads that do not attend from every token.
     #[error(
         "heads of some layers run for some tokens alone, and {measure} is a mean over all tokens\nhint: `attn score-heads \

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use attn_core::{Config, ForwardOptions, Model, config::Head};
 use attn_data::batch::{Encoded, IGNORED, Masking, mask_tokens};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -33,7 +34,7 @@ pub struct LanguageScore {
     /// Mean of −ln p(token).
     pub loss_nats_per_token: f64,
     /// Its 95 % interval: rows drawn again with replacement (bootstrap, percentiles, 1,000 draws of seed 0). `None`
-    /// only in scores that an earlier version wrote.
+    /// of a single row, which says nothing of others, and in scores that an earlier version wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_interval_95: Option<Interval>,
     /// `exp(loss_nats_per_token)`.
@@ -50,7 +51,7 @@ pub struct LanguageScore {
 }
 
 /// What a row adds to a [`LanguageScore`].
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RowScore {
     /// Its place in the text ([`Encoded::index`]).
     pub row: usize,
@@ -58,21 +59,35 @@ pub struct RowScore {
     pub nats: f64,
     /// Tokens that were predicted.
     pub n_tokens: usize,
+    /// Which tokens they are, and where in the row: the first 16 hexadecimal digits of the SHA-256 of place and id of each.
+    /// Empty in scores that an earlier version wrote.
+    #[serde(default)]
+    pub tokens: String,
 }
 
-/// The 95 % interval of what the loss per token of one model is above that of another over the same rows, drawn again together.
+/// The 95 % interval of what the loss per token of one model is above that of another over the same rows, drawn again together
+/// `n_resamples` times.
 ///
 /// # Errors
 ///
-/// If there are no rows, or other rows or tokens on one side.
-pub fn loss_difference(first: &[RowScore], second: &[RowScore]) -> Result<Interval, StatsError> {
-    let is_same = |(a, b): (&RowScore, &RowScore)| (a.row, a.n_tokens) == (b.row, b.n_tokens);
+/// [`StatsError::Unpaired`] where there are other rows or tokens on one side, or nothing says which tokens they are; if there
+/// are no rows or resamples.
+pub fn loss_difference(
+    first: &[RowScore],
+    second: &[RowScore],
+    n_resamples: usize,
+    seed: u64,
+) -> Result<Interval, StatsError> {
+    let is_same = |(a, b): (&RowScore, &RowScore)| {
+        let is_known = !a.tokens.is_empty();
+        is_known && (a.row, a.n_tokens, &a.tokens) == (b.row, b.n_tokens, &b.tokens)
+    };
     if first.len() != second.len() || !first.iter().zip(second).all(is_same) {
         return Err(StatsError::Unpaired { n_first: first.len(), n_second: second.len() });
     }
     let apart: Vec<f64> = first.iter().zip(second).map(|(a, b)| a.nats - b.nats).collect();
     let counts: Vec<f64> = first.iter().map(|row| row.n_tokens as f64).collect();
-    bootstrap_ratio(&apart, &counts, 0.95, N_RESAMPLES, 0)
+    bootstrap_ratio(&apart, &counts, 0.95, n_resamples, seed)
 }
 
 /// Scores a causal language model on the next tokens of `rows`, by [`Convention::NextTokenWithinRow`].
@@ -103,7 +118,8 @@ pub fn next_token(
                 continue;
             }
             let targets = input.input_ids.get(row).narrow(0, 1, n_predicted);
-            sum.add(&logits.get(row).narrow(0, 0, n_predicted), &targets, |_| index)?;
+            let of_row = logits.get(row).narrow(0, 0, n_predicted);
+            sum.add(&of_row, &targets, |target| (index, target + 1))?;
         }
         Ok(())
     })?;
@@ -146,8 +162,10 @@ pub fn masked_token(
             [&places, &targets].map(|values| Tensor::from_slice(values).to_device(model.device()));
         let options = ForwardOptions { logits_at: Some(&at), ..ForwardOptions::default() };
         let logits = model.forward(&to_input(&batch, model), &options)?.logits;
-        let row = |target: usize| places[target] as usize / batch.cols;
-        sum.add(&logits, &targets, |target| rows[positions[row(target)]].index)
+        sum.add(&logits, &targets, |target| {
+            let cell = places[target] as usize;
+            (rows[positions[cell / batch.cols]].index, cell % batch.cols)
+        })
     })?;
     sum.score(Convention::MaskedTokens, "the rows hold special tokens alone")
 }
@@ -198,18 +216,36 @@ pub(crate) const N_RESAMPLES: usize = 1000;
 /// Sums in `f64`, whatever the model runs in.
 #[derive(Debug, Default)]
 pub(crate) struct Sum {
-    /// Of each row that predicts anything: loss and number of tokens.
-    rows: BTreeMap<usize, (f64, usize)>,
+    /// Those that predict anything.
+    rows: BTreeMap<usize, OfRow>,
     n_correct: usize,
 }
 
+/// What is known of a row so far.
+#[derive(Debug, Default)]
+struct OfRow {
+    nats: f64,
+    n_tokens: usize,
+    tokens: Sha256,
+}
+
+/// A token that was predicted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Token {
+    /// Number of its row, and its place in it.
+    pub(crate) row: usize,
+    pub(crate) place: usize,
+    pub(crate) id: i64,
+    pub(crate) loss: f64,
+}
+
 impl Sum {
-    /// `logits`: `[n, vocab_size]`, `targets`: `[n]`; `row` numbers the row of a target, for messages.
+    /// `logits`: `[n, vocab_size]`, `targets`: `[n]`; `at` gives the number of a target's row, and its place there.
     fn add(
         &mut self,
         logits: &Tensor,
         targets: &Tensor,
-        row: impl Fn(usize) -> usize,
+        at: impl Fn(usize) -> (usize, usize),
     ) -> Result<()> {
         let wide = match logits.kind() {
             Kind::Double => Kind::Double,
@@ -220,26 +256,29 @@ impl Sum {
         let losses: Vec<f64> =
             Vec::try_from(-of_target.view([-1])).expect("a CPU or GPU tensor of f64");
         if let Some(target) = losses.iter().position(|loss| !loss.is_finite()) {
-            return Err(Error::NotFinite { index: row(target) });
+            return Err(Error::NotFinite { index: at(target).0 });
         }
         let n_correct = log_p.argmax(-1, false).eq_tensor(targets).sum(Kind::Int64);
         self.n_correct += n_correct.int64_value(&[]) as usize;
-        for (target, loss) in losses.into_iter().enumerate() {
-            self.add_loss(row(target), loss);
+        let ids: Vec<i64> = Vec::try_from(targets).expect("a tensor of i64");
+        for (target, (loss, id)) in losses.into_iter().zip(ids).enumerate() {
+            let (row, place) = at(target);
+            self.add_loss(Token { row, place, id, loss });
         }
         Ok(())
     }
 
-    /// Adds a token's loss to those of its row.
-    fn add_loss(&mut self, row: usize, loss: f64) {
-        let (sum, count) = self.rows.entry(row).or_default();
-        *sum += loss;
-        *count += 1;
+    fn add_loss(&mut self, token: Token) {
+        let row = self.rows.entry(token.row).or_default();
+        row.nats += token.loss;
+        row.n_tokens += 1;
+        row.tokens.update((token.place as u64).to_le_bytes());
+        row.tokens.update(token.id.to_le_bytes());
     }
 
     /// Adds a token of which the loss is known, and whether it got the largest logit.
-    pub(crate) fn add_token(&mut self, row: usize, loss: f64, is_top: bool) {
-        self.add_loss(row, loss);
+    pub(crate) fn add_token(&mut self, token: Token, is_top: bool) {
+        self.add_loss(token);
         self.n_correct += usize::from(is_top);
     }
 
@@ -252,24 +291,36 @@ impl Sum {
         if rows.is_empty() {
             return Err(Error::Nothing(nothing));
         }
+        let by_row: Vec<RowScore> = rows.into_iter().map(|(row, of)| of.score(row)).collect();
         let (losses, counts): (Vec<f64>, Vec<f64>) =
-            rows.values().map(|&(loss, count)| (loss, count as f64)).unzip();
-        let n_tokens = rows.values().map(|(_, count)| count).sum();
+            by_row.iter().map(|row| (row.nats, row.n_tokens as f64)).unzip();
+        let n_tokens = by_row.iter().map(|row| row.n_tokens).sum();
         let loss_nats_per_token = losses.iter().sum::<f64>() / n_tokens as f64;
-        let loss_interval_95 = bootstrap_ratio(&losses, &counts, 0.95, N_RESAMPLES, 0)
-            .expect("losses are finite and each row counts some tokens");
+        let interval = || {
+            bootstrap_ratio(&losses, &counts, 0.95, N_RESAMPLES, 0)
+                .expect("losses are finite and each row counts some tokens")
+        };
         Ok(LanguageScore {
             convention,
             loss_nats_per_token,
-            loss_interval_95: Some(loss_interval_95),
+            loss_interval_95: (by_row.len() > 1).then(interval),
             perplexity: loss_nats_per_token.exp(),
             top1_accuracy: n_correct as f64 / n_tokens as f64,
             n_tokens,
-            n_rows: rows.len(),
-            by_row: rows
-                .into_iter()
-                .map(|(row, (nats, n_tokens))| RowScore { row, nats, n_tokens })
-                .collect(),
+            n_rows: by_row.len(),
+            by_row,
         })
+    }
+}
+
+impl OfRow {
+    fn score(self, row: usize) -> RowScore {
+        let digest = self.tokens.finalize();
+        RowScore {
+            row,
+            nats: self.nats,
+            n_tokens: self.n_tokens,
+            tokens: digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 mod common;
 
-use attn_core::{ForwardOptions, Rows};
+use attn_core::{ForwardOptions, Rows, Variant};
 use attn_data::batch::{Side, collate};
-use attn_eval::{norms, to_input};
+use attn_eval::{Error, norms, rollout, to_input};
 use common::{language_model, rows};
 use tch::{Kind, Tensor};
 
@@ -26,8 +26,8 @@ fn lengths_are_those_of_what_a_head_adds() {
         let found = tch::no_grad(|| model.forward(&input, &options)).unwrap();
         for (index, layer) in model.layers().into_iter().enumerate() {
             let weights = found.attentions[index].get(0);
-            let lengths =
-                tch::no_grad(|| norms(layer, &weights, &found.attention_inputs[index].get(0)));
+            let inputs = found.attention_inputs[index].get(0);
+            let lengths = tch::no_grad(|| norms(index, layer, &weights, &inputs)).unwrap();
             assert_eq!(lengths.size(), weights.size());
             // The first token sees itself alone: what a head adds there is all of z through its slice of the output projection.
             let z = &found.z[index];
@@ -45,4 +45,44 @@ fn lengths_are_those_of_what_a_head_adds() {
             }
         }
     }
+}
+
+/// What a measure is not told of is refused by the layer and its kind.
+#[test]
+fn kinds_without_the_values_or_the_shares_are_refused_by_name() {
+    let rows = rows(3, 2);
+    let batch = collate(&[&rows[2]], 0, Side::Right);
+    let of = |variant: &str| {
+        let mut model = language_model("gpt2", Kind::Double);
+        let variant: Variant = serde_json::from_str(variant).unwrap();
+        model.swap(&[1], &variant, 0).unwrap();
+        let options =
+            ForwardOptions { attentions: Rows::All, attention_inputs: true, ..Default::default() };
+        let found = tch::no_grad(|| model.forward(&to_input(&batch, &model), &options)).unwrap();
+        let layers = model.layers();
+        let lengths: Vec<_> = (0..2)
+            .map(|at| {
+                let [weights, inputs] =
+                    [&found.attentions[at], &found.attention_inputs[at]].map(|it| it.get(0));
+                tch::no_grad(|| norms(at, layers[at], &weights, &inputs))
+            })
+            .collect();
+        let weights: Vec<_> =
+            (0..2).map(|at| (layers[at].variant().name(), found.attentions[at].get(0))).collect();
+        (lengths, rollout(&weights))
+    };
+
+    let (lengths, _) = of(r#"{"kind": "nsa"}"#);
+    assert!(lengths[0].is_ok());
+    let refused = lengths[1].as_ref().unwrap_err();
+    assert!(matches!(refused, Error::OwnValues { layer: 1, .. }));
+    let said = refused.to_string();
+    assert!(said.contains("layer 1 is `nsa`") && said.contains("--measure weights"), "{said}");
+
+    let (lengths, rolled) = of(r#"{"kind": "single_head", "from": "sum"}"#);
+    assert!(lengths[1].is_ok() && rolled.is_ok());
+    let (lengths, rolled) = of(r#"{"kind": "mask_mixture"}"#);
+    assert!(lengths[1].is_ok());
+    let said = rolled.unwrap_err().to_string();
+    assert!(said.contains("layer 1 is `mask_mixture`") && said.contains("sum to 1"), "{said}");
 }

@@ -16,9 +16,10 @@ use attn_data::{
     prompt::{Completion, Question},
 };
 use attn_eval::{
-    Batching, Choices, Convention, Document, Error, Recall, Verdict, Window, Windows, Writing,
-    choices, classify, decoding_tokens_per_s, divergence, explain, log_likelihoods, masked_token,
-    next_token, perplexity, recall, state_bytes, stats::Interval,
+    Batching, Choices, Convention, Document, Error, Recall, RowScore, Verdict, Window, Windows,
+    Writing, choices, classify, decoding_tokens_per_s, divergence, explain, log_likelihoods,
+    loss_difference, masked_token, next_token, perplexity, recall, state_bytes,
+    stats::{Interval, StatsError},
 };
 use common::{VOCAB, batchings, classifier, go_on, ids, language_model, logits, naive_loss, rows};
 use tch::{Kind, Tensor};
@@ -693,4 +694,64 @@ fn states_take_what_decoding_keeps() {
         assert_eq!(state_bytes(&model, 30).unwrap(), state.bytes(), "{variant:?}");
     }
     assert!(decoding_tokens_per_s(&model, &[1, 2, 3], 8).unwrap() > 0.0);
+}
+
+/// Rows are the same where the same tokens stand at the same places, whatever counts they have.
+#[test]
+fn losses_are_paired_by_the_tokens_themselves() {
+    let model = language_model("gpt2", Kind::Double);
+    let score = |rows: &[Encoded]| {
+        next_token(&model, rows, &Batching::default(), &mut go_on).unwrap().by_row
+    };
+    let paired = |a: &[RowScore], b: &[RowScore]| loss_difference(a, b, 100, 0);
+    let rows: Vec<Encoded> = (0..4)
+        .map(|i| Encoded { index: i, ids: vec![2, 3 + i as u32, 5, 7], ..rows(1, 2)[0].clone() })
+        .collect();
+    let own = score(&rows);
+    assert!(own.iter().all(|row| row.tokens.len() == 16));
+    assert!(paired(&own, &score(&rows)).is_ok());
+
+    let unpaired = |other: &[RowScore]| {
+        let counts = |rows: &[RowScore]| -> Vec<_> {
+            rows.iter().map(|row| (row.row, row.n_tokens)).collect()
+        };
+        assert_eq!(counts(&own), counts(other));
+        matches!(paired(&own, other), Err(StatsError::Unpaired { .. }))
+    };
+    // Another tokenizer that cuts as many tokens.
+    let mut other = rows.clone();
+    other[2].ids = vec![2, 5, 6, 7];
+    assert!(unpaired(&score(&other)));
+    // The same tokens at other places, and texts in another order.
+    other[2].ids = vec![2, 5, 7, 5];
+    assert!(unpaired(&score(&other)));
+    let mut moved = rows.clone();
+    moved.iter_mut().zip(&rows[1..]).for_each(|(row, next)| row.ids = next.ids.clone());
+    assert!(unpaired(&score(&moved)));
+    // Nothing says which they are.
+    let mut old = own.clone();
+    old.iter_mut().for_each(|row| row.tokens.clear());
+    assert!(unpaired(&old) && matches!(paired(&old, &old), Err(StatsError::Unpaired { .. })));
+    assert!(matches!(paired(&[], &[]), Err(StatsError::Empty { .. })));
+
+    // The divergence's scores know them alike.
+    let found = divergence(&model, &model, &rows, None, &Batching::default(), &mut go_on).unwrap();
+    assert!(paired(&own, &found.model.by_row).is_ok());
+    let masking =
+        Masking { mask_id: 1, vocab_size: VOCAB as usize, special: vec![0, 1], rate: 0.6 };
+    let model = language_model("distilbert", Kind::Double);
+    let own = masked_token(&model, &rows, &masking, 7, &Batching::default(), &mut go_on).unwrap();
+    let masking = Some((&masking, 7));
+    let found =
+        divergence(&model, &model, &rows, masking, &Batching::default(), &mut go_on).unwrap();
+    assert!(paired(&own.by_row, &found.model.by_row).is_ok());
+}
+
+#[test]
+fn a_single_row_has_no_interval() {
+    let model = language_model("gpt2", Kind::Double);
+    let rows = rows(6, 2);
+    let score = |rows: &[Encoded]| next_token(&model, rows, &Batching::default(), &mut go_on);
+    assert_eq!(score(&rows[1..2]).unwrap().loss_interval_95, None);
+    assert!(score(&rows).unwrap().loss_interval_95.is_some());
 }

@@ -17,10 +17,9 @@ use super::{
     Failure,
     plan::{Finished, Plan},
 };
-use crate::{monitor::grouped, plot::write_result, run_dir};
+use crate::{compare::N_RESAMPLES, monitor::grouped, plot::write_result, run_dir};
 
-/// Resamples of the bootstrap, and their seed.
-const N_RESAMPLES: usize = 10_000;
+/// Seed of the bootstrap.
 const BOOTSTRAP_SEED: u64 = 0;
 
 /// Pairs of settings up to which all are compared; of more, neighbours, and each with the best.
@@ -398,7 +397,8 @@ impl Comparison {
                     (right(|(_, a, _)| a.right.clone()), right(|(_, _, b)| b.right.clone()));
                 let Paired { difference, interval, seeds } =
                     compare_over_seeds(&a, &b, 0.95, N_RESAMPLES, BOOTSTRAP_SEED)?;
-                (difference, Some(interval), seeds)
+                // One row drawn again and again is no interval.
+                (difference, (model.right.len() > 1).then_some(interval), seeds)
             }
             false => {
                 let counts = common.iter().map(|(_, a, b)| discordant(&a.right, &b.right));

@@ -509,8 +509,17 @@
       layerChooser.fill(numbered(modelNow().layers), state.l);
       headChooser.fill([...numbered(layerNow().heads), ['mean', 'mean of heads']], state.h);
       rangeChooser.fill([['', 'the map'], [1, 'the token']], state.r ?? '');
-      note.textContent = layerNow().note;
-      note.hidden = layerNow().note === '';
+      note.textContent = notesOf(models);
+      note.hidden = note.textContent === '';
+    }
+
+    /** What is to be known of the layer, in both models where there are two, by model where they differ. */
+    function notesOf(models) {
+      const of = (model) => [model.name, model.layers.find((it) => it.name === layerNow().name)?.note ?? ''];
+      const all = [[modelNow().name, layerNow().note]];
+      if (state.c !== null) all.push(of(models[state.c]));
+      if (all.every(([, it]) => it === all[0][1])) return all[0][1];
+      return all.filter(([, it]) => it !== '').map(([name, it]) => `${name}: ${it}`).join('; ');
     }
 
     let drawn = null;
