@@ -23,30 +23,93 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_train::METRICS_FILE;
-use attn_viz::{BarChart, HeatMap, Histogram, LineChart, Panels, Picture, Theme};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use attn_viz::{BarChart, HeatMap, Histogram, LineChart, Panels, Picture, Shades, Theme};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     args::{PlotArgs, ThemeChoice},
     haystack::short_name,
-    plots::short,
     run_dir::{SUMMARY_FILE, write_json},
 };
 
 /// A result file, or the folder of a run.
 pub(crate) struct Source {
-    /// What it is called in pictures of several.
+    /// Where it is.
+    path: PathBuf,
+    /// What it is called in pictures of several: the shortest end of its path that no other has.
     pub(crate) name: String,
     pub(crate) value: Value,
 }
 
 impl Source {
     /// The result as a kind needs it.
-    fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(self.value.clone())
-            .with_context(|| format!("`{}` is damaged, or of another version", self.name))
+    fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        T::deserialize(&self.value)
+            .with_context(|| format!("`{}` is damaged, or of another version", self.path.display()))
     }
+
+    /// A picture of it, or an error that says of what.
+    fn drawn<T>(&self, picture: Result<T>) -> Result<T> {
+        picture.with_context(|| format!("cannot draw `{}`", self.path.display()))
+    }
+
+    #[cfg(test)]
+    fn of(name: &str, value: Value) -> Self {
+        Self { path: name.into(), name: name.into(), value }
+    }
+}
+
+/// The shortest end of each path that tells it from the others, and says something.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let end = |path: &Path, n: usize| -> String {
+        let parts: Vec<_> = path.components().map(|it| it.as_os_str().to_string_lossy()).collect();
+        parts[parts.len().saturating_sub(n)..].join("/")
+    };
+    let name = |path: &PathBuf| {
+        let longest = path.components().count();
+        let fits = |n: &usize| {
+            let name = end(path, *n);
+            let n_alike = paths.iter().filter(|other| end(other, *n) == name).count();
+            n_alike == 1 && name.chars().any(char::is_alphanumeric)
+        };
+        end(path, (1..=longest).find(fits).unwrap_or(longest))
+    };
+    paths.iter().map(name).collect()
+}
+
+/// Numbers as result files have them, `null` where one is not finite.
+trait Numbers: Sized {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error>;
+}
+
+impl Numbers for f64 {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::NAN))
+    }
+}
+
+impl Numbers for f32 {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::NAN))
+    }
+}
+
+impl<T: Numbers> Numbers for Vec<T> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct One<T>(T);
+        impl<'de, T: Numbers> Deserialize<'de> for One<T> {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                T::read(from).map(Self)
+            }
+        }
+        Ok(Vec::<One<T>>::deserialize(from)?.into_iter().map(|it| it.0).collect())
+    }
+}
+
+/// Reads `null` as NaN.
+fn numbers<'de, D: Deserializer<'de>, T: Numbers>(from: D) -> Result<T, D::Error> {
+    T::read(from)
 }
 
 /// A picture, before it is known what for.
@@ -89,6 +152,14 @@ pub(crate) struct Drawn {
     pub(crate) figure: Figure,
 }
 
+/// How a kind draws several files.
+enum Draw {
+    /// In the same pictures.
+    Together(fn(&[Source]) -> Result<Vec<Drawn>>),
+    /// Each in pictures of its own.
+    Each(fn(&Source) -> Result<Vec<Drawn>>),
+}
+
 impl Drawn {
     fn new(name: &'static str, figure: Figure) -> Self {
         Self { name, figure }
@@ -103,8 +174,23 @@ pub(crate) struct Kind {
     pub(crate) about: &'static str,
     /// Whether a file is of this kind.
     reads: fn(&Value) -> bool,
-    /// Pictures of one or more files of it.
-    draw: fn(&[Source]) -> Result<Vec<Drawn>>,
+    /// Pictures of files of it.
+    draw: Draw,
+}
+
+impl Kind {
+    /// Sets of pictures, each with the place of the source after which it is named.
+    fn draw(&self, sources: &[Source]) -> Result<Vec<(usize, Vec<Drawn>)>> {
+        match (&self.draw, sources) {
+            (Draw::Together(draw), [one]) => Ok(vec![(0, one.drawn(draw(sources))?)]),
+            (Draw::Together(draw), _) => Ok(vec![(0, draw(sources)?)]),
+            (Draw::Each(draw), _) => sources
+                .iter()
+                .enumerate()
+                .map(|(at, source)| Ok((at, source.drawn(draw(source))?)))
+                .collect(),
+        }
+    }
 }
 
 /// Where a run's metrics are: in its folder, or in those of its stages.
@@ -136,19 +222,27 @@ pub(crate) fn kinds() -> Vec<&'static str> {
 /// An interval as results have it.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Range {
+    #[serde(deserialize_with = "numbers")]
     low: f64,
+    #[serde(deserialize_with = "numbers")]
     high: f64,
 }
 
 /// A number with its interval.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Measured {
+    #[serde(deserialize_with = "numbers")]
     value: f64,
-    interval_95: Range,
+    /// None of a single row.
+    interval_95: Option<Range>,
 }
 
 pub(crate) fn run(args: &PlotArgs, out: &mut dyn Write) -> Result<()> {
-    let sources: Vec<Source> = args.files.iter().map(|path| open(path)).collect::<Result<_>>()?;
+    let mut sources: Vec<Source> =
+        args.files.iter().map(|path| open(path)).collect::<Result<_>>()?;
+    for (source, name) in sources.iter_mut().zip(names(&args.files)) {
+        source.name = name;
+    }
     let kind = match &args.kind {
         Some(name) => {
             KINDS.iter().find(|kind| kind.name == name).context("clap knows the names")?
@@ -159,18 +253,19 @@ pub(crate) fn run(args: &PlotArgs, out: &mut dyn Write) -> Result<()> {
         ensure!(
             (kind.reads)(&source.value),
             "`{}` is no result that `{}` draws ({})\nhint: results of one kind share a picture; draw others by themselves",
-            source.name,
+            source.path.display(),
             kind.name,
             kind.about
         );
     }
-    let drawn = (kind.draw)(&sources)?;
+    let sets = kind.draw(&sources)?;
     if args.text {
-        return show(&drawn, out);
+        let all: Vec<&Drawn> = sets.iter().flat_map(|set| &set.1).collect();
+        return show(&all, out);
     }
     let theme = args.theme.into();
-    for (drawn, path) in drawn.iter().zip(paths(args, &drawn)?) {
-        drawn.figure.on(theme).save(&path)?;
+    for (path, source, drawn) in paths(args, &sources, &sets)? {
+        source.drawn(drawn.figure.on(theme).save(&path).map_err(Into::into))?;
         writeln!(out, "{}", path.display())?;
     }
     Ok(())
@@ -189,7 +284,7 @@ impl From<ThemeChoice> for Theme {
 const WIDTH: usize = 100;
 
 /// Prints heat maps: in colours on a terminal, as signs elsewhere.
-fn show(drawn: &[Drawn], out: &mut dyn Write) -> Result<()> {
+fn show(drawn: &[&Drawn], out: &mut dyn Write) -> Result<()> {
     let stdout = std::io::stdout();
     let colors = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col.into());
@@ -208,37 +303,66 @@ fn show(drawn: &[Drawn], out: &mut dyn Write) -> Result<()> {
 /// Endings of pictures that are not written: no folder is meant.
 const OTHERS: [&str; 8] = ["pdf", "jpg", "jpeg", "gif", "webp", "eps", "tiff", "html"];
 
-/// Where each picture goes.
-fn paths(args: &PlotArgs, drawn: &[Drawn]) -> Result<Vec<PathBuf>> {
-    let first = &args.files[0];
-    let base = match first.is_dir() {
-        true => first.join("plot"),
-        false => first.with_extension(""),
-    };
-    let base = match &args.out {
-        None => base,
-        Some(out) if out.extension().is_some_and(|it| it == "png" || it == "svg") => {
-            if let [_] = drawn {
-                return Ok(vec![out.clone()]);
+/// Where each picture goes, and what it is of.
+fn paths<'a>(
+    args: &PlotArgs,
+    sources: &'a [Source],
+    sets: &'a [(usize, Vec<Drawn>)],
+) -> Result<Vec<(PathBuf, &'a Source, &'a Drawn)>> {
+    let bases: Vec<PathBuf> = args
+        .files
+        .iter()
+        .map(|file| if file.is_dir() { file.join("plot") } else { file.with_extension("") })
+        .collect();
+    // What tells the pictures of one file from those of another, in one folder.
+    let ends: Vec<String> = names(&bases).iter().map(|name| name.replace('/', "-")).collect();
+    let n_pictures: usize = sets.iter().map(|set| set.1.len()).sum();
+    let ending = args.out.as_ref().and_then(|out| out.extension());
+    let ending = ending.map(|it| it.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let is_picture = ending == "png" || ending == "svg";
+    if let Some(out) = &args.out
+        && !is_picture
+    {
+        ensure!(
+            !OTHERS.contains(&&ending[..]),
+            "`{}` ends in neither .png nor .svg, the two kinds of pictures that are written\nhint: .svg is turned into \
+             others without loss",
+            out.display()
+        );
+        fs::create_dir_all(out).with_context(|| format!("cannot make `{}`", out.display()))?;
+    }
+    let extension = if ending == "svg" || args.svg { "svg" } else { "png" };
+    let mut all: Vec<(PathBuf, &Source, &Drawn)> = Vec::new();
+    for (at, drawn) in sets {
+        let base = match &args.out {
+            None => bases[*at].clone(),
+            Some(out) if is_picture && sets.len() == 1 => out.with_extension(""),
+            Some(out) if is_picture => {
+                let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+                out.with_file_name(format!("{stem}-{}", ends[*at]))
             }
-            out.with_extension("")
+            Some(folder) if sets.len() == 1 => {
+                folder.join(bases[*at].file_name().context("a result has a name")?)
+            }
+            Some(folder) => folder.join(&ends[*at]),
+        };
+        for one in drawn {
+            let path = match &args.out {
+                Some(out) if is_picture && n_pictures == 1 => out.clone(),
+                _ => beside(&base, one, extension),
+            };
+            if let Some((_, other, _)) = all.iter().find(|it| it.0 == path) {
+                bail!(
+                    "pictures of `{}` and `{}` would both be `{}`\nhint: draw them one by one, each with an --out of its own",
+                    other.path.display(),
+                    sources[*at].path.display(),
+                    path.display()
+                );
+            }
+            all.push((path, &sources[*at], one));
         }
-        Some(out) if out.extension().is_some_and(|it| OTHERS.iter().any(|other| it == *other)) => {
-            bail!(
-                "`{}` ends in neither .png nor .svg, the two kinds of pictures that are written\nhint: .svg is turned into \
-                 others without loss",
-                out.display()
-            )
-        }
-        Some(folder) => {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make `{}`", folder.display()))?;
-            folder.join(base.file_name().context("a result has a name")?)
-        }
-    };
-    let is_svg = args.out.as_ref().and_then(|out| out.extension()).is_some_and(|it| it == "svg");
-    let extension = if is_svg || args.svg { "svg" } else { "png" };
-    Ok(drawn.iter().map(|drawn| beside(&base, drawn, extension)).collect())
+    }
+    Ok(all)
 }
 
 fn beside(base: &Path, drawn: &Drawn, extension: &str) -> PathBuf {
@@ -278,8 +402,9 @@ pub(crate) fn draw_result(path: &Path, picture: &Path) {
 fn draw_beside(path: &Path, picture: &Path) -> Result<()> {
     let source = open(path)?;
     let Ok(kind) = kind_of(&source) else { return Ok(()) };
-    let extension = if picture.extension().is_some_and(|it| it == "svg") { "svg" } else { "png" };
-    for drawn in (kind.draw)(&[source])? {
+    let is_svg = picture.extension().is_some_and(|it| it.eq_ignore_ascii_case("svg"));
+    let extension = if is_svg { "svg" } else { "png" };
+    for drawn in kind.draw(&[source])?.into_iter().flat_map(|set| set.1) {
         let path = beside(&picture.with_extension(""), &drawn, extension);
         drawn.figure.on(Theme::Light).save(&path)?;
         tracing::info!("wrote `{}`", path.display());
@@ -294,7 +419,7 @@ pub(crate) fn pictures(path: &Path) -> Result<Vec<Drawn>> {
     }
     let source = open(path)?;
     match kind_of(&source) {
-        Ok(kind) => (kind.draw)(&[source]),
+        Ok(kind) => Ok(kind.draw(&[source])?.into_iter().flat_map(|set| set.1).collect()),
         Err(_) => Ok(Vec::new()),
     }
 }
@@ -303,14 +428,18 @@ fn kind_of(source: &Source) -> Result<&'static Kind> {
     let Some(kind) = KINDS.iter().find(|kind| (kind.reads)(&source.value)) else {
         let known: Vec<String> =
             KINDS.iter().map(|kind| format!("{}: {}", kind.name, kind.about)).collect();
-        bail!("`{}` is no result that can be drawn\nhint: {}", source.name, known.join("; "));
+        bail!(
+            "`{}` is no result that can be drawn\nhint: {}",
+            source.path.display(),
+            known.join("; ")
+        );
     };
     Ok(kind)
 }
 
 /// Reads a result file, the metrics of a run, or a table of timings.
 pub(crate) fn open(path: &Path) -> Result<Source> {
-    let name = short(&path.display().to_string());
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let read = |path: &Path| {
         fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))
     };
@@ -357,7 +486,7 @@ pub(crate) fn open(path: &Path) -> Result<Source> {
         Some("csv") => table(&read(path)?, path)?,
         _ => parse(&read(path)?, path)?,
     };
-    Ok(Source { name, value })
+    Ok(Source { path: path.to_owned(), name, value })
 }
 
 /// A table as the names of its columns and its rows.
@@ -381,17 +510,64 @@ pub(crate) fn called(path: &str) -> &str {
     short_name(parent)
 }
 
+/// Holds that there is something for each head of each layer.
+fn check_shape<T>(what: &str, heads: &[Vec<usize>], found: &[Vec<T>]) -> Result<()> {
+    ensure!(
+        heads.len() == found.len(),
+        "there are heads of {} layers, and {what} of {}",
+        heads.len(),
+        found.len()
+    );
+    for (layer, (heads, found)) in heads.iter().zip(found).enumerate() {
+        ensure!(
+            heads.len() == found.len(),
+            "layer {layer} has {} heads and {} {what}",
+            heads.len(),
+            found.len()
+        );
+    }
+    Ok(())
+}
+
+/// The range of the colours of maps that compare by colour, none where all cells are alike.
+fn common_range(maps: &[&HeatMap]) -> Option<(f64, f64)> {
+    let cells = maps.iter().flat_map(|map| map.values.iter().flatten());
+    let (low, high) = cells
+        .filter(|it| it.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &it| (low.min(it), high.max(it)));
+    (low < high).then_some((low, high))
+}
+
+/// What the second map has more than the first, cell by cell.
+fn difference(first: &HeatMap, second: &HeatMap, names: [&str; 2]) -> HeatMap {
+    let rows = first.values.iter().zip(&second.values);
+    HeatMap {
+        title: "second \u{2212} first".into(),
+        subtitle: format!("{} \u{2212} {}", names[1], names[0]),
+        values: rows.map(|(a, b)| a.iter().zip(b).map(|(a, b)| b - a).collect()).collect(),
+        notes: Vec::new(),
+        shades: Shades::Diverging,
+        range: None,
+        ..first.clone()
+    }
+}
+
+/// A number and its interval in a cell.
+fn with_interval(value: f64, interval: Option<Range>) -> String {
+    match interval {
+        Some(Range { low, high }) => {
+            format!("{}\n{} to {}", in_cell(value), in_cell(low), in_cell(high))
+        }
+        None => in_cell(value),
+    }
+}
+
 /// A layer x head map: a row a layer, a column a head, nothing where a head was removed.
 pub(crate) fn layer_head(heads: &[Vec<usize>], values: &[Vec<f64>]) -> Result<HeatMap> {
+    check_shape("values", heads, values)?;
     let n_heads = heads.iter().flatten().max().map_or(0, |head| head + 1);
     let mut cells = vec![vec![f64::NAN; n_heads]; heads.len()];
     for (layer, (heads, values)) in heads.iter().zip(values).enumerate() {
-        ensure!(
-            heads.len() == values.len(),
-            "layer {layer} has {} heads and {} values",
-            heads.len(),
-            values.len()
-        );
         for (&head, &value) in heads.iter().zip(values) {
             cells[layer][head] = value;
         }

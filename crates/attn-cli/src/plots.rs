@@ -38,7 +38,11 @@ pub(crate) fn loss(
         .with_context(|| format!("`{}` is damaged", metrics.display()))?;
     let chart = LineChart {
         title: title.to_owned(),
-        subtitle: subtitle(attention).unwrap_or_default(),
+        subtitle: [subtitle(attention), missing(&lines)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("; "),
         x_label: "step".into(),
         y_label: format!("loss ({unit})"),
         series: curves(&lines),
@@ -47,27 +51,43 @@ pub(crate) fn loss(
     Ok(chart.png(out)?)
 }
 
+/// How many losses are no numbers, where any are.
+fn missing(lines: &[Line]) -> Option<String> {
+    let losses = || lines.iter().filter(|line| ["train_loss", "loss"].contains(&&line.metric[..]));
+    let n_missing = losses().filter(|line| line.value.is_none()).count();
+    (n_missing > 0).then(|| format!("{n_missing} of {} losses are no number", losses().count()))
+}
+
+/// The points between those whose value is no number.
+pub(crate) fn stretches(points: &[(f64, f64)]) -> Vec<Vec<(f64, f64)>> {
+    let all = points.split(|point| point.1.is_nan());
+    all.filter(|stretch| !stretch.is_empty()).map(<[_]>::to_vec).collect()
+}
+
 /// The curves of a loss picture.
 fn curves(lines: &[Line]) -> Vec<Series> {
     let points = |name: &str| -> Vec<(f64, f64)> {
         let of_name = lines.iter().filter(|line| line.metric == name);
-        of_name.filter_map(|line| Some((line.step as f64, line.value?))).collect()
+        of_name.map(|line| (line.step as f64, line.value.unwrap_or(f64::NAN))).collect()
     };
     let (train, held_out) = (points("train_loss"), points("loss"));
     let mut series = Vec::new();
-    if train.len() > 2 * SMOOTHED_OVER {
-        let raw =
-            Series { stroke: Stroke::Faint, color: Some(0), ..Series::new("training", train) };
-        let smooth = raw.smoothed(SMOOTHED_OVER);
-        series.push(raw);
-        let name = format!("training, mean of {SMOOTHED_OVER} points");
-        series.push(Series { name, stroke: Stroke::Solid, ..smooth });
-    } else if !train.is_empty() {
-        series.push(Series { color: Some(0), ..Series::new("training", train) });
+    let is_smoothed = train.len() > 2 * SMOOTHED_OVER;
+    let named = |i: usize, name: &str| if i == 0 { name.to_owned() } else { String::new() };
+    for (i, stretch) in stretches(&train).into_iter().enumerate() {
+        let raw = Series { color: Some(0), ..Series::new(named(i, "training"), stretch) };
+        if is_smoothed {
+            let smooth = raw.smoothed(SMOOTHED_OVER);
+            series.push(Series { stroke: Stroke::Faint, ..raw });
+            let name = named(i, &format!("training, mean of {SMOOTHED_OVER} points"));
+            series.push(Series { name, stroke: Stroke::Solid, ..smooth });
+        } else {
+            series.push(raw);
+        }
     }
-    if !held_out.is_empty() {
-        let color = Some(1);
-        series.push(Series { stroke: Stroke::Dotted, color, ..Series::new("held out", held_out) });
+    for (i, stretch) in stretches(&held_out).into_iter().enumerate() {
+        let (stroke, color) = (Stroke::Dotted, Some(1));
+        series.push(Series { stroke, color, ..Series::new(named(i, "held out"), stretch) });
     }
     series
 }
@@ -143,5 +163,17 @@ mod tests {
 
         assert_eq!(names(&lines), ["training", "training, mean of 9 points", "held out"]);
         assert_eq!(names(&lines[..18]), ["training"], "too few to smooth");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_breaks_its_curve() {
+        let value = |step| if step == 5 { None } else { Some(0.5) };
+        let lines: Vec<Line> = (1..=10)
+            .map(|step| Line { step, metric: "train_loss".into(), value: value(step) })
+            .collect();
+        let found: Vec<_> =
+            curves(&lines).into_iter().map(|it| (it.name, it.points.len())).collect();
+        assert_eq!(found, [("training".into(), 4), (String::new(), 5)]);
+        assert_eq!(missing(&lines).unwrap(), "1 of 10 losses are no number");
     }
 }

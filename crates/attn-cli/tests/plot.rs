@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use attn_core::config::Head;
 use common::{Place, model_folder};
+use serde_json::{Value, json};
 
 fn results(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results").join(file)
@@ -86,6 +87,15 @@ fn heads_that_share_keys_and_values_are_framed() {
     assert!(kv.iter().flatten().all(|kv| *kv == 0) && !kv.is_empty());
     let said = |file: &str| String::from_utf8(place.bytes(file)).unwrap().contains("are framed");
     assert!(said("one-drawn/one.svg"));
+    let text = std::fs::read_to_string(results("2026-11-21-score-heads/gpt2.json")).unwrap();
+    let mut value: Value = serde_json::from_str(&text).unwrap();
+    let layers = value["heads"].as_array().unwrap().len();
+    value["kv_of_head"] = vec![json!([0, 1, 0, 2, 1, 2]); layers].into();
+    place.write("apart.json", &value.to_string());
+    place.done("plot apart.json --svg --out apart-drawn");
+    assert!(!said("apart-drawn/apart.svg"));
+    let svg = String::from_utf8(place.bytes("apart-drawn/apart.svg")).unwrap();
+    assert!(svg.contains("kv 1") && svg.contains("not neighbours"));
     assert!(!said("m-drawn/m.svg"));
 }
 
@@ -171,8 +181,145 @@ fn what_cannot_be_drawn_is_refused_by_name() {
     place.refused(&format!("plot {heads} --out x.pdf"), &["x.pdf"]);
     // A layer with fewer scores than heads.
     let text = std::fs::read_to_string(results("2026-11-21-score-heads/gpt2.json")).unwrap();
-    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut value: Value = serde_json::from_str(&text).unwrap();
     value["scores"][1].as_array_mut().unwrap().pop();
     place.write("short.json", &value.to_string());
     place.refused("plot short.json", &["layer 1 has 6 heads and 5 values"]);
+}
+
+/// What `attn prune` writes, of a layer that keeps every head.
+fn pruning() -> Value {
+    json!({
+        "model": "m", "heads_before": [4, 4], "heads_after": [4, 2], "removed": [[], [0, 1]],
+        "parameters_before": 10, "parameters_after": 9, "attention_flops_before": 10, "attention_flops_after": 8,
+    })
+}
+
+#[test]
+fn each_of_several_files_has_pictures_of_its_own() {
+    let place = Place::new();
+    let together = ["heads", "needle", "curves", "divergence"];
+    let mut all: Vec<(&str, String, usize)> = vec![("pruning", pruning().to_string(), 1)];
+    for (kind, file, n) in STORED {
+        if !together.contains(&kind) {
+            all.push((kind, std::fs::read_to_string(results(file)).unwrap(), n));
+        }
+    }
+    for (kind, text, n) in all {
+        let ending = if kind == "scaling" { "csv" } else { "json" };
+        let files = ["a", "b"].map(|folder| format!("{kind}/{folder}/x.{ending}"));
+        files.iter().for_each(|file| place.write(file, &text));
+        let [a, b] = files;
+        for (given, parts) in [
+            (String::new(), [format!("{kind}/a/x"), format!("{kind}/b/x")]),
+            (format!("--out {kind}/d"), [format!("{kind}/d/a-x"), format!("{kind}/d/b-x")]),
+            (format!("--out {kind}/p.png"), [format!("{kind}/p-a-x"), format!("{kind}/p-b-x")]),
+        ] {
+            let ran = place.done(&format!("plot {a} {b} --kind {kind} {given}"));
+            let drawn: Vec<&str> = ran.stdout.lines().collect();
+            assert_eq!(drawn.len(), 2 * n, "{kind}: {drawn:?}");
+            for (at, path) in drawn.iter().enumerate() {
+                assert!(path.starts_with(&parts[at / n]), "{path} is not of {}", parts[at / n]);
+                assert_eq!(drawn.iter().filter(|it| *it == path).count(), 1, "{path}");
+                assert_eq!(&place.bytes(path)[1..4], b"PNG");
+            }
+        }
+        place.refused(&format!("plot {a} {a} --kind {kind}"), &["would both be", "one by one"]);
+    }
+}
+
+#[test]
+fn a_picture_is_known_by_its_ending_in_capitals_too() {
+    let place = Place::new();
+    place.write("p.json", &pruning().to_string());
+    assert_eq!(place.done("plot p.json --out x.PNG").stdout.trim(), "x.PNG");
+    assert_eq!(&place.bytes("x.PNG")[1..4], b"PNG");
+    place.refused("plot p.json --out x.PDF", &["x.PDF"]);
+}
+
+#[test]
+fn runs_of_one_name_are_told_apart() {
+    let place = Place::new();
+    let file = results("2026-11-22-dynamic-heads/gpt2-05.json");
+    let text = std::fs::read_to_string(file).unwrap();
+    ["s/x/summary.json", "s/y/summary.json"].iter().for_each(|file| place.write(file, &text));
+    place.done("plot s/x/summary.json s/y/summary.json --out both.svg");
+    let svg = String::from_utf8(place.bytes("both.svg")).unwrap();
+    for name in ["x/summary.json, at the swap", "y/summary.json, at the swap"] {
+        assert!(svg.contains(name), "no `{name}`");
+    }
+}
+
+fn attention(measure: &str, weights: &Value) -> String {
+    json!({
+        "schema": 1, "model": "m", "measure": measure, "unit": "weight",
+        "layers": [{
+            "layer": 0, "kind": "softmax", "rows": ["a", "b"], "columns": ["a", "b"], "heads": ["0"],
+            "weights": weights,
+        }],
+    })
+    .to_string()
+}
+
+#[test]
+fn cells_without_a_number_are_drawn_grey() {
+    let place = Place::new();
+    place.write("a.json", &attention("weights", &json!([[[null, 0.25], [0.5, 0.5]]])));
+    let heads = json!({
+        "model": "m", "method": "michel", "heads": [[0, 1]], "scores": [[null, 1.0]],
+        "interval_95": [[null, {"low": null, "high": 2.0}]],
+    });
+    place.write("h.json", &heads.to_string());
+    for file in ["a", "h"] {
+        place.done(&format!("plot {file}.json --out {file}.svg"));
+        let svg = String::from_utf8(place.bytes(&format!("{file}.svg"))).unwrap();
+        assert!(svg.contains("hold no number (grey)"), "{file}");
+    }
+}
+
+#[test]
+fn unlike_attention_is_not_subtracted_and_ragged_files_are_refused_by_name() {
+    let place = Place::new();
+    let weights = json!([[[1.0, 0.0], [0.5, 0.5]]]);
+    place.write("w.json", &attention("weights", &weights));
+    place.write("d/n.json", &attention("norms", &weights));
+    place.refused(
+        "plot w.json d/n.json --out x.png",
+        &["`measure` of `w.json` is `weights`, and of `d/n.json` `norms`"],
+    );
+    place.write("d/few.json", &attention("weights", &json!([])));
+    place.refused("plot w.json d/few.json", &["`d/few.json`", "layer 0 has 1 heads and 0 maps"]);
+    place.write("d/short.json", &attention("weights", &json!([[[1.0], [0.5]]])));
+    place.refused("plot d/short.json", &["`d/short.json`", "is not of 2 rows and 2 columns"]);
+
+    let broken = |file: &str, of: &str, edit: &dyn Fn(&mut Value)| {
+        let text = std::fs::read_to_string(results(of)).unwrap();
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        edit(&mut value);
+        place.write(file, &value.to_string());
+        place.refused(&format!("plot {file}"), &["cannot draw `d/", file, "layer"]);
+    };
+    let pop = |value: &mut Value| {
+        value.as_array_mut().unwrap().pop();
+    };
+    broken(
+        "d/heads.json",
+        "2026-11-21-score-heads/gpt2.json",
+        &|it| pop(&mut it["interval_95"][0]),
+    );
+    broken("d/patch.json", "2026-11-22-patch/bracket-position.json", &|it| {
+        pop(&mut it["denoising"]);
+    });
+    broken("d/shift.json", "2026-11-22-head-roles/gpt2-shift.json", &|it| {
+        pop(&mut it["shift"]["js_distance_interval_95"][0]);
+    });
+}
+
+#[test]
+fn rows_of_a_table_that_are_no_numbers_are_counted() {
+    let place = Place::new();
+    place.write("t.csv", "kind,n,ms\nsoftmax,64,1\nsoftmax,128,2\nsoftmax,256,OOM\n");
+    place.done("plot t.csv --out t.svg");
+    let svg = String::from_utf8(place.bytes("t.svg")).unwrap();
+    assert!(svg.contains("rows without a number, left out: 1"));
 }

@@ -4,13 +4,13 @@ use anyhow::Result;
 use attn_viz::{Bar, BarChart, HeatMap, Shades};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Measured, Source, called, in_cell, layer_head};
+use super::{Draw, Drawn, Figure, Kind, Measured, Source, called, layer_head, with_interval};
 
 pub(super) const KIND: Kind = Kind {
     name: "ablation",
     about: "what leaving each head or group out does to the loss (attn ablate)",
     reads: |value| value.get("ablations").is_some_and(serde_json::Value::is_array),
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -29,13 +29,8 @@ struct Ablation {
     loss: Measured,
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    let mut drawn = Vec::new();
-    for source in sources {
-        let report: Report = source.read()?;
-        drawn.push(Drawn::new("", one(&report)?));
-    }
-    Ok(drawn)
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    Ok(vec![Drawn::new("", one(&source.read()?)?)])
 }
 
 fn one(report: &Report) -> Result<Figure> {
@@ -57,7 +52,7 @@ fn one(report: &Report) -> Result<Figure> {
         let bar = |it: &Ablation| Bar {
             label: it.without.clone(),
             value: it.loss.value,
-            interval: Some((it.loss.interval_95.low, it.loss.interval_95.high)),
+            interval: it.loss.interval_95.map(|it| (it.low, it.high)),
             ..Bar::default()
         };
         let bars = report.ablations.iter().map(bar).collect();
@@ -80,13 +75,7 @@ fn one(report: &Report) -> Result<Figure> {
     let map = layer_head(&heads, &values)?;
     let mut notes = vec![vec![String::new(); map.columns.len()]; map.rows.len()];
     for (&(layer, head), it) in places.iter().zip(&report.ablations) {
-        let Measured { value, interval_95 } = it.loss;
-        notes[layer][head] = format!(
-            "{}\n{} to {}",
-            in_cell(value),
-            in_cell(interval_95.low),
-            in_cell(interval_95.high)
-        );
+        notes[layer][head] = with_interval(it.loss.value, it.loss.interval_95);
     }
     Ok(Figure::Heat(HeatMap {
         title,

@@ -1,16 +1,16 @@
 //! Who attends to whom in one text: every head of a layer, a model, or two models.
 
 use anyhow::{Result, ensure};
-use attn_viz::{HeatMap, Panels, Shades, Size};
+use attn_viz::{HeatMap, Panels, Size};
 use serde::{Deserialize, Serialize};
 
-use super::{Drawn, Figure, Kind, Source, called};
+use super::{Draw, Drawn, Figure, Kind, Source, called, common_range, difference, numbers};
 
 pub(super) const KIND: Kind = Kind {
     name: "attention",
     about: "who attends to whom in a text (attention.json of attn heatmap), of two files also the difference",
     reads: |value| value.get("layers").is_some_and(|it| it[0].get("weights").is_some()),
-    draw,
+    draw: Draw::Together(draw),
 };
 
 /// attention.json.
@@ -40,6 +40,7 @@ pub(crate) struct OfLayer {
     /// What the maps are of: heads by their numbers, or `mean`.
     pub(crate) heads: Vec<String>,
     /// `[head][row][column]`.
+    #[serde(deserialize_with = "numbers")]
     pub(crate) weights: Vec<Vec<Vec<f32>>>,
 }
 
@@ -48,6 +49,9 @@ const FEW: usize = 6;
 
 fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
     let all: Vec<Attention> = sources.iter().map(Source::read).collect::<Result<_>>()?;
+    for (source, attention) in sources.iter().zip(&all) {
+        source.drawn(check(attention))?;
+    }
     let maps: Vec<Vec<HeatMap>> = all.iter().map(maps).collect();
     let figure = match &maps[..] {
         [_] => figure(&all[0]),
@@ -56,9 +60,22 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
             ensure!(
                 before.len() == after.len() && before.iter().zip(after).all(same),
                 "`{}` and `{}` have other layers, heads or tokens\nhint: attn heatmap with the same text, --layers and --heads",
-                sources[0].name,
-                sources[1].name
+                sources[0].path.display(),
+                sources[1].path.display()
             );
+            for (field, of) in [
+                ("measure", [&all[0].measure, &all[1].measure]),
+                ("unit", [&all[0].unit, &all[1].unit]),
+            ] {
+                ensure!(
+                    of[0] == of[1],
+                    "`{field}` of `{}` is `{}`, and of `{}` `{}`: their difference says nothing\nhint: attn heatmap with the same --measure",
+                    sources[0].path.display(),
+                    of[0],
+                    sources[1].path.display(),
+                    of[1]
+                );
+            }
             Figure::Panels(compared(sources, before, after))
         }
         _ => anyhow::bail!(
@@ -67,6 +84,24 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
         ),
     };
     Ok(vec![Drawn::new("", figure)])
+}
+
+/// Holds that each head has its map, and each map its tokens.
+fn check(attention: &Attention) -> Result<()> {
+    for layer in &attention.layers {
+        let (n, heads, maps) = (layer.layer, layer.heads.len(), layer.weights.len());
+        ensure!(heads == maps, "layer {n} has {heads} heads and {maps} maps");
+        for (head, map) in layer.heads.iter().zip(&layer.weights) {
+            ensure!(
+                map.len() == layer.rows.len()
+                    && map.iter().all(|row| row.len() == layer.columns.len()),
+                "the map of layer {n}, head {head} is not of {} rows and {} columns",
+                layer.rows.len(),
+                layer.columns.len()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// All maps in one picture.
@@ -135,19 +170,15 @@ fn panels(attention: &Attention, maps: Vec<HeatMap>) -> Panels {
 fn compared(sources: &[Source], before: &[HeatMap], after: &[HeatMap]) -> Panels {
     let mut maps = Vec::new();
     for (a, b) in before.iter().zip(after) {
+        let range = common_range(&[a, b]);
         let titled = |map: &HeatMap, source: &Source| HeatMap {
             title: format!("{}: {}", source.name, map.title),
+            range,
             ..map.clone()
         };
-        let values = a.values.iter().zip(&b.values);
         maps.push(titled(a, &sources[0]));
         maps.push(titled(b, &sources[1]));
-        maps.push(HeatMap {
-            title: "second \u{2212} first".into(),
-            values: values.map(|(a, b)| a.iter().zip(b).map(|(a, b)| b - a).collect()).collect(),
-            shades: Shades::Diverging,
-            ..a.clone()
-        });
+        maps.push(difference(a, b, [&sources[0].name, &sources[1].name]));
     }
     Panels {
         title: format!("{} and {}", sources[0].name, sources[1].name),

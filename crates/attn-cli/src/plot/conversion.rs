@@ -5,7 +5,7 @@ use attn_viz::{Axis, Bar, BarChart, LineChart, Series, Stroke};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Drawn, Figure, Kind, Range, Source, called};
+use super::{Draw, Drawn, Figure, Kind, Range, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "conversion",
@@ -14,7 +14,7 @@ pub(super) const KIND: Kind = Kind {
         value.get("kv_heads_after").is_some()
             && (value.get("compared").is_some() || value.get("sensitivity").is_some())
     },
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -50,17 +50,15 @@ struct Tried {
     kl_interval_95: Option<Range>,
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    let report: Report = source.read()?;
     let mut drawn = Vec::new();
-    for source in sources {
-        let report: Report = source.read()?;
-        if !report.compared.is_empty() {
-            drawn.push(Drawn::new("", Figure::Bars(methods(&report))));
-        }
-        if !report.sensitivity.is_empty() {
-            let name = if drawn.is_empty() { "" } else { "layers" };
-            drawn.push(Drawn::new(name, layers(&report)));
-        }
+    if !report.compared.is_empty() {
+        drawn.push(Drawn::new("", Figure::Bars(methods(&report))));
+    }
+    if !report.sensitivity.is_empty() {
+        let name = if drawn.is_empty() { "" } else { "layers" };
+        drawn.push(Drawn::new(name, layers(&report)));
     }
     Ok(drawn)
 }

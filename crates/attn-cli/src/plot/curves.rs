@@ -4,13 +4,14 @@ use anyhow::{Result, ensure};
 use attn_viz::{LineChart, Series, Stroke};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source};
+use crate::plots::stretches;
 
 pub(super) const KIND: Kind = Kind {
     name: "curves",
     about: "loss, KL, perplexity and what else was measured over steps (a run's folder or metrics.jsonl), several runs in one",
     reads: |value| value.get("metrics").is_some_and(serde_json::Value::is_array),
-    draw,
+    draw: Draw::Together(draw),
 };
 
 #[derive(Deserialize)]
@@ -43,16 +44,25 @@ const METRICS: [(&str, &[&str]); 6] = [
 /// Points of a curve whose mean is drawn in front of it.
 const SMOOTHED_OVER: usize = 9;
 
+impl Run {
+    /// Whether any number of it was measured.
+    fn has(&self, metric: &str) -> bool {
+        self.metrics.iter().any(|line| line.metric == metric && line.value.is_some())
+    }
+}
+
 fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
     let runs: Vec<Run> = sources.iter().map(Source::read).collect::<Result<_>>()?;
     let mut drawn = Vec::new();
     for (name, metrics) in METRICS {
         let (mut series, mut unit) = (Vec::new(), String::new());
+        let held_out: Vec<bool> =
+            runs.iter().map(|run| metrics[1..].iter().any(|it| run.has(it))).collect();
         for (at, (source, run)) in sources.iter().zip(&runs).enumerate() {
             for metric in metrics {
                 let alone = (sources.len() == 1).then_some(*metric);
                 let color = if alone.is_some() { series.len() } else { at };
-                series.extend(curves(run, metric, alone, &source.name, color));
+                series.extend(curves(run, metric, alone, &source.name, color, held_out[at]));
                 unit = run
                     .metrics
                     .iter()
@@ -63,6 +73,7 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
         if series.is_empty() {
             continue;
         }
+        let missing = missing(&runs, metrics);
         let label = metrics[metrics.len() - 1].replace('_', " ");
         drawn.push(Drawn::new(
             name,
@@ -71,10 +82,19 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
                     [one] => one.name.clone(),
                     _ => format!("{} runs", sources.len()),
                 },
-                subtitle: match (name, sources.len()) {
-                    ("", n) if n > 1 => "pale: training; dots: held out".into(),
-                    _ => String::new(),
-                },
+                subtitle: [
+                    match (name, sources.len()) {
+                        ("", n) if n > 1 && held_out.contains(&true) => {
+                            "pale: training; dots: held out".into()
+                        }
+                        _ => String::new(),
+                    },
+                    missing,
+                ]
+                .into_iter()
+                .filter(|it| !it.is_empty())
+                .collect::<Vec<_>>()
+                .join("; "),
                 x_label: "step".into(),
                 y_label: if unit == "1" { label } else { format!("{label} ({unit})") },
                 series,
@@ -90,8 +110,29 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
     Ok(drawn)
 }
 
+/// How many values are no numbers, where any are.
+fn missing(runs: &[Run], metrics: &[&str]) -> String {
+    let count = |metric: &&str| {
+        let lines = runs.iter().flat_map(|run| &run.metrics).filter(|line| line.metric == **metric);
+        let (n, n_missing) = lines.fold((0, 0), |(n, missing), line| {
+            (n + 1, missing + usize::from(line.value.is_none()))
+        });
+        (n_missing > 0).then(|| {
+            format!("{}: {n_missing} of {n} values are no number", metric.replace('_', " "))
+        })
+    };
+    metrics.iter().filter_map(count).collect::<Vec<_>>().join("; ")
+}
+
 /// The curves of one metric of one run: raw values behind their mean where there are many, dots where there are few.
-fn curves(run: &Run, metric: &str, alone: Option<&str>, name: &str, color: usize) -> Vec<Series> {
+fn curves(
+    run: &Run,
+    metric: &str,
+    alone: Option<&str>,
+    name: &str,
+    color: usize,
+    has_held_out: bool,
+) -> Vec<Series> {
     let mut stages: Vec<Option<&str>> = Vec::new();
     for line in run.metrics.iter().filter(|line| line.metric == metric) {
         if !stages.contains(&line.stage.as_deref()) {
@@ -105,10 +146,7 @@ fn curves(run: &Run, metric: &str, alone: Option<&str>, name: &str, color: usize
             .iter()
             .filter(|line| line.metric == metric && line.stage.as_deref() == *stage);
         let points: Vec<(f64, f64)> =
-            of.filter_map(|line| Some((line.step as f64, line.value?))).collect();
-        if points.is_empty() {
-            continue;
-        }
+            of.map(|line| (line.step as f64, line.value.unwrap_or(f64::NAN))).collect();
         let what = alone.map_or(name.to_owned(), |metric| match metric {
             "train_loss" => "training".to_owned(),
             "loss" => "held out".to_owned(),
@@ -117,22 +155,26 @@ fn curves(run: &Run, metric: &str, alone: Option<&str>, name: &str, color: usize
         let name = stage.map_or(what.clone(), |stage| format!("{what}, {stage}"));
         let color = Some(color + if alone.is_some() { 2 * i } else { 0 });
         let is_held_out = metric != "train_loss" && metric != "lr" && metric != "grad_norm";
-        if is_held_out {
-            series.push(Series { stroke: Stroke::Dotted, color, ..Series::new(name, points) });
-        } else if points.len() > 2 * SMOOTHED_OVER && metric == "train_loss" {
-            let raw = Series { stroke: Stroke::Faint, color, ..Series::new("", points) };
-            let smooth = Series { name, stroke: Stroke::Solid, ..raw.smoothed(SMOOTHED_OVER) };
-            series.extend(match alone {
-                Some(_) => vec![raw, smooth],
-                // Of several runs the held-out curve has the name.
-                None => vec![Series { name: String::new(), stroke: Stroke::Faint, ..smooth }],
-            });
-        } else {
-            let (name, stroke) = match (alone, metric) {
-                (None, "train_loss") => (String::new(), Stroke::Faint),
-                _ => (name, Stroke::Solid),
-            };
-            series.push(Series { stroke, color, ..Series::new(name, points) });
+        // Of several runs the held-out curve has the name, where there is one.
+        let is_named = alone.is_some() || metric != "train_loss" || !has_held_out;
+        let is_smoothed = metric == "train_loss" && points.len() > 2 * SMOOTHED_OVER;
+        for (i, stretch) in stretches(&points).into_iter().enumerate() {
+            let name = if is_named && i == 0 { name.clone() } else { String::new() };
+            let raw = Series { color, ..Series::new(name, stretch) };
+            if is_held_out {
+                series.push(Series { stroke: Stroke::Dotted, ..raw });
+            } else if is_smoothed {
+                let smooth = raw.smoothed(SMOOTHED_OVER);
+                if is_named {
+                    series.push(Series { name: String::new(), stroke: Stroke::Faint, ..raw });
+                    series.push(Series { stroke: Stroke::Solid, ..smooth });
+                } else {
+                    series.push(Series { stroke: Stroke::Faint, ..smooth });
+                }
+            } else {
+                let stroke = if is_named { Stroke::Solid } else { Stroke::Faint };
+                series.push(Series { stroke, ..raw });
+            }
         }
     }
     series
@@ -151,7 +193,7 @@ mod tests {
             .collect();
         lines.push(line(40, "loss", shift + 0.5, "nats"));
         lines.push(line(40, "accuracy", 0.9, "fraction"));
-        Source { name: name.into(), value: json!({"metrics": lines}) }
+        Source::of(name, json!({"metrics": lines}))
     }
 
     #[test]
@@ -176,5 +218,34 @@ mod tests {
             .map(|it| (&it.name[..], it.color))
             .collect();
         assert_eq!(named, [("a", Some(0)), ("b", Some(1))]);
+    }
+
+    #[test]
+    fn runs_with_nothing_held_out_are_named_by_their_training() {
+        let trained = |name: &str| {
+            let lines: Vec<_> = (1..=40)
+                .map(|step| json!({"step": step, "metric": "train_loss", "value": 1.0, "unit": "nats"}))
+                .collect();
+            Source::of(name, json!({"metrics": lines}))
+        };
+        let drawn = draw(&[trained("a"), trained("b")]).unwrap();
+        let Figure::Lines(chart) = &drawn[0].figure else { panic!("{drawn:?}") };
+        let names: Vec<&str> = chart.series.iter().map(|it| &it.name[..]).collect();
+        assert_eq!(names, ["", "a", "", "b"]);
+        assert_eq!(chart.subtitle, "");
+    }
+
+    #[test]
+    fn a_curve_breaks_where_a_run_diverged() {
+        let mut run = source("a", 0.0);
+        for at in [4, 38, 39] {
+            run.value["metrics"][at]["value"] = json!(null);
+        }
+        let drawn = draw(&[run]).unwrap();
+        let Figure::Lines(chart) = &drawn[0].figure else { panic!("{drawn:?}") };
+        let lengths: Vec<usize> = chart.series.iter().map(|it| it.points.len()).collect();
+        assert_eq!(lengths, [4, 4, 33, 33, 1], "raw and mean on either side of the gap, held out");
+        assert_eq!(chart.subtitle, "train loss: 3 of 40 values are no number");
+        assert!(chart.series.iter().flat_map(|it| &it.points).all(|point| point.1.is_finite()));
     }
 }

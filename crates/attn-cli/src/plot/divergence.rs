@@ -5,13 +5,13 @@ use attn_viz::{LineChart, Series, Stroke};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source};
 
 pub(super) const KIND: Kind = Kind {
     name: "divergence",
     about: "KL by position in the row, at the swap and after training (summary.json of attn distill)",
     reads: |value| value.get("at_swap").is_some_and(|it| it.get("by_position").is_some()),
-    draw,
+    draw: Draw::Together(draw),
 };
 
 #[derive(Deserialize)]

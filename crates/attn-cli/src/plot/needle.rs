@@ -4,14 +4,14 @@ use anyhow::Result;
 use attn_viz::{HeatMap, Panels, Shades, Size};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source, called};
+use super::{Draw, Drawn, Figure, Kind, Source, called, numbers};
 use crate::monitor::grouped;
 
 pub(super) const KIND: Kind = Kind {
     name: "needle",
     about: "needles found by length and depth (attn needle), several models side by side",
     reads: |value| value.get("cells").is_some_and(|it| it[0].get("length").is_some()),
-    draw,
+    draw: Draw::Together(draw),
 };
 
 #[derive(Deserialize)]
@@ -26,6 +26,7 @@ struct Cell {
     length: usize,
     /// Absent of all depths together.
     depth: Option<f64>,
+    #[serde(deserialize_with = "numbers")]
     exact_match: f64,
     #[serde(default)]
     n: usize,
@@ -106,7 +107,7 @@ mod tests {
             cell(256, None, 0.5), cell(256, Some(0.0), 1.0), cell(256, Some(1.0), 0.0),
             cell(128, None, 0.5), cell(128, Some(0.0), 0.25), cell(128, Some(1.0), 0.75),
         ]});
-        let drawn = draw(&[Source { name: "n.json".into(), value }]).unwrap();
+        let drawn = draw(&[Source::of("n.json", value)]).unwrap();
         let Figure::Heat(map) = &drawn[0].figure else { panic!("{drawn:?}") };
         assert_eq!(
             (map.rows.clone(), map.columns.clone()),

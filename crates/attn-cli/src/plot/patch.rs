@@ -1,16 +1,16 @@
 //! What a head brings back of a difference between two prompts.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use attn_viz::{HeatMap, Shades};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source, layer_head};
+use super::{Draw, Drawn, Figure, Kind, Source, check_shape, layer_head, numbers};
 
 pub(super) const KIND: Kind = Kind {
     name: "patch",
     about: "what each head brings back of the difference between two prompts (attn patch)",
     reads: |value| value.get("denoising").is_some() && value.get("clean_prompt").is_some(),
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -21,17 +21,20 @@ struct Report {
     by: String,
     heads: Vec<Vec<usize>>,
     /// By layer, head and, where heads were patched position by position, position.
+    #[serde(deserialize_with = "numbers")]
     denoising: Vec<Vec<Vec<f64>>>,
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    let chart = |source: &Source| -> Result<Drawn> {
-        Ok(Drawn::new("", Figure::Heat(one(&source.read()?)?)))
-    };
-    sources.iter().map(chart).collect()
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    Ok(vec![Drawn::new("", Figure::Heat(one(&source.read()?)?))])
 }
 
 fn one(report: &Report) -> Result<HeatMap> {
+    check_shape("results", &report.heads, &report.denoising)?;
+    let n = if report.by == "positions" { report.tokens.len() } else { 1 };
+    for head in report.denoising.iter().flatten() {
+        ensure!(head.len() == n, "a head has {} results in place of {n}", head.len());
+    }
     let map = match report.by.as_str() {
         "positions" => by_position(report),
         _ => {

@@ -4,13 +4,13 @@ use anyhow::Result;
 use attn_viz::{Baseline, LineChart, Series, Stroke};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Measured, Source, called};
+use super::{Draw, Drawn, Figure, Kind, Measured, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "prune-curve",
     about: "accuracy or loss by heads left out, with the band of random choices (attn prune-curve)",
     reads: |value| value.get("points").is_some_and(|it| it[0].get("by_score").is_some()),
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -53,11 +53,8 @@ struct Choice {
     accuracy: f64,
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    let chart = |source: &Source| -> Result<Drawn> {
-        Ok(Drawn::new("", Figure::Lines(one(&source.read()?))))
-    };
-    sources.iter().map(chart).collect()
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    Ok(vec![Drawn::new("", Figure::Lines(one(&source.read()?)))])
 }
 
 fn one(report: &Report) -> LineChart {

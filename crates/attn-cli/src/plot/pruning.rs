@@ -4,13 +4,13 @@ use anyhow::{Result, ensure};
 use attn_viz::{Bar, BarChart};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source, called};
+use super::{Draw, Drawn, Figure, Kind, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "pruning",
     about: "heads left in each layer (pruning.json of attn prune)",
     reads: |value| value.get("heads_after").is_some() && value.get("removed").is_some(),
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -24,8 +24,11 @@ struct Report {
     attention_flops_after: u64,
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    sources.iter().map(|source| Ok(Drawn::new("", one(&source.read()?)?))).collect()
+/// Height of the picture, as a share of the tallest bar: above it stands its number.
+const ROOM: f64 = 1.08;
+
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    Ok(vec![Drawn::new("", one(&source.read()?)?)])
 }
 
 fn one(report: &Report) -> Result<Figure> {
@@ -42,6 +45,7 @@ fn one(report: &Report) -> Result<Figure> {
         ..Bar::default()
     };
     let share = |after: u64, before: u64| 100.0 * after as f64 / before.max(1) as f64;
+    let most = heads_before.iter().copied().max().unwrap_or(1).max(1);
     Ok(Figure::Bars(BarChart {
         title: format!("Heads left of {}", called(&report.model)),
         subtitle: format!(
@@ -52,7 +56,7 @@ fn one(report: &Report) -> Result<Figure> {
             share(report.attention_flops_after, report.attention_flops_before)
         ),
         y_label: "query heads".into(),
-        y_range: Some((0.0, f64::from(heads_before.iter().copied().max().unwrap_or(1).max(1)))),
+        y_range: Some((0.0, ROOM * f64::from(most))),
         bars: heads_after.iter().zip(heads_before).enumerate().map(bar).collect(),
         decimals: 0,
         ..BarChart::default()

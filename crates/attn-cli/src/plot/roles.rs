@@ -4,13 +4,13 @@ use anyhow::Result;
 use attn_viz::{HeatMap, Panels, Size};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source, called, in_cell, layer_head};
+use super::{Draw, Drawn, Figure, Kind, Source, called, in_cell, layer_head, numbers};
 
 pub(super) const KIND: Kind = Kind {
     name: "roles",
     about: "what heads attend to by layer and head, a map for each role (attn head-roles)",
     reads: |value| value["roles"][0].get("mass").is_some(),
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -26,15 +26,17 @@ struct Role {
     offset: Option<i64>,
     on: String,
     n_tokens: u64,
+    #[serde(deserialize_with = "numbers")]
     chance: f64,
+    #[serde(deserialize_with = "numbers")]
     mass: Vec<Vec<f64>>,
 }
 
 /// Maps side by side.
 const COLUMNS: usize = 4;
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    sources.iter().map(|source| Ok(Drawn::new("", one(&source.read()?)?))).collect()
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    Ok(vec![Drawn::new("", one(&source.read()?)?)])
 }
 
 fn one(report: &Report) -> Result<Figure> {

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use attn_viz::{Axis, LineChart, PowerLaw, Series, Stroke};
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source};
 
 pub(super) const KIND: Kind = Kind {
     name: "scaling",
@@ -15,7 +15,7 @@ pub(super) const KIND: Kind = Kind {
         };
         has("kind") && has("n") && has("ms")
     },
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -30,17 +30,19 @@ impl Table {
     }
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    let table: Table = source.read()?;
+    for row in &table.rows {
+        let (n, found) = (table.columns.len(), row.len());
+        ensure!(found == n, "a row has {found} cells, and the table {n} columns");
+    }
     let mut drawn = Vec::new();
-    for source in sources {
-        let table: Table = source.read()?;
-        for (name, column, label) in
-            [("", "ms", "time (ms)"), ("memory", "peak_mib", "most memory (MiB)")]
-        {
-            let pass = if name.is_empty() { "forward" } else { "both" };
-            if let Some(chart) = chart(&table, column, label, pass, &source.name) {
-                drawn.push(Drawn::new(name, Figure::Lines(chart)));
-            }
+    for (name, column, label) in
+        [("", "ms", "time (ms)"), ("memory", "peak_mib", "most memory (MiB)")]
+    {
+        let pass = if name.is_empty() { "forward" } else { "both" };
+        if let Some(chart) = chart(&table, column, label, pass, &source.name) {
+            drawn.push(Drawn::new(name, Figure::Lines(chart)));
         }
     }
     ensure!(!drawn.is_empty(), "the table has no kind with two lengths");
@@ -60,14 +62,21 @@ fn chart(table: &Table, column: &str, label: &str, pass: &str, name: &str) -> Op
         }
     }
     let mut series = Vec::new();
+    let mut n_left_out = 0;
     for (color, name) in kinds.into_iter().enumerate() {
-        let mut points: Vec<(f64, f64)> = table
+        let rows: Vec<_> = table
             .rows
             .iter()
             .filter(|row| row[kind] == name && of_pass.is_none_or(|at| row[at] == pass))
-            .filter_map(|row| Some((row[n].parse().ok()?, row[value].parse().ok()?)))
-            .filter(|(n, value): &(f64, f64)| *n > 0.0 && *value > 0.0)
             .collect();
+        let mut points: Vec<(f64, f64)> = rows
+            .iter()
+            .filter_map(|row| Some((row[n].parse().ok()?, row[value].parse().ok()?)))
+            .filter(|(n, value): &(f64, f64)| {
+                *n > 0.0 && *value > 0.0 && n.is_finite() && value.is_finite()
+            })
+            .collect();
+        n_left_out += rows.len() - points.len();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         let Some(fit) = PowerLaw::fit(&points) else { continue };
         let lengths: Vec<f64> = points.iter().map(|point| point.0).collect();
@@ -78,12 +87,16 @@ fn chart(table: &Table, column: &str, label: &str, pass: &str, name: &str) -> Op
         });
         series.push(fit.line(name, &lengths, color));
     }
+    let left_out = match n_left_out {
+        0 => String::new(),
+        n => format!("; rows without a number, left out: {n}"),
+    };
     (!series.is_empty()).then(|| LineChart {
         title: format!(
             "{}, {pass} pass",
             if column == "ms" { "Time by length" } else { "Memory by length" }
         ),
-        subtitle: format!("{name}; dashed: fitted powers of n, \u{B1} a standard error"),
+        subtitle: format!("{name}; dashed: fitted powers of n, \u{B1} a standard error{left_out}"),
         x_label: "tokens".into(),
         y_label: label.into(),
         x_axis: Axis::Log,

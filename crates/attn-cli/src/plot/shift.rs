@@ -4,13 +4,16 @@ use anyhow::Result;
 use attn_viz::HeatMap;
 use serde::Deserialize;
 
-use super::{Drawn, Figure, Kind, Range, Source, called, in_cell, layer_head};
+use super::{
+    Draw, Drawn, Figure, Kind, Range, Source, called, check_shape, layer_head, numbers,
+    with_interval,
+};
 
 pub(super) const KIND: Kind = Kind {
     name: "attention-shift",
     about: "how far the attention of each head moved (attn attention-shift)",
     reads: |value| value.get("shift").is_some_and(|it| it.get("js_distance").is_some()),
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -24,27 +27,24 @@ struct Report {
 
 #[derive(Deserialize)]
 struct Shift {
+    #[serde(deserialize_with = "numbers")]
     js_distance: Vec<Vec<f64>>,
-    js_distance_interval_95: Vec<Vec<Range>>,
+    js_distance_interval_95: Vec<Vec<Option<Range>>>,
 }
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    let chart = |source: &Source| -> Result<Drawn> {
-        Ok(Drawn::new("", Figure::Heat(one(&source.read()?)?)))
-    };
-    sources.iter().map(chart).collect()
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    Ok(vec![Drawn::new("", Figure::Heat(one(&source.read()?)?))])
 }
 
 fn one(report: &Report) -> Result<HeatMap> {
     let Shift { js_distance, js_distance_interval_95 } = &report.shift;
     let map = layer_head(&report.heads, js_distance)?;
+    check_shape("intervals", &report.heads, js_distance_interval_95)?;
     let mut notes = vec![vec![String::new(); map.columns.len()]; map.rows.len()];
     for (layer, heads) in report.heads.iter().enumerate() {
         for (place, &head) in heads.iter().enumerate() {
-            let Range { low, high } = js_distance_interval_95[layer][place];
-            let value = js_distance[layer][place];
-            notes[layer][head] =
-                format!("{}\n{} to {}", in_cell(value), in_cell(low), in_cell(high));
+            let interval = js_distance_interval_95[layer][place];
+            notes[layer][head] = with_interval(js_distance[layer][place], interval);
         }
     }
     Ok(HeatMap {

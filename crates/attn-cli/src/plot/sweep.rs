@@ -5,7 +5,7 @@ use attn_viz::{Bar, BarChart};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Drawn, Figure, Kind, Range, Source};
+use super::{Draw, Drawn, Figure, Kind, Range, Source};
 
 pub(super) const KIND: Kind = Kind {
     name: "sweep",
@@ -13,7 +13,7 @@ pub(super) const KIND: Kind = Kind {
     reads: |value| {
         value.get("sweep").is_some() && value.get("settings").is_some_and(Value::is_array)
     },
-    draw,
+    draw: Draw::Each(draw),
 };
 
 #[derive(Deserialize)]
@@ -45,34 +45,25 @@ const MEASURES: [(&str, f64, &str, usize); 3] = [
     ("loss_nats_per_token", 1.0, "loss (nats per token)", 3),
 ];
 
-fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
-    let mut drawn = Vec::new();
-    for source in sources {
-        let report: Report = source.read()?;
-        for (measure, factor, label, decimals) in MEASURES {
-            let bars: Vec<Bar> =
-                report.settings.iter().filter_map(|it| bar(it, measure, factor)).collect();
-            if bars.is_empty() {
-                continue;
-            }
-            drawn.push(Drawn::new(
-                "",
-                Figure::Bars(BarChart {
-                    title: report.sweep.clone(),
-                    subtitle: format!(
-                        "{}; 95 % intervals over seeds where there are several",
-                        report.rows
-                    ),
-                    y_label: label.into(),
-                    bars,
-                    decimals,
-                    ..BarChart::default()
-                }),
-            ));
-            break;
+fn draw(source: &Source) -> Result<Vec<Drawn>> {
+    let report: Report = source.read()?;
+    for (measure, factor, label, decimals) in MEASURES {
+        let bars: Vec<Bar> =
+            report.settings.iter().filter_map(|it| bar(it, measure, factor)).collect();
+        if bars.is_empty() {
+            continue;
         }
+        let figure = Figure::Bars(BarChart {
+            title: report.sweep,
+            subtitle: format!("{}; 95 % intervals over seeds where there are several", report.rows),
+            y_label: label.into(),
+            bars,
+            decimals,
+            ..BarChart::default()
+        });
+        return Ok(vec![Drawn::new("", figure)]);
     }
-    Ok(drawn)
+    Ok(Vec::new())
 }
 
 fn bar(setting: &Setting, measure: &str, factor: f64) -> Option<Bar> {
