@@ -144,7 +144,7 @@ pub(crate) fn maps(attention: &Attention) -> Vec<HeatMap> {
     maps
 }
 
-fn panels(attention: &Attention, maps: Vec<HeatMap>) -> Panels {
+fn panels(attention: &Attention, mut maps: Vec<HeatMap>) -> Panels {
     // Layers below each other where each has as many heads.
     let counts: Vec<usize> = attention.layers.iter().map(|layer| layer.heads.len()).collect();
     let alike = counts.windows(2).all(|two| two[0] == two[1]);
@@ -153,12 +153,15 @@ fn panels(attention: &Attention, maps: Vec<HeatMap>) -> Panels {
     let down = maps.len().div_ceil(across);
     let each = if maps.len() <= FEW { 460 } else { 200 };
     let extent = |n: usize, around: u32| (n as u32 * each + around).clamp(640, 4000);
-    let mut notes: Vec<&str> =
-        attention.layers.iter().filter_map(|it| it.note.as_deref()).collect();
-    notes.dedup();
+    // What holds of every map is said once.
+    let told = maps.first().map_or(String::new(), |map| map.subtitle.clone());
+    let is_of_all = maps.iter().all(|map| map.subtitle == told);
+    if is_of_all {
+        maps.iter_mut().for_each(|map| map.subtitle.clear());
+    }
     Panels {
         title: format!("{} of {}", attention.measure, called(&attention.model)),
-        subtitle: notes.join("; "),
+        subtitle: if is_of_all { told } else { String::new() },
         columns,
         shared: true,
         size: Size { width: extent(across, 140), height: extent(down, 110) },
