@@ -76,7 +76,7 @@ enum Score {
         #[serde(skip_serializing_if = "Option::is_none")]
         against: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        divergence: Option<Divergence>,
+        divergence: Option<Box<Divergence>>,
     },
 }
 
@@ -297,7 +297,7 @@ fn score_language(
     if let Some((found, folder)) = &divergence {
         print_divergence(found, &folder.name, out)?;
     }
-    let divergence = divergence.map(|(found, _)| found);
+    let divergence = divergence.map(|(found, _)| Box::new(found));
     let mask_seed = masking.map(|_| args.seed);
     let against = args.against.clone();
     let score = Score::Language {

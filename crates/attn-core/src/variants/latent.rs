@@ -349,7 +349,7 @@ mod tests {
         let kind = drawn(&probe.dims);
         let mut state = kind.start();
         let mask = Mask::new(true);
-        kind.step(&probe.input(&mask), state.as_mut());
+        let _ = kind.step(&probe.input(&mask), state.as_mut());
         let numbers = 2 * 2 * 2 * probe.dims.head_dim as usize; // rows, sides, heads
         assert_eq!(state.bytes(), 8 * numbers);
         assert!(kind.cache(state.as_mut()).is_none());
