@@ -60,8 +60,8 @@ impl Source {
     }
 }
 
-/// The shortest end of each path that tells it from the others, and says something.
-fn names(paths: &[PathBuf]) -> Vec<String> {
+/// The shortest end of each path that tells it from the others, and has a sign that says something.
+pub(crate) fn names(paths: &[PathBuf], says: fn(char) -> bool) -> Vec<String> {
     let end = |path: &Path, n: usize| -> String {
         let parts: Vec<_> = path.components().map(|it| it.as_os_str().to_string_lossy()).collect();
         parts[parts.len().saturating_sub(n)..].join("/")
@@ -71,7 +71,7 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
         let fits = |n: &usize| {
             let name = end(path, *n);
             let n_alike = paths.iter().filter(|other| end(other, *n) == name).count();
-            n_alike == 1 && name.chars().any(char::is_alphanumeric)
+            n_alike == 1 && name.chars().any(says)
         };
         end(path, (1..=longest).find(fits).unwrap_or(longest))
     };
@@ -240,7 +240,7 @@ struct Measured {
 pub(crate) fn run(args: &PlotArgs, out: &mut dyn Write) -> Result<()> {
     let mut sources: Vec<Source> =
         args.files.iter().map(|path| open(path)).collect::<Result<_>>()?;
-    for (source, name) in sources.iter_mut().zip(names(&args.files)) {
+    for (source, name) in sources.iter_mut().zip(names(&args.files, char::is_alphanumeric)) {
         source.name = name;
     }
     let kind = match &args.kind {
@@ -315,7 +315,8 @@ fn paths<'a>(
         .map(|file| if file.is_dir() { file.join("plot") } else { file.with_extension("") })
         .collect();
     // What tells the pictures of one file from those of another, in one folder.
-    let ends: Vec<String> = names(&bases).iter().map(|name| name.replace('/', "-")).collect();
+    let ends: Vec<String> =
+        names(&bases, char::is_alphanumeric).iter().map(|name| name.replace('/', "-")).collect();
     let n_pictures: usize = sets.iter().map(|set| set.1.len()).sum();
     let ending = args.out.as_ref().and_then(|out| out.extension());
     let ending = ending.map(|it| it.to_string_lossy().to_lowercase()).unwrap_or_default();

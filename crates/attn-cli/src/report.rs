@@ -23,7 +23,7 @@ use crate::{
     plot::{
         Figure,
         attention::{Attention, OfLayer},
-        pictures,
+        names, pictures,
     },
     run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE},
 };
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
         args.out.display()
     );
     let mut all: Vec<Read> = args.results.iter().map(|path| read(path)).collect::<Result<_>>()?;
-    for (one, name) in all.iter_mut().zip(names(&args.results)) {
+    for (one, name) in all.iter_mut().zip(names(&args.results, char::is_alphabetic)) {
         one.name = name;
     }
     let mut sections = Vec::new();
@@ -136,25 +136,6 @@ fn read(path: &Path) -> Result<Read> {
             .with_context(|| format!("`{}` is not JSON", file.display()))?,
     };
     Ok(Read { name: String::new(), path: path.to_owned(), summary })
-}
-
-/// The end of each path that tells it from the others, and says something.
-fn names(paths: &[PathBuf]) -> Vec<String> {
-    let end = |path: &Path, n: usize| -> String {
-        let parts: Vec<String> =
-            path.components().map(|it| it.as_os_str().to_string_lossy().into_owned()).collect();
-        parts[parts.len().saturating_sub(n)..].join("/")
-    };
-    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
-    let name = |path: &PathBuf| {
-        let fits = |n: &usize| {
-            let name = end(path, *n);
-            let n_alike = paths.iter().filter(|other| end(other, *n) == name).count();
-            n_alike == 1 && name.chars().any(char::is_alphabetic)
-        };
-        end(path, (1..=longest).find(fits).unwrap_or(longest))
-    };
-    paths.iter().map(name).collect()
 }
 
 /// A line a run with the figures that any of them has.
