@@ -435,7 +435,7 @@ pub(crate) struct CompareArgs {
 }
 
 /// Forms of a table.
-#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum TableFormat {
     /// For a terminal
     #[default]
@@ -453,17 +453,19 @@ pub(crate) enum TableFormat {
 const REPORT_HELP: &str = "\
 The page has a table of all figures, the pictures of each run and result with their numbers behind them, the
 configs, where the runs took place, and attention to look into: each attention.json (attn heatmap --grid) by
-layer, head and token, those of one text side by side. It asks the network for nothing.
+layer, head and token, those of one text side by side. Of a folder that is no run it takes every run and result
+in it. It asks the network for nothing.
 
 Examples:
   attn report results/2026-11-23-sample-default results/2026-11-21-score-heads/gpt2.json \\
               --out report.html
+  attn report results/2026-11-22-patch --out patch.html
   attn report results/2026-11-22-dynamic-heads/gpt2-05.json --title Dynamic --out dynamic.html";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReportArgs {
-    /// Folders of runs, result files and attention.json
-    #[arg(value_name = "RUN|FILE", required = true)]
+    /// Folders of runs, result files and attention.json, or folders with any of these
+    #[arg(value_name = "RUN|FILE|DIR", required = true)]
     pub(crate) results: Vec<PathBuf>,
 
     /// The heading; the names of what is reported where not given

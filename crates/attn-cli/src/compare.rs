@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::{
     args::{CompareArgs, TableFormat},
+    plot::draw_result,
     run_dir::{self, PREDICTIONS_FILE, SCHEMA, SUMMARY_FILE},
     sweep::{Answers, Line},
 };
@@ -38,7 +39,7 @@ pub(crate) struct Measure {
     /// What it is multiplied by, its unit then, and its decimals.
     factor: f64,
     pub(crate) unit: &'static str,
-    decimals: usize,
+    pub(crate) decimals: usize,
 }
 
 /// What runs are compared by.
@@ -230,6 +231,7 @@ enum Kept {
 }
 
 pub(crate) fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
+    let _made = args.out.as_deref().map(run_dir::check_writable).transpose()?;
     let runs: Vec<Read> = args.runs.iter().map(|path| read(path)).collect::<Result<_>>()?;
     let known = |measure: &&Measure| runs.iter().any(|run| measure.find(&run.summary).is_some());
     let measures: Vec<&Measure> = MEASURES.iter().filter(known).collect();
@@ -265,6 +267,12 @@ pub(crate) fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
         Some(path) => {
             run_dir::write(path, text.as_bytes())?;
             tracing::info!("wrote `{}`", path.display());
+            let is_tested = report.runs.iter().any(|run| {
+                run.against_first.as_ref().is_some_and(|against| against.difference.is_some())
+            });
+            if args.format == TableFormat::Json && is_tested {
+                draw_result(path, path);
+            }
         }
     }
     Ok(())

@@ -16,14 +16,16 @@ use attn_data::{
 use attn_eval::{entropy, norms, rollout};
 use attn_train::Batch;
 use attn_viz::HeatMap;
+use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     args::{HeatmapArgs, HeatmapMeasure},
     plot::{
-        Figure,
+        self, Figure,
         attention::{Attention, OfLayer, figure, maps},
-        in_cell, layer_head,
+        entropy::Entropy,
+        masks::{self, Masks},
     },
     run_dir::{SCHEMA, write_json},
     swap::layers,
@@ -187,8 +189,13 @@ impl Drawing<'_> {
                 }
             }
         }
-        let path = self.args.out.join(measure.file("attention") + ".json");
-        write_json(&path, &attention)?;
+        self.keep(&measure.file("attention"), &attention)
+    }
+
+    /// Writes the numbers of the pictures, from which `attn plot` draws them again.
+    fn keep(&self, name: &str, numbers: &impl Serialize) -> Result<()> {
+        let path = self.args.out.join(format!("{name}.json"));
+        write_json(&path, numbers)?;
         tracing::info!("wrote `{}`", path.display());
         Ok(())
     }
@@ -227,37 +234,26 @@ impl Drawing<'_> {
 
     /// A map of layers and heads.
     fn entropy(&self, out: &mut dyn Write) -> Result<()> {
-        let heads: Vec<Vec<usize>> = self
-            .chosen
-            .iter()
-            .map(|&layer| {
-                let kept = &self.folder.config.layers[layer].kept_heads;
-                kept.iter().map(|&head| head as usize).collect()
-            })
-            .collect();
+        let of_layer = |layer: &usize| {
+            let kept = &self.folder.config.layers[*layer].kept_heads;
+            kept.iter().map(|&head| head as usize).collect()
+        };
         let mut values = Vec::new();
         for &layer in &self.chosen {
             let found = entropy(&self.output.attentions[layer].get(0));
-            values.push(Vec::<f64>::try_from(found.mean_dim(
-                [-1i64].as_slice(),
-                false,
-                Kind::Double,
-            ))?);
+            let mean = found.mean_dim([-1i64].as_slice(), false, Kind::Double);
+            values.push(Vec::<f64>::try_from(mean)?);
         }
-        let map = layer_head(&heads, &values)?;
-        let n_tokens = self.input.input_ids.size()[1];
-        let note = |value: &f64| if value.is_nan() { String::new() } else { in_cell(*value) };
-        let map = HeatMap {
-            title: format!("Entropy of attention in {}", self.args.model),
-            subtitle: format!(
-                "mean over {n_tokens} tokens of one text; ln n for n tokens seen alike; none where coefficients are no distribution"
-            ),
-            value_label: "nats".into(),
-            rows: self.chosen.iter().map(usize::to_string).collect(),
-            notes: map.values.iter().map(|row| row.iter().map(note).collect()).collect(),
-            ..map
+        let found = Entropy {
+            schema: SCHEMA,
+            model: self.args.model.clone(),
+            n_tokens: self.input.input_ids.size()[1],
+            layers: self.chosen.clone(),
+            heads: self.chosen.iter().map(of_layer).collect(),
+            entropy: values,
         };
-        self.save(&Figure::Heat(map), "entropy", out)
+        self.save(&plot::entropy::figure(&found)?, "entropy", out)?;
+        self.keep("entropy", &found)
     }
 
     /// The coefficients of each layer that adds up masks, and what they make.
@@ -273,67 +269,26 @@ impl Drawing<'_> {
             "no layer of `{}` adds up masks\nhint: attn swap --attention mask_mixture makes such a model",
             self.args.model
         );
-        let names: Vec<String> = {
-            let mut names: Vec<String> = found.iter().flat_map(|it| it.1.names.clone()).collect();
-            let mut seen = std::collections::HashSet::new();
-            names.retain(|name| seen.insert(name.clone()));
-            names
+        let of_layer = |(layer, it): &(usize, Combination)| -> Result<masks::OfLayer> {
+            let is_of_heads = it.coefficients.size()[0] > 1;
+            let heads = &self.folder.config.layers[*layer].kept_heads;
+            Ok(masks::OfLayer {
+                layer: *layer,
+                heads: if is_of_heads { heads.clone() } else { Vec::new() },
+                names: it.names.clone(),
+                coefficients: to_lists(&it.coefficients.unsqueeze(0))?.remove(0),
+                masks: to_lists(&it.mask)?,
+            })
         };
-        let (mut rows, mut values) = (Vec::new(), Vec::new());
-        for (layer, it) in &found {
-            for (head, of_head) in
-                to_lists(&it.coefficients.unsqueeze(0))?.remove(0).into_iter().enumerate()
-            {
-                let place = |name: &String| it.names.iter().position(|own| own == name);
-                let value =
-                    |name: &String| place(name).map_or(f64::NAN, |at| f64::from(of_head[at]));
-                rows.push(match it.coefficients.size()[0] {
-                    1 => format!("layer {layer}"),
-                    _ => format!("{layer}-{}", self.folder.config.layers[*layer].kept_heads[head]),
-                });
-                values.push(names.iter().map(value).collect::<Vec<f64>>());
-            }
-        }
-        let note = |value: &f64| if value.is_nan() { String::new() } else { in_cell(*value) };
-        let coefficients = HeatMap {
-            title: format!("What each mask counts in {}", self.args.model),
-            subtitle: "coefficients of the sum of masks; 0 leaves a mask out, 1 takes it whole"
-                .into(),
-            x_label: "mask".into(),
-            value_label: "coefficient".into(),
-            notes: values.iter().map(|row: &Vec<f64>| row.iter().map(note).collect()).collect(),
-            columns: names,
-            rows,
-            values,
-            range: Some((0.0, 1.0)),
-            ..HeatMap::default()
+        let found = Masks {
+            schema: SCHEMA,
+            model: self.args.model.clone(),
+            layers: found.iter().map(of_layer).collect::<Result<_>>()?,
         };
-        self.save(&Figure::Heat(coefficients), "masks-coefficients", out)?;
-        let places: Vec<String> = (0..n).map(|place| place.to_string()).collect();
-        for (layer, it) in &found {
-            for (head, mask) in to_lists(&it.mask)?.into_iter().enumerate() {
-                let (which, file) = match it.mask.size()[0] {
-                    1 => (String::new(), format!("masks-layer-{layer}")),
-                    _ => {
-                        let head = self.folder.config.layers[*layer].kept_heads[head];
-                        (format!(", head {head}"), format!("masks-layer-{layer}-head-{head}"))
-                    }
-                };
-                let map = HeatMap {
-                    title: format!("The mask of layer {layer}{which}"),
-                    subtitle: "the sum of masks before the model's own is applied (a causal one sees no future)".into(),
-                    x_label: "attended to".into(),
-                    y_label: "position".into(),
-                    value_label: "M".into(),
-                    rows: places.clone(),
-                    columns: places.clone(),
-                    values: mask.iter().map(|row| row.iter().map(|&it| it.into()).collect()).collect(),
-                    ..HeatMap::default()
-                };
-                self.save(&Figure::Heat(map), &file, out)?;
-            }
+        for drawn in masks::draw(&found)? {
+            self.save(&drawn.figure, &format!("masks-{}", drawn.name), out)?;
         }
-        Ok(())
+        self.keep("masks", &found)
     }
 }
 

@@ -1,11 +1,20 @@
 //! `attn plot`: pictures of result files. A kind of result is one file in `plot/` and one line in [`KINDS`].
 
 mod ablation;
+mod agreement;
 pub(crate) mod attention;
+mod blimp;
+mod choice;
+mod comparison;
 mod conversion;
 mod curves;
 mod divergence;
+pub(crate) mod entropy;
+mod explanation;
 mod heads;
+mod leaderboard;
+pub(crate) mod masks;
+mod measures;
 mod needle;
 mod patch;
 mod prune_curve;
@@ -24,13 +33,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use attn_train::METRICS_FILE;
 use attn_viz::{BarChart, HeatMap, Histogram, LineChart, Panels, Picture, Shades, Theme};
+use clap::builder::PossibleValue;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     args::{PlotArgs, ThemeChoice},
     haystack::short_name,
-    run_dir::{SUMMARY_FILE, write_json},
+    run_dir::{SUMMARY_FILE, check_writable, result_in, write_json},
 };
 
 /// A result file, or the folder of a run.
@@ -148,7 +158,7 @@ impl Figure {
 #[derive(Debug)]
 pub(crate) struct Drawn {
     /// What sets it apart from other pictures of the same results; empty for the first.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) figure: Figure,
 }
 
@@ -161,8 +171,8 @@ enum Draw {
 }
 
 impl Drawn {
-    fn new(name: &'static str, figure: Figure) -> Self {
-        Self { name, figure }
+    fn new(name: impl Into<String>, figure: Figure) -> Self {
+        Self { name: name.into(), figure }
     }
 }
 
@@ -181,13 +191,17 @@ pub(crate) struct Kind {
 impl Kind {
     /// Sets of pictures, each with the place of the source after which it is named.
     fn draw(&self, sources: &[Source]) -> Result<Vec<(usize, Vec<Drawn>)>> {
+        let some = |drawn: Vec<Drawn>| {
+            ensure!(!drawn.is_empty(), "it holds nothing that `{}` draws ({})", self.name, self.about);
+            Ok(drawn)
+        };
         match (&self.draw, sources) {
-            (Draw::Together(draw), [one]) => Ok(vec![(0, one.drawn(draw(sources))?)]),
-            (Draw::Together(draw), _) => Ok(vec![(0, draw(sources)?)]),
+            (Draw::Together(draw), [one]) => Ok(vec![(0, one.drawn(draw(sources).and_then(some))?)]),
+            (Draw::Together(draw), _) => Ok(vec![(0, draw(sources).and_then(some)?)]),
             (Draw::Each(draw), _) => sources
                 .iter()
                 .enumerate()
-                .map(|(at, source)| Ok((at, source.drawn(draw(source))?)))
+                .map(|(at, source)| Ok((at, source.drawn(draw(source).and_then(some))?)))
                 .collect(),
         }
     }
@@ -208,15 +222,24 @@ pub(crate) const KINDS: &[Kind] = &[
     attention::KIND,
     sweep::KIND,
     curves::KIND,
+    choice::KIND,
+    explanation::KIND,
     divergence::KIND,
     scaling::KIND,
     roles::KIND,
     pruning::KIND,
+    agreement::KIND,
+    blimp::KIND,
+    comparison::KIND,
+    entropy::KIND,
+    leaderboard::KIND,
+    masks::KIND,
+    measures::KIND,
 ];
 
-/// The names of all kinds, for the command line.
-pub(crate) fn kinds() -> Vec<&'static str> {
-    KINDS.iter().map(|kind| kind.name).collect()
+/// All kinds with what is drawn of each, for the command line.
+pub(crate) fn kinds() -> Vec<PossibleValue> {
+    KINDS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.about)).collect()
 }
 
 /// An interval as results have it.
@@ -265,6 +288,7 @@ pub(crate) fn run(args: &PlotArgs, out: &mut dyn Write) -> Result<()> {
     }
     let theme = args.theme.into();
     for (path, source, drawn) in paths(args, &sources, &sets)? {
+        let _made = check_writable(&path)?;
         source.drawn(drawn.figure.on(theme).save(&path).map_err(Into::into))?;
         writeln!(out, "{}", path.display())?;
     }
@@ -368,7 +392,7 @@ fn paths<'a>(
 
 fn beside(base: &Path, drawn: &Drawn, extension: &str) -> PathBuf {
     let name = base.file_name().unwrap_or_default().to_string_lossy();
-    let name = match drawn.name {
+    let name = match &drawn.name[..] {
         "" => format!("{name}.{extension}"),
         of => format!("{name}-{of}.{extension}"),
     };
@@ -415,9 +439,6 @@ fn draw_beside(path: &Path, picture: &Path) -> Result<()> {
 
 /// All pictures of a result or run, none where no kind draws it.
 pub(crate) fn pictures(path: &Path) -> Result<Vec<Drawn>> {
-    if path.is_dir() && !STAGES.iter().any(|stage| path.join(stage).join(METRICS_FILE).exists()) {
-        return Ok(Vec::new());
-    }
     let source = open(path)?;
     match kind_of(&source) {
         Ok(kind) => Ok(kind.draw(&[source])?.into_iter().flat_map(|set| set.1).collect()),
@@ -427,15 +448,18 @@ pub(crate) fn pictures(path: &Path) -> Result<Vec<Drawn>> {
 
 fn kind_of(source: &Source) -> Result<&'static Kind> {
     let Some(kind) = KINDS.iter().find(|kind| (kind.reads)(&source.value)) else {
-        let known: Vec<String> =
-            KINDS.iter().map(|kind| format!("{}: {}", kind.name, kind.about)).collect();
         bail!(
-            "`{}` is no result that can be drawn\nhint: {}",
-            source.path.display(),
-            known.join("; ")
+            "`{}` is no result that can be drawn\nhint: `attn plot --help` lists what is, under --kind",
+            source.path.display()
         );
     };
     Ok(kind)
+}
+
+/// Whether a folder is that of a run, in stages or in one.
+pub(crate) fn is_run(path: &Path) -> bool {
+    let is_stage = |stage: &&str| path.join(stage).join(METRICS_FILE).exists();
+    path.join(SUMMARY_FILE).exists() || STAGES.iter().any(is_stage)
 }
 
 /// Reads a result file, the metrics of a run, or a table of timings.
@@ -452,7 +476,9 @@ pub(crate) fn open(path: &Path) -> Result<Source> {
         // A run that goes on may have written half a line.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let lines = whole.lines().map(|line| parse(line, path)).collect::<Result<Vec<_>>>()?;
-        Ok(json!({ "metrics": lines }))
+        // Predictions and the like are lines, too.
+        let is_metrics = lines.iter().all(|line| line.get("metric").is_some());
+        Ok(json!({ if is_metrics { "metrics" } else { "lines" }: lines }))
     };
     let extension = path.extension().map(|it| it.to_string_lossy().to_lowercase());
     let value = match extension.as_deref() {
@@ -472,13 +498,18 @@ pub(crate) fn open(path: &Path) -> Result<Source> {
                     all.push(line);
                 }
             }
-            ensure!(
-                !all.is_empty(),
-                "`{}` is no run: it has no `{METRICS_FILE}`\nhint: name the folder that a command was given as --out, or a result file",
-                path.display()
-            );
-            let summary = path.join(SUMMARY_FILE);
-            if summary.exists() {
+            let result = result_in(path);
+            if all.is_empty() {
+                // Of a sweep, and of runs whose metrics were not kept, there is what they came to.
+                let result = result.with_context(|| {
+                    format!(
+                        "`{}` is no run: it has no `{METRICS_FILE}`\nhint: name the folder that a command was given as --out, or a result file",
+                        path.display()
+                    )
+                })?;
+                return Ok(Source { path: path.to_owned(), name, value: parse(&read(&result)?, &result)? });
+            }
+            if let Some(summary) = result {
                 value["summary"] = parse(&read(&summary)?, &summary)?;
             }
             value

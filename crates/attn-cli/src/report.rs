@@ -23,9 +23,9 @@ use crate::{
     plot::{
         Figure,
         attention::{Attention, OfLayer},
-        names, pictures,
+        is_run, names, pictures,
     },
-    run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE},
+    run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, check_writable, result_in},
 };
 
 /// Cells of a picture up to which its numbers stand behind it.
@@ -86,8 +86,14 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
         "`--out` is `{}`, expected a name that ends in .html",
         args.out.display()
     );
-    let mut all: Vec<Read> = args.results.iter().map(|path| read(path)).collect::<Result<_>>()?;
-    for (one, name) in all.iter_mut().zip(names(&args.results, char::is_alphabetic)) {
+    let _made = check_writable(&args.out)?;
+    let mut found = Found::default();
+    for path in &args.results {
+        found.add(path)?;
+    }
+    let Found { mut all, left_out } = found;
+    let paths: Vec<PathBuf> = all.iter().map(|one| one.path.clone()).collect();
+    for (one, name) in all.iter_mut().zip(names(&paths, char::is_alphabetic)) {
         one.name = name;
     }
     let mut sections = Vec::new();
@@ -111,9 +117,20 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
     for one in &all {
         sections.push(section(one)?);
     }
-    let names: Vec<&str> = all.iter().map(|one| &one.name[..]).collect();
+    if !left_out.is_empty() {
+        let files: Vec<String> = left_out.iter().map(|it| it.display().to_string()).collect();
+        let words = format!("nothing that a report shows is in {}", files.join(", "));
+        tracing::warn!("{words}");
+        sections.push(Section {
+            title: "Left out".into(),
+            blocks: vec![Block::Text(format!("N{}.", &words[1..]))],
+        });
+    }
     let report = Report {
-        title: args.title.clone().unwrap_or_else(|| names.join(", ")),
+        title: args
+            .title
+            .clone()
+            .unwrap_or_else(|| names(&args.results, char::is_alphabetic).join(", ")),
         subtitle: format!("attn {}; {} runs or results", env!("CARGO_PKG_VERSION"), all.len()),
         sections,
     };
@@ -122,8 +139,71 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
+/// What there is to report on.
+#[derive(Default)]
+struct Found {
+    all: Vec<Read>,
+    /// Files of a folder in which nothing is shown.
+    left_out: Vec<PathBuf>,
+}
+
+impl Found {
+    /// A result, a run, or all of those in a folder that is no run.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        if !path.is_dir() || is_run(path) {
+            self.all.push(read(path)?);
+            return Ok(());
+        }
+        let before = self.all.len();
+        self.gather(path)?;
+        ensure!(
+            self.all.len() > before,
+            "there is no run or result in `{}`\nhint: name the folder that a command was given as --out, or a result file",
+            path.display()
+        );
+        Ok(())
+    }
+
+    fn gather(&mut self, folder: &Path) -> Result<()> {
+        let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.with_context(|| format!("cannot read `{}`", folder.display()))?;
+        let mut paths: Vec<PathBuf> = entries.into_iter().map(|it| it.path()).collect();
+        paths.sort();
+        for path in paths {
+            let is = |ending: &str| path.extension().is_some_and(|it| it == ending);
+            if path.is_dir() {
+                // A model is what results are of.
+                if is_run(&path) {
+                    self.all.push(read(&path)?);
+                } else if !path.join("config.json").exists() {
+                    self.gather(&path)?;
+                }
+            } else if is("json") && path.file_name().is_some_and(|it| it != ENVIRONMENT_FILE) {
+                let one = read(&path)?;
+                match is_shown(&one)? {
+                    true => self.all.push(one),
+                    false => self.left_out.push(path),
+                }
+            } else if is("csv") && !pictures(&path)?.is_empty() {
+                self.all.push(read(&path)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a report has anything to show of a file.
+fn is_shown(one: &Read) -> Result<bool> {
+    Ok(!facts(&one.summary, &FACTS).is_empty()
+        || settings(&one.summary).is_some()
+        || !pictures(&one.path)?.is_empty())
+}
+
 fn read(path: &Path) -> Result<Read> {
-    let file = if path.is_dir() { path.join(SUMMARY_FILE) } else { path.to_owned() };
+    let file = match path.is_dir() {
+        true => result_in(path).unwrap_or_else(|| path.join(SUMMARY_FILE)),
+        false => path.to_owned(),
+    };
     let text = fs::read_to_string(&file).with_context(|| {
         format!(
             "cannot read `{}`\nhint: name the folder of a run that has ended, or a result file",
@@ -184,6 +264,7 @@ fn section(one: &Read) -> Result<Section> {
     if !facts.is_empty() {
         blocks.push(Block::Facts(facts));
     }
+    blocks.extend(settings(&one.summary).map(Block::Table));
     for drawn in
         pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?
     {
@@ -221,10 +302,53 @@ fn section(one: &Read) -> Result<Section> {
             blocks.push(Block::Code { name: format!("{CONFIG_FILE} of {}", one.name), text });
         }
     }
-    if blocks.is_empty() {
-        blocks.push(Block::Text("Nothing in this result is shown here; its file holds it.".into()));
-    }
+    ensure!(
+        !blocks.is_empty(),
+        "`{}` holds nothing that a report shows: no figure, no picture, no setting\nhint: name the folder of a run that \
+         has ended, or a result file; results/SCHEMA.md tells what they hold",
+        one.path.display()
+    );
     Ok(Section { title: one.name.clone(), blocks })
+}
+
+/// What a sweep has of each setting, over its seeds: a field, its factor, heading and decimals.
+const OF_SETTINGS: [(&str, f64, &str, usize); 8] = [
+    ("before", 100.0, "accuracy before (%)", 1),
+    ("after", 100.0, "after (%)", 1),
+    ("kl_at_swap", 1.0, "KL at the swap (nats a token)", 4),
+    ("kl_after_transfer", 1.0, "after transfer", 4),
+    ("kl_after_tune", 1.0, "after tune", 4),
+    ("agreement", 100.0, "same likeliest token (%)", 1),
+    ("loss_nats_per_token", 1.0, "loss (nats a token)", 4),
+    ("entropy_ratio", 1.0, "entropy, of the teacher's", 3),
+];
+
+/// The settings of a sweep, each with its means over seeds.
+fn settings(summary: &Value) -> Option<Table> {
+    let settings = summary.get("settings")?.as_array()?;
+    let mean = |setting: &Value, field: &str| setting.get(field)?.get("mean")?.as_f64();
+    let shown: Vec<_> = OF_SETTINGS
+        .iter()
+        .filter(|it| settings.iter().any(|setting| mean(setting, it.0).is_some()))
+        .collect();
+    let mut columns = vec![Column::text("setting"), Column::number("seeds")];
+    columns.extend(shown.iter().map(|it| Column::number(it.2)));
+    let row = |setting: &Value| {
+        let n_runs = setting.get("runs").and_then(Value::as_array).map_or(0, Vec::len);
+        let name = setting.get("name").and_then(Value::as_str).unwrap_or_default();
+        let mut cells = vec![Cell::text(name), Cell::number(n_runs.to_string(), n_runs as f64)];
+        cells.extend(shown.iter().map(|&&(field, factor, _, decimals)| {
+            let Some(mean) = mean(setting, field) else { return Cell::text("") };
+            let value = format!("{:.decimals$}", factor * mean);
+            let std = setting[field].get("std").and_then(Value::as_f64);
+            let spread = std.map_or(String::new(), |it| format!(" ± {:.decimals$}", factor * it));
+            Cell::number(value + &spread, factor * mean)
+        }));
+        cells
+    };
+    let caption = "Settings, means over seeds ± their standard deviation".into();
+    (!shown.is_empty())
+        .then(|| Table { caption, columns, rows: settings.iter().map(row).collect() })
 }
 
 fn facts(value: &Value, names: &[&str]) -> Vec<(String, String)> {

@@ -35,6 +35,9 @@ pub(crate) const ENVIRONMENT_FILE: &str = "env.json";
 /// What a finished run came to.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
 
+/// What a sweep came to.
+pub(crate) const SWEEP_RESULT: &str = "sweep.json";
+
 /// What the model says of each row that is reported on.
 pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 
@@ -306,6 +309,11 @@ fn check_empty(out: &Path) -> Result<()> {
         Err(_) => {}
     }
     Ok(())
+}
+
+/// What the run or sweep in a folder came to, where it has ended.
+pub(crate) fn result_in(dir: &Path) -> Option<PathBuf> {
+    [SUMMARY_FILE, SWEEP_RESULT].map(|name| dir.join(name)).into_iter().find(|it| it.exists())
 }
 
 /// Reads a JSON file; `None` where there is none.

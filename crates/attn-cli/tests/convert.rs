@@ -50,9 +50,9 @@ fn more_heads_compute_what_there_was_and_a_whole_llama_stays_ordinary() {
     assert_eq!(place.json("more/conversion.json")["loads_in_transformers"], true);
     assert_eq!(place.json("more/config.json")["num_key_value_heads"], 4);
     assert_eq!(place.json("more/config.json")["model_type"], "llama");
-    place.done(&format!("eval --model more {ROWS} --against m --out kl.json"));
+    place.done(&format!("eval --model more {ROWS} --against m --dtype f64 --out kl.json"));
     let kl = place.json("kl.json")["divergence"]["kl_nats_per_token"].as_f64().unwrap();
-    assert!(kl.abs() < 1e-9, "{kl}");
+    assert!(kl.abs() < 1e-12, "{kl}");
 }
 
 #[test]
@@ -208,9 +208,9 @@ fn folders_are_written_in_the_form_that_is_asked_for() {
     place.done(&format!("convert --model m --kv-heads 2 {text} --as expanded --out whole"));
     assert_eq!(place.json("whole/config.json")["model_type"], "gpt2");
     place.done(&format!("convert --model m --kv-heads 2 {text} --out small"));
-    place.done(&format!("eval --model whole {ROWS} --against small --out kl.json"));
+    place.done(&format!("eval --model whole {ROWS} --against small --dtype f64 --out kl.json"));
     let kl = place.json("kl.json")["divergence"]["kl_nats_per_token"].as_f64().unwrap();
-    assert!(kl.abs() < 1e-9, "{kl}");
+    assert!(kl.abs() < 1e-12, "{kl}");
     place.done(&format!("convert --model m --kv-heads 1 {text} --as multi-query --out mq"));
     let config = place.json("mq/config.json");
     assert_eq!(
@@ -358,10 +358,10 @@ fn heads_are_merged_by_learning() {
     );
     assert_eq!(report["kv_heads_after"], report["kv_heads_before"]);
     let kl = |path: &str| {
-        place.done(&format!("eval --model {path} {ROWS} --against m --out kl.json"));
+        place.done(&format!("eval --model {path} {ROWS} --against m --dtype f64 --out kl.json"));
         place.json("kl.json")["divergence"]["kl_nats_per_token"].as_f64().unwrap()
     };
-    assert!(kl("begun").abs() < 1e-9);
+    assert!(kl("begun").abs() < 1e-12);
 
     place.write(
         "teach.toml",

@@ -590,6 +590,7 @@ fn blimp_counts_the_pairs_whose_good_sentence_is_likelier() {
 
     let eval = "eval --model model --task blimp --set data.source=blimp --out o.json";
     let ran = place.done(&format!("{eval} --limit 2"));
+    assert_eq!(&place.bytes("o.png")[1..4], b"PNG");
 
     // Σ ln p over the tokens of a sentence, one after another.
     let log_p = |sentence: &str| -> f64 {

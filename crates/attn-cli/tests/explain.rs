@@ -67,6 +67,7 @@ fn what_does_not_apply_to_a_masked_language_model_is_said() {
     assert!(!ran.stdout.contains("KL by shift"), "{}", ran.stdout);
     assert_eq!(place.json("o.json")["kl_by_shift"], serde_json::json!([]));
     assert_eq!(place.json("o.json")["written"], serde_json::json!([]));
+    assert_eq!(&place.bytes("o.png")[1..4], b"PNG", "KL by position is drawn all the same");
 }
 
 /// A model whose prediction depends on the token that its attention reads, and on little else.

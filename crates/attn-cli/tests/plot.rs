@@ -13,7 +13,7 @@ fn results(file: &str) -> PathBuf {
 }
 
 /// A stored result of each kind, and how many pictures it has.
-const STORED: [(&str, &str, usize); 13] = [
+const STORED: [(&str, &str, usize); 19] = [
     ("heads", "2026-11-21-score-heads/gpt2.json", 2),
     ("ablation", "2026-11-23-ablation/ablate-zero.json", 1),
     ("needle", "2026-11-23-gqa/retrieval/whole.needle.json", 1),
@@ -22,6 +22,12 @@ const STORED: [(&str, &str, usize); 13] = [
     ("attention-shift", "2026-11-22-head-roles/gpt2-shift.json", 1),
     ("conversion", "2026-11-23-gqa/gpt2-12/6-0.json", 2),
     ("sweep", "2026-11-22-attention-contexts/sweep.json", 1),
+    ("sweep", "2026-11-21-sst2/sweep.json", 1),
+    ("agreement", "2026-11-22-heads-sst2/agreement.json", 1),
+    ("choice", "2026-11-22-choose/choice.json", 1),
+    ("measures", "2026-11-21-needle-llama/eval-test-random.json", 2),
+    ("leaderboard", "2026-11-22-attention-quality/table.csv", 3),
+    ("divergence", "2026-11-23-gqa/learned/direct-low-rank.json", 1),
     ("curves", "2026-11-21-needle-llama/9", 4),
     ("divergence", "2026-11-22-dynamic-heads/gpt2-05.json", 1),
     ("scaling", "2026-11-22-bench-attention/table.csv", 2),
@@ -153,6 +159,21 @@ fn measures_of_attention_are_drawn_and_refused_where_they_mean_nothing() {
         ["masks/masks-coefficients.png", "masks/masks-layer-1.png"]
     );
 
+    // Their numbers stand beside them, from which they are drawn again.
+    for (file, pictures) in [
+        ("entropy/entropy", &["entropy"][..]),
+        ("masks/masks", &["masks-coefficients", "masks-layer-1"]),
+        ("norm/norm-attention", &["norm-attention"]),
+    ] {
+        let drawn = place.done(&format!("plot {file}.json --out again")).stdout;
+        let expected: Vec<String> = pictures.iter().map(|it| format!("again/{it}.png")).collect();
+        assert_eq!(drawn.lines().collect::<Vec<_>>(), expected);
+    }
+    for name in ["entropy/entropy.png", "masks/masks-coefficients.png", "masks/masks-layer-1.png"] {
+        let file = name.split_once('/').unwrap().1;
+        assert_eq!(place.bytes(name), place.bytes(&format!("again/{file}")), "{name}");
+    }
+
     // Rows of a rollout are shares of the text.
     let rolled = place.json("rollout/rollout-attention.json");
     for row in rolled["layers"][1]["weights"][0].as_array().unwrap() {
@@ -168,8 +189,17 @@ fn what_cannot_be_drawn_is_refused_by_name() {
     place.write("broken.json", "{\"scores\":");
     place.refused(
         "plot other.json",
-        &["`other.json` is no result that can be drawn", "heads: scores of heads"],
+        &["`other.json` is no result that can be drawn", "attn plot --help"],
     );
+    let help = place.done("plot --help").stdout;
+    assert!(help.contains("- heads:") && help.contains("scores of heads by layer"), "{help}");
+    place.write("lines.jsonl", "{\"index\": 0, \"predicted\": 1}\n");
+    place.refused("plot lines.jsonl", &["`lines.jsonl` is no result that can be drawn"]);
+    let unfinished = json!({
+        "sweep": "s", "rows": "r", "settings": [{"name": "a", "after": null, "runs": []}]
+    });
+    place.write("unfinished.json", &unfinished.to_string());
+    place.refused("plot unfinished.json", &["`unfinished.json`", "none of its 1 settings has a finished run"]);
     place.refused("plot broken.json", &["`broken.json` is not JSON"]);
     place.refused("plot nowhere.json", &["cannot read `nowhere.json`"]);
     std::fs::create_dir(place.path("empty")).unwrap();
@@ -198,7 +228,7 @@ fn pruning() -> Value {
 #[test]
 fn each_of_several_files_has_pictures_of_its_own() {
     let place = Place::new();
-    let together = ["heads", "needle", "curves", "divergence"];
+    let together = ["heads", "needle", "curves", "divergence", "measures"];
     let mut all: Vec<(&str, String, usize)> = vec![("pruning", pruning().to_string(), 1)];
     for (kind, file, n) in STORED {
         if !together.contains(&kind) {
@@ -206,7 +236,7 @@ fn each_of_several_files_has_pictures_of_its_own() {
         }
     }
     for (kind, text, n) in all {
-        let ending = if kind == "scaling" { "csv" } else { "json" };
+        let ending = if ["scaling", "leaderboard"].contains(&kind) { "csv" } else { "json" };
         let files = ["a", "b"].map(|folder| format!("{kind}/{folder}/x.{ending}"));
         files.iter().for_each(|file| place.write(file, &text));
         let [a, b] = files;
@@ -322,4 +352,30 @@ fn rows_of_a_table_that_are_no_numbers_are_counted() {
     place.done("plot t.csv --out t.svg");
     let svg = String::from_utf8(place.bytes("t.svg")).unwrap();
     assert!(svg.contains("rows without a number, left out: 1"));
+}
+
+#[test]
+fn a_sweep_says_what_each_setting_came_to() {
+    let place = Place::new();
+    let sweep = results("2026-11-21-sst2/sweep.json");
+    place.done(&format!("plot {} --out sweep.svg", sweep.display()));
+    let svg = String::from_utf8(place.bytes("sweep.svg")).unwrap();
+    let found: Value = serde_json::from_str(&std::fs::read_to_string(sweep).unwrap()).unwrap();
+    let settings = found["settings"].as_array().unwrap();
+    assert!(settings.len() > 2);
+    for setting in settings {
+        let mean = format!("{:.1}", 100.0 * setting["after"]["mean"].as_f64().unwrap());
+        assert!(svg.contains(&format!(">{mean}<")), "{mean}");
+    }
+    assert!(svg.contains("majority class") && svg.contains("accuracy (%)"));
+}
+
+#[test]
+fn the_folder_of_a_sweep_is_drawn_by_what_it_came_to() {
+    let place = Place::new();
+    let text = std::fs::read(results("2026-11-21-sst2/sweep.json")).unwrap();
+    std::fs::create_dir(place.path("s")).unwrap();
+    std::fs::write(place.path("s/sweep.json"), text).unwrap();
+    assert_eq!(place.done("plot s --out new/picture.png").stdout.trim(), "new/picture.png");
+    assert_eq!(&place.bytes("new/picture.png")[1..4], b"PNG");
 }

@@ -56,6 +56,11 @@ fn runs_on_the_same_rows_are_tested_against_the_first() {
         assert!(table.contains(sign), "{table}");
     }
 
+    assert_eq!(&place.bytes("both.png")[1..4], b"PNG");
+    place.done("plot both.json --svg --out drawn.svg");
+    let svg = String::from_utf8(place.bytes("drawn.svg")).unwrap();
+    assert!(svg.contains("Against run-0") && svg.contains("points"), "{svg}");
+
     // Other rows have no test, and it is said.
     place.done("finetune tune.toml --set examples.report_limit=10 --out fewer");
     let table = place.done("compare run-0 fewer").stdout;
@@ -244,4 +249,38 @@ fn a_report_holds_runs_pictures_and_attention_and_runs_nothing_of_theirs() {
     place.refused("report run-0 --out r.txt", &["r.txt", ".html"]);
     place.refused("report nowhere --out n.html", &["nowhere", "a run that has ended"]);
     assert!(!place.path("n.html").exists());
+}
+
+#[test]
+fn a_folder_is_reported_with_all_that_is_in_it_and_what_shows_nothing_is_named() {
+    let place = two_runs();
+    std::fs::create_dir_all(place.path("all/of/sweep")).unwrap();
+    let results = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results");
+    for (from, to) in [
+        ("2026-11-21-sst2/sweep.json", "all/of/sweep/sweep.json"),
+        ("2026-11-22-patch/bracket.json", "all/of/bracket.json"),
+    ] {
+        std::fs::copy(results.join(from), place.path(to)).unwrap();
+    }
+    std::fs::rename(place.path("run-0"), place.path("all/run-0")).unwrap();
+    place.write("all/junk.json", "{\"a\": 1}");
+
+    let ran = place.done("report all --out new/r.html");
+
+    assert!(ran.stderr.contains("nothing that a report shows is in all/junk.json"), "{}", ran.stderr);
+    let page = place.read("new/r.html");
+    for heading in ["run-0", "bracket.json", "sweep.json", "Left out"] {
+        assert!(page.contains(&format!(">{heading}</h2>")), "{heading}");
+    }
+    // A setting of the sweep, and its mean over seeds.
+    assert!(page.contains("79.4 ± 1.0") && page.contains("model=wikitext-mlm,weights=saved"));
+    assert!(!page.contains(">predictions"), "what a run keeps is told with it");
+
+    place.refused(
+        "report all/junk.json --out j.html",
+        &["`all/junk.json` holds nothing that a report shows", "results/SCHEMA.md"],
+    );
+    place.write("none/notes.txt", "a");
+    place.refused("report none --out j.html", &["there is no run or result in `none`"]);
+    assert!(!place.path("j.html").exists());
 }

@@ -613,6 +613,11 @@ fn what_is_said_of_heads_has_the_fields_of_the_schema() {
     }
     place.shell("attn heatmap --model m --text 'a b' --grid --out w");
     check(&place.json("w/attention.json"), "`attention.json` of `heatmap`");
+    place.done("heatmap --model m --text word --measure entropy --out w");
+    check(&place.json("w/entropy.json"), "`entropy.json` of `heatmap`");
+    place.done("swap --model m --attention mask_mixture --layers 1 --out mixed");
+    place.done("heatmap --model mixed --text word --measure masks --out w");
+    check(&place.json("w/masks.json"), "`masks.json` of `heatmap`");
     place.done("prune --model m --heads 0-1,1-0 --out p --refit notes.txt");
     check(&place.json("p/pruning.json"), "`pruning.json` of `prune`");
     let text = "--calibration notes.txt --max-len 24 --test-tokens 100";

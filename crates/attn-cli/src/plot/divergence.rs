@@ -5,18 +5,26 @@ use attn_viz::{LineChart, Series, Stroke};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Draw, Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source, called};
 
 pub(super) const KIND: Kind = Kind {
     name: "divergence",
-    about: "KL by position in the row, at the swap and after training (summary.json of attn distill)",
-    reads: |value| value.get("at_swap").is_some_and(|it| it.get("by_position").is_some()),
+    about: "KL by position in the row, at the swap and after training (summary.json of attn distill; attn eval --against)",
+    reads: |value| has_positions(value, "at_swap") || has_positions(value, "divergence"),
     draw: Draw::Together(draw),
 };
 
+fn has_positions(value: &Value, field: &str) -> bool {
+    value.get(field).is_some_and(|it| it.get("by_position").is_some_and(|it| it.get(0).is_some()))
+}
+
 #[derive(Deserialize)]
 struct Summary {
-    name: String,
+    /// Of a run.
+    name: Option<String>,
+    /// Of an evaluation.
+    model: Option<String>,
+    #[serde(alias = "divergence")]
     at_swap: Distance,
     #[serde(default)]
     stages: Vec<Stage>,
@@ -49,7 +57,11 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
             1 => name.to_owned(),
             _ => format!("{}, {name}", source.name),
         };
-        series.push(curve(of("at the swap"), &summary.at_swap, Stroke::Dashed, at));
+        let first = match summary.name {
+            Some(_) => (of("at the swap"), Stroke::Dashed),
+            None => (source.name.clone(), Stroke::Dotted),
+        };
+        series.push(curve(first.0, &summary.at_swap, first.1, at));
         for (i, stage) in summary.stages.iter().enumerate() {
             let Ok(after) = Distance::deserialize(&stage.after) else { continue };
             let color = if sources.len() == 1 { i + 1 } else { at };
@@ -60,12 +72,16 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
                 color,
             ));
         }
-        title = summary.name;
+        let name = summary.name.as_deref().or(summary.model.as_deref());
+        title = called(name.unwrap_or(&source.name)).to_owned();
     }
     Ok(vec![Drawn::new(
         "",
         Figure::Lines(LineChart {
-            title: format!("{title}: how far from the model it was"),
+            title: match sources {
+                [_] => format!("{title}: how far from the model it was"),
+                _ => format!("How far {} models are from what they were", sources.len()),
+            },
             subtitle: "mean over the tokens of each stretch of positions".into(),
             x_label: "position in the row".into(),
             y_label: "KL (nats per token)".into(),

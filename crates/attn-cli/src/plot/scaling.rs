@@ -40,7 +40,7 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
     for (name, column, label) in
         [("", "ms", "time (ms)"), ("memory", "peak_mib", "most memory (MiB)")]
     {
-        let pass = if name.is_empty() { "forward" } else { "both" };
+        let pass = if name.is_empty() { "forward" } else { "forward+backward" };
         if let Some(chart) = chart(&table, column, label, pass, &source.name) {
             drawn.push(Drawn::new(name, Figure::Lines(chart)));
         }

@@ -1,7 +1,7 @@
 //! The settings of a sweep side by side.
 
-use anyhow::Result;
-use attn_viz::{Bar, BarChart};
+use anyhow::{Result, bail};
+use attn_viz::{Bar, BarChart, Baseline};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -26,8 +26,16 @@ struct Report {
 #[derive(Deserialize)]
 struct Setting {
     name: String,
+    #[serde(default)]
+    runs: Vec<Run>,
     #[serde(flatten)]
     measures: Value,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    /// Of classifiers.
+    majority: Option<f64>,
 }
 
 /// A measure over the seeds of a setting.
@@ -38,9 +46,10 @@ struct OverSeeds {
     interval_95: Option<Range>,
 }
 
-/// What is drawn, the first that all settings have: its name, factor, label and decimals.
+/// What is drawn, the first that any setting has: its name, factor, label and decimals. `after` is the accuracy of a
+/// classifier after training.
 const MEASURES: [(&str, f64, &str, usize); 3] = [
-    ("accuracy", 100.0, "accuracy (%)", 1),
+    ("after", 100.0, "accuracy (%)", 1),
     ("kl", 1.0, "KL (nats per token)", 3),
     ("loss_nats_per_token", 1.0, "loss (nats per token)", 3),
 ];
@@ -53,17 +62,33 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
         if bars.is_empty() {
             continue;
         }
+        let missing = match report.settings.len() - bars.len() {
+            0 => String::new(),
+            n => format!("; {n} of {} settings have no finished run", report.settings.len()),
+        };
         let figure = Figure::Bars(BarChart {
             title: report.sweep,
-            subtitle: format!("{}; 95 % intervals over seeds where there are several", report.rows),
+            subtitle: format!(
+                "{}; 95 % intervals over seeds where there are several{missing}",
+                report.rows
+            ),
             y_label: label.into(),
             bars,
+            baselines: majority(&report.settings).into_iter().collect(),
             decimals,
             ..BarChart::default()
         });
         return Ok(vec![Drawn::new("", figure)]);
     }
-    Ok(Vec::new())
+    bail!("none of its {} settings has a finished run", report.settings.len())
+}
+
+/// The accuracy of always saying the most frequent class, where it is the same in all runs.
+fn majority(settings: &[Setting]) -> Option<Baseline> {
+    let mut all = settings.iter().flat_map(|it| &it.runs).map(|run| run.majority);
+    let value = all.next()??;
+    let is_same = all.all(|it| it == Some(value));
+    is_same.then(|| Baseline { label: "majority class".into(), value: 100.0 * value })
 }
 
 fn bar(setting: &Setting, measure: &str, factor: f64) -> Option<Bar> {

@@ -172,7 +172,7 @@ pub(super) fn tell(
         settings,
         failed: failed.collect(),
     };
-    write_result(&dir.join("sweep.json"), &report, None)?;
+    write_result(&dir.join(run_dir::SWEEP_RESULT), &report, None)?;
     run_dir::write(&dir.join("sweep.csv"), report.csv().as_bytes())?;
     report.print(out)
 }

@@ -198,7 +198,7 @@ impl Report {
 
     /// Writes `sweep.json` and `sweep.csv`.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        write_result(&dir.join("sweep.json"), self, None)?;
+        write_result(&dir.join(run_dir::SWEEP_RESULT), self, None)?;
         run_dir::write(&dir.join("sweep.csv"), self.csv().as_bytes())
     }
 
