@@ -13,6 +13,8 @@ before what is positive too, `{a:e0}` is 1e-4, and `{a/60:0}` a sixtieth of it. 
 one whose `name` (or `kind`) is NAME, `list[a=1,b=x/y]` the first with 1 in its field `a` and the list `x`, `y` in `b`; `a[KEY]` the field of an
 object whose name has a dot. `{mean(a.b):3}` is the mean of all numbers of a list, of lists in it too; `max`, `min` and `sum` likewise.
 
+No line begins with such a comment: to Markdown that ends the paragraph.
+
 A folder of `results/` with a `summary.json` or a `sweep.json` that results/README.md names in its table must have a figure of its files there.
 """
 
@@ -123,6 +125,11 @@ def main():
                 wrong.append(f"{name}: says `{found}`, and {path} `{expected}`")
             return f"<!--fig {path}: {template}-->{expected}<!--/fig-->"
 
+        wrong += [
+            f"{name}:{at}: a line that begins with a comment ends the paragraph; put a word before it"
+            for at, line in enumerate(text.splitlines(), 1)
+            if re.match(r" {0,3}<!--fig ", line)
+        ]
         changed = FIGURE.sub(anew, text)
         if args.write and changed != text:
             document.write_text(changed, encoding="utf-8")
