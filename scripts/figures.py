@@ -11,7 +11,8 @@ A figure stands between two comments, the first of which names its file, from th
 `{a.b:3}` is the field `b` of `a` with three decimals, `{a:%1}` a hundred times it with one, `{a}` it as it is. `{a:+3}` has a sign
 before what is positive too, `{a:e0}` is 1e-4, and `{a/60:0}` a sixtieth of it. `list[2]` is an element of a list by its place, `list[NAME]` the
 one whose `name` (or `kind`) is NAME, `list[a=1,b=x/y]` the first with 1 in its field `a` and the list `x`, `y` in `b`; `a[KEY]` the field of an
-object whose name has a dot. `{mean(a.b):3}` is the mean of all numbers of a list, of lists in it too; `max`, `min` and `sum` likewise.
+object whose name has a dot. `{mean(a.b):3}` is the mean of all numbers of a list, of lists in it too; `max`, `min` and `sum` likewise. `list.a` is
+the list of the fields `a` of its elements.
 
 No line begins with such a comment: to Markdown that ends the paragraph.
 
@@ -57,7 +58,10 @@ def element(value, key):
 def look_up(value, path):
     """What stands at `a.b[NAME].c`."""
     for name, key in STEP.findall(path):
-        value = value[name] if name else element(value, key)
+        if name and isinstance(value, list):
+            value = [it[name] for it in value]
+        else:
+            value = value[name] if name else element(value, key)
     return value
 
 
