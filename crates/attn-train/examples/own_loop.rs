@@ -26,12 +26,10 @@ pub(crate) fn distill(folder: &Path, steps: i64) -> Result<Vec<f64>, Box<dyn Err
     for step in 0..steps {
         let ids = Tensor::arange(4 * 48, (Kind::Int64, Device::Cpu)) * 7 + step;
         let input = ModelInput::new(ids.view([4, 48]));
-        let log_p = |model: &Model| {
-            let output = model.forward(&input, &ForwardOptions::default());
-            output.map(|it| it.logits.log_softmax(-1, Kind::Float))
-        };
-        let target = tch::no_grad(|| log_p(&teacher))?;
-        let loss = log_p(&student)?.kl_div(&target, Reduction::Sum, true) / (4 * 48);
+        let run = |model: &Model| model.forward(&input, &ForwardOptions::default());
+        let target = tch::no_grad(|| run(&teacher))?.logits.log_softmax(-1, Kind::Float);
+        let log_p = run(&student)?.logits.log_softmax(-1, Kind::Float);
+        let loss = log_p.kl_div(&target, Reduction::Sum, true) / (4 * 48);
         losses.push(loss.double_value(&[]));
         let slopes = Tensor::run_backward(&[&loss], &parameters, false, false);
         for (it, slope) in parameters.iter().zip(&slopes) {
