@@ -3,6 +3,7 @@
 mod ablation;
 mod agreement;
 pub(crate) mod attention;
+mod benchmark;
 mod blimp;
 mod choice;
 mod comparison;
@@ -192,11 +193,18 @@ impl Kind {
     /// Sets of pictures, each with the place of the source after which it is named.
     fn draw(&self, sources: &[Source]) -> Result<Vec<(usize, Vec<Drawn>)>> {
         let some = |drawn: Vec<Drawn>| {
-            ensure!(!drawn.is_empty(), "it holds nothing that `{}` draws ({})", self.name, self.about);
+            ensure!(
+                !drawn.is_empty(),
+                "it holds nothing that `{}` draws ({})",
+                self.name,
+                self.about
+            );
             Ok(drawn)
         };
         match (&self.draw, sources) {
-            (Draw::Together(draw), [one]) => Ok(vec![(0, one.drawn(draw(sources).and_then(some))?)]),
+            (Draw::Together(draw), [one]) => {
+                Ok(vec![(0, one.drawn(draw(sources).and_then(some))?)])
+            }
             (Draw::Together(draw), _) => Ok(vec![(0, draw(sources).and_then(some)?)]),
             (Draw::Each(draw), _) => sources
                 .iter()
@@ -229,6 +237,7 @@ pub(crate) const KINDS: &[Kind] = &[
     roles::KIND,
     pruning::KIND,
     agreement::KIND,
+    benchmark::KIND,
     blimp::KIND,
     comparison::KIND,
     entropy::KIND,
@@ -507,7 +516,11 @@ pub(crate) fn open(path: &Path) -> Result<Source> {
                         path.display()
                     )
                 })?;
-                return Ok(Source { path: path.to_owned(), name, value: parse(&read(&result)?, &result)? });
+                return Ok(Source {
+                    path: path.to_owned(),
+                    name,
+                    value: parse(&read(&result)?, &result)?,
+                });
             }
             if let Some(summary) = result {
                 value["summary"] = parse(&read(&summary)?, &summary)?;

@@ -347,8 +347,11 @@ fn settings(summary: &Value) -> Option<Table> {
         cells
     };
     let caption = "Settings, means over seeds ± their standard deviation".into();
-    (!shown.is_empty())
-        .then(|| Table { caption, columns, rows: settings.iter().map(row).collect() })
+    (!shown.is_empty()).then(|| Table {
+        caption,
+        columns,
+        rows: settings.iter().map(row).collect(),
+    })
 }
 
 fn facts(value: &Value, names: &[&str]) -> Vec<(String, String)> {

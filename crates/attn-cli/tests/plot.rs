@@ -13,7 +13,7 @@ fn results(file: &str) -> PathBuf {
 }
 
 /// A stored result of each kind, and how many pictures it has.
-const STORED: [(&str, &str, usize); 19] = [
+const STORED: [(&str, &str, usize); 20] = [
     ("heads", "2026-11-21-score-heads/gpt2.json", 2),
     ("ablation", "2026-11-23-ablation/ablate-zero.json", 1),
     ("needle", "2026-11-23-gqa/retrieval/whole.needle.json", 1),
@@ -23,6 +23,7 @@ const STORED: [(&str, &str, usize); 19] = [
     ("conversion", "2026-11-23-gqa/gpt2-12/6-0.json", 2),
     ("sweep", "2026-11-22-attention-contexts/sweep.json", 1),
     ("sweep", "2026-11-21-sst2/sweep.json", 1),
+    ("benchmark", "2026-11-21-bench-finetune/train-1.json", 1),
     ("agreement", "2026-11-22-heads-sst2/agreement.json", 1),
     ("choice", "2026-11-22-choose/choice.json", 1),
     ("measures", "2026-11-21-needle-llama/eval-test-random.json", 2),
@@ -199,7 +200,10 @@ fn what_cannot_be_drawn_is_refused_by_name() {
         "sweep": "s", "rows": "r", "settings": [{"name": "a", "after": null, "runs": []}]
     });
     place.write("unfinished.json", &unfinished.to_string());
-    place.refused("plot unfinished.json", &["`unfinished.json`", "none of its 1 settings has a finished run"]);
+    place.refused(
+        "plot unfinished.json",
+        &["`unfinished.json`", "none of its 1 settings has a finished run"],
+    );
     place.refused("plot broken.json", &["`broken.json` is not JSON"]);
     place.refused("plot nowhere.json", &["cannot read `nowhere.json`"]);
     std::fs::create_dir(place.path("empty")).unwrap();

@@ -258,7 +258,7 @@ fn a_folder_is_reported_with_all_that_is_in_it_and_what_shows_nothing_is_named()
     let results = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results");
     for (from, to) in [
         ("2026-11-21-sst2/sweep.json", "all/of/sweep/sweep.json"),
-        ("2026-11-22-patch/bracket.json", "all/of/bracket.json"),
+        ("2026-11-22-patch/bracket-position.json", "all/of/bracket.json"),
     ] {
         std::fs::copy(results.join(from), place.path(to)).unwrap();
     }
@@ -267,7 +267,11 @@ fn a_folder_is_reported_with_all_that_is_in_it_and_what_shows_nothing_is_named()
 
     let ran = place.done("report all --out new/r.html");
 
-    assert!(ran.stderr.contains("nothing that a report shows is in all/junk.json"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("nothing that a report shows is in all/junk.json"),
+        "{}",
+        ran.stderr
+    );
     let page = place.read("new/r.html");
     for heading in ["run-0", "bracket.json", "sweep.json", "Left out"] {
         assert!(page.contains(&format!(">{heading}</h2>")), "{heading}");

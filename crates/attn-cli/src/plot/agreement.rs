@@ -51,7 +51,9 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
         "",
         Figure::Heat(HeatMap {
             title: "How far scores of heads agree".into(),
-            subtitle: format!("ranks of {n_heads} heads; 1: the same order, \u{2212}1: turned round"),
+            subtitle: format!(
+                "ranks of {n_heads} heads; 1: the same order, \u{2212}1: turned round"
+            ),
             value_label: "Spearman's rank correlation".into(),
             notes: values.iter().map(|row| row.iter().map(note).collect()).collect(),
             rows: names.clone(),

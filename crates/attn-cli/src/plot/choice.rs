@@ -11,7 +11,9 @@ use crate::surgery::with_own_settings;
 pub(super) const KIND: Kind = Kind {
     name: "choice",
     about: "KL of each layer under each attention kind, and what it got (choice.json of attn choose)",
-    reads: |value| value.get("choice").is_some_and(|it| it[0].is_u64()) && value["layers"][0].is_array(),
+    reads: |value| {
+        value.get("choice").is_some_and(|it| it[0].is_u64()) && value["layers"][0].is_array()
+    },
     draw: Draw::Each(draw),
 };
 

@@ -65,6 +65,9 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
         };
         drawn.push(Drawn::new(if drawn.is_empty() { "" } else { of }, Figure::Bars(chart)));
     }
-    ensure!(!drawn.is_empty(), "no run was tested against the first: their rows differ, or were not kept");
+    ensure!(
+        !drawn.is_empty(),
+        "no run was tested against the first: their rows differ, or were not kept"
+    );
     Ok(drawn)
 }

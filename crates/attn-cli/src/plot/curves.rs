@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_run_has_a_picture_a_metric() {
         let drawn = draw(&[source("a", 0.0)]).unwrap();
-        assert_eq!(drawn.iter().map(|it| it.name).collect::<Vec<_>>(), ["", "accuracy"]);
+        assert_eq!(drawn.iter().map(|it| &it.name[..]).collect::<Vec<_>>(), ["", "accuracy"]);
         let Figure::Lines(chart) = &drawn[0].figure else { panic!("{drawn:?}") };
         let names: Vec<&str> = chart.series.iter().map(|it| &it.name[..]).collect();
         assert_eq!(names, ["", "training", "held out"]);

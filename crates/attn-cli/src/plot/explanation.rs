@@ -47,7 +47,9 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
     let [model, against] = [&report.model, &report.against].map(|it| called(it));
     let shifts = LineChart {
         title: format!("Whether {model} is aligned with {against}"),
-        subtitle: "aligned: the least at 0; least at another shift: one of the two sees a token too far".into(),
+        subtitle:
+            "aligned: the least at 0; least at another shift: one of the two sees a token too far"
+                .into(),
         x_label: "the baseline's predictions are moved by (tokens)".into(),
         y_label: "KL (nats per token)".into(),
         series: vec![Series {

@@ -10,7 +10,9 @@ pub(super) const KIND: Kind = Kind {
     name: "leaderboard",
     about: "students by KL, BLiMP and bytes kept (the table of attn leaderboard)",
     reads: |value| {
-        let has = |name: &str| value["columns"].as_array().is_some_and(|it| it.iter().any(|it| it == name));
+        let has = |name: &str| {
+            value["columns"].as_array().is_some_and(|it| it.iter().any(|it| it == name))
+        };
         has("run") && has("kl_after_tune") && has("state_bytes_16k")
     },
     draw: Draw::Each(draw),
@@ -34,8 +36,9 @@ impl Table {
         match self.cell(row, name)? {
             "" => Ok(None),
             text => {
-                let number: f64 =
-                    text.parse().with_context(|| format!("`{name}` is `{text}`, expected a number"))?;
+                let number: f64 = text
+                    .parse()
+                    .with_context(|| format!("`{name}` is `{text}`, expected a number"))?;
                 Ok(number.is_finite().then_some(number))
             }
         }
@@ -43,12 +46,27 @@ impl Table {
 }
 
 /// What is drawn: the name of the picture, the columns that may hold it, its interval's, a factor, label and decimals.
-type Column = (&'static str, &'static [&'static str], Option<[&'static str; 2]>, f64, &'static str, usize);
+type Column =
+    (&'static str, &'static [&'static str], Option<[&'static str; 2]>, f64, &'static str, usize);
 
 const COLUMNS: [Column; 3] = [
     ("", &["kl", "kl_after_tune"], None, 1.0, "KL (nats per token)", 3),
-    ("blimp", &["blimp"], Some(["blimp_low", "blimp_high"]), 100.0, "BLiMP, pairs told right (%)", 1),
-    ("state", &["state_bytes_16k"], None, 1.0 / (1 << 20) as f64, "kept after 16,384 tokens (MiB)", 1),
+    (
+        "blimp",
+        &["blimp"],
+        Some(["blimp_low", "blimp_high"]),
+        100.0,
+        "BLiMP, pairs told right (%)",
+        1,
+    ),
+    (
+        "state",
+        &["state_bytes_16k"],
+        None,
+        1.0 / (1 << 20) as f64,
+        "kept after 16,384 tokens (MiB)",
+        1,
+    ),
 ];
 
 fn draw(source: &Source) -> Result<Vec<Drawn>> {
@@ -56,7 +74,8 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
     ensure!(!table.rows.is_empty(), "there is no line in it");
     let mut drawn = Vec::new();
     for (name, columns, interval, factor, label, decimals) in COLUMNS {
-        let Some(column) = columns.iter().find(|it| table.columns.iter().any(|own| own == *it)) else {
+        let Some(column) = columns.iter().find(|it| table.columns.iter().any(|own| own == *it))
+        else {
             continue;
         };
         let mut bars = Vec::new();

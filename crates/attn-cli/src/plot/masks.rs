@@ -25,7 +25,8 @@ pub(crate) struct Masks {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct OfLayer {
     pub(crate) layer: usize,
-    /// The numbers of its heads; empty where one sum holds for all.
+    /// The numbers of its heads; absent where one sum holds for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) heads: Vec<i64>,
     /// What the masks are called.
     pub(crate) names: Vec<String>,
@@ -89,9 +90,7 @@ pub(crate) fn draw(found: &Masks) -> Result<Vec<Drawn>> {
         for (at, mask) in it.masks.iter().enumerate() {
             let (which, name) = match it.head(at) {
                 None => (String::new(), format!("layer-{}", it.layer)),
-                Some(head) => {
-                    (format!(", head {head}"), format!("layer-{}-head-{head}", it.layer))
-                }
+                Some(head) => (format!(", head {head}"), format!("layer-{}-head-{head}", it.layer)),
             };
             let places = |n: usize| (0..n).map(|place| place.to_string()).collect::<Vec<_>>();
             let map = HeatMap {

@@ -44,7 +44,8 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
                 false => Bar { color: 0, ..bar },
             }));
         }
-        let Some((measure, _)) = measures.iter().find(|it| !bars.is_empty() && it.1 == "after") else {
+        let Some((measure, _)) = measures.iter().find(|it| !bars.is_empty() && it.1 == "after")
+        else {
             continue;
         };
         let has_interval = bars.iter().any(|bar| bar.interval.is_some());
