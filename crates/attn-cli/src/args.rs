@@ -157,6 +157,10 @@ pub(crate) enum Command {
     #[command(after_long_help = SAVE_HELP)]
     Save(SaveArgs),
 
+    /// Try on a model what every model owes its users: no future seen, padding ignored, heads where they belong
+    #[command(after_long_help = VERIFY_HELP)]
+    Verify(VerifyArgs),
+
     /// Check LibTorch, devices and folders, and say what to fix
     Doctor,
 
@@ -902,6 +906,70 @@ pub(crate) struct ExplainArgs {
     /// Seed of what is drawn, of hidden tokens, and of the weights that --init makes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+const VERIFY_HELP: &str = "\
+A line a law: whether it held, the largest error with what is allowed, and where it was. Of the folder: every
+tensor used, values finite, layers of their own, tokens that come back, saved and loaded again to the bit. Of the
+model: no future seen, by the model and by each layer; predictions of the next token; padding, batches and gates
+of one change nothing; decoding is a full pass. Of heads: one that is removed is one that is masked, its columns
+of the output projection are its own, values may be turned and shared ones repeated. Of training: gradients are
+those of finite differences, a step moves what is trained alone. Of each attention kind its own laws, in f64.
+
+--quick leaves out what needs a second model in memory; --full tries every head, more parameters, and texts of up
+to 512 tokens. With --against: whether predictions fit best where they are aligned, and in which block hidden
+states first leave the other model's. The text is the bundled one unless --text names another.
+
+The exit code is 0 where no law is broken, 1 where one is (OUT.json is written all the same).
+
+Examples:
+  attn verify --model results/models/wikitext-gpt2
+  attn verify --model results/models/needle-llama --quick --out verify.json
+  attn verify --model results/models/wikitext-gpt2 --against results/models/wikitext-gpt2 --full";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    /// Model folder or Hub id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+
+    /// The model that it was made of
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) against: Option<String>,
+
+    /// What is cheap alone: weights, tokens, the future, padding, batches, gates
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) quick: bool,
+
+    /// Every head, more parameters, longer texts
+    #[arg(long)]
+    pub(crate) full: bool,
+
+    /// A text of the kind that the model is used on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+
+    /// Where to write the result; folders that are missing are made
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    /// Seed of the weights that --init makes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+impl VerifyArgs {
+    /// 0 for quick, 1 as it is, 2 for full.
+    pub(crate) fn size(&self) -> usize {
+        match (self.quick, self.full) {
+            (true, _) => 0,
+            (_, false) => 1,
+            (_, true) => 2,
+        }
+    }
 }
 
 const LEADERBOARD_HELP: &str = "\

@@ -56,6 +56,7 @@ mod sweep;
 mod task;
 mod texts;
 mod tokenize;
+mod verify;
 
 use std::{
     io::{self, Write},
@@ -132,6 +133,7 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Swap(args) => swap::run(&args, &mut out)?,
         Command::Save(args) => save::run(&args, &mut out)?,
         Command::Tokenize(args) => tokenize::run(&args, &mut out)?,
+        Command::Verify(args) => outcome = verify::run(&args, &mut out)?,
         Command::Doctor => {
             if !doctor::run(&mut out)? {
                 outcome = Outcome::Failed;

@@ -2,14 +2,18 @@
 //! training runs a cheap few before it starts, and users run them on their own checkpoints.
 //!
 //! A law takes a subject and says whether it holds, by how much it is off, and where. [`for_layer`] judges one
-//! attention kind on random projections in `f64`; [`for_model`] judges a whole model on a batch of ids.
+//! attention kind on random projections in `f64`; [`for_model`] judges a whole model on a batch of ids, by the laws that are cheap
+//! enough for every start.
+
+mod model;
 
 use tch::{Kind, Tensor};
 
+pub use model::*;
+
 use crate::{
-    Error, ForwardOptions, Gate, Model, ModelInput,
+    Error,
     attention::{self, Attention, AttnInput, Dims, Masks, Own, Projections, Stream},
-    config::Head,
     mask::Mask,
     rotary::{Rotary, Scaling},
     variants::Variant,
@@ -532,162 +536,4 @@ fn through_choices(
         };
         worst.see(error, || format!("{name}, through the choices"));
     }
-}
-
-/// How exact a law of a whole model can be in `kind`.
-fn model_tolerance(kind: Kind) -> f64 {
-    match kind {
-        Kind::Double => 1e-12,
-        Kind::Half => 5e-3,
-        Kind::BFloat16 => 2e-2,
-        _ => 1e-5,
-    }
-}
-
-/// Tokens that suffice for the laws of padding and gates. Choices may tip over where what is compared to a tolerance is
-/// computed at another place, the more often the more there are: short texts have none.
-const SHORT: i64 = 24;
-
-/// The laws of a whole model that are cheap enough for every start: the future is not seen, padding changes nothing,
-/// open gates change nothing. `ids`: `[batch, seq_len]`, a few rows of real text as long as the model is used on: a kind
-/// that leaves out what is far, or works by chunks, can see the future of a long text alone.
-///
-/// # Errors
-/// Where the model cannot run on `ids`.
-pub fn for_model(model: &Model, ids: &Tensor) -> Result<Vec<Verdict>, Error> {
-    tch::no_grad(|| {
-        let short = ids.narrow(1, 0, SHORT.min(ids.size()[1]));
-        let mut verdicts = vec![model_padding(model, &short)?, open_gates(model, &short)?];
-        if model.config().is_causal() {
-            verdicts.push(model_causality(model, ids)?);
-        }
-        Ok(verdicts)
-    })
-}
-
-/// `input`, attending to itself where `model` needs another sequence.
-fn with_source(model: &Model, input: ModelInput) -> ModelInput {
-    if !model.needs_source() {
-        return input;
-    }
-    let source = ModelInput {
-        attention_mask: input.attention_mask.as_ref().map(Tensor::shallow_clone),
-        ..ModelInput::new(input.input_ids.shallow_clone())
-    };
-    input.attending_to(source)
-}
-
-fn last_hidden(model: &Model, input: ModelInput) -> Result<Tensor, Error> {
-    let input = &with_source(model, input);
-    Ok(model
-        .forward(input, &hidden_alone(model))?
-        .hidden_states
-        .pop()
-        .expect("hidden states were asked for"))
-}
-
-/// Hidden states, and no logits over the vocabulary: over a whole text these are wider than all else.
-fn hidden_alone(model: &Model) -> ForwardOptions<'static> {
-    let before_vocabulary = model.config().head == Head::LanguageModel;
-    ForwardOptions { hidden_states: true, before_vocabulary, ..ForwardOptions::default() }
-}
-
-/// Changes each token in turn: hidden states before it must not move.
-///
-/// # Errors
-/// Where the model cannot run on `ids`.
-pub fn model_causality(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
-    let n = ids.size()[1];
-    let before = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
-    let mut worst = Worst::new();
-    let mut moved = false;
-    for t in [n / 3, n / 2, n - 1].into_iter().filter(|&t| t > 0) {
-        let changed = ids.copy();
-        let token = changed.narrow(1, t, 1);
-        let other = (&token + 1).remainder(model.config().sizes.vocab_size);
-        token.shallow_clone().copy_(&other);
-        let after = last_hidden(model, ModelInput::new(changed))?;
-        let past = |x: &Tensor| x.narrow(1, 0, t);
-        worst.see(relative_rms(&past(&after), &past(&before)), || {
-            format!("before token {t} of {n}")
-        });
-        moved |= relative_rms(&after.narrow(1, t, 1), &before.narrow(1, t, 1)) > 0.0;
-    }
-    if !moved {
-        // Else the law would hold of a model that ignores its input.
-        worst.see(f64::NAN, || "no output moves when a token changes".into());
-    }
-    Ok(worst.verdict("a_causal_model_ignores_the_future", model_tolerance(model.kind())))
-}
-
-/// Pads in front and behind: hidden states of real tokens must not move.
-///
-/// # Errors
-/// Where the model cannot run on `ids`.
-pub fn model_padding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
-    let room = model.config().sizes.position_table.unwrap_or(i64::MAX);
-    let pad = 3.min(room - ids.size()[1]).max(0);
-    let ids =
-        if pad == 0 { ids.narrow(1, 0, (ids.size()[1] - 3).max(1)) } else { ids.shallow_clone() };
-    let pad = if pad == 0 { 3.min(room - ids.size()[1]) } else { pad };
-    let [b, n] = ids.size()[..] else { unreachable!("ids have two axes") };
-    let plain = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
-    let filler =
-        Tensor::full([b, pad], model.config().sizes.vocab_size - 1, (Kind::Int64, ids.device()));
-    let ones = Tensor::ones([b, n], (Kind::Int64, ids.device()));
-    let zeros = filler.zeros_like();
-    let mut worst = Worst::new();
-    for (side, start, order) in [("left", pad, [&filler, &ids]), ("right", 0, [&ids, &filler])] {
-        let keep = if start > 0 { [&zeros, &ones] } else { [&ones, &zeros] };
-        let input = ModelInput::masked(Tensor::cat(&order, 1), Tensor::cat(&keep, 1));
-        let real = last_hidden(model, input)?.narrow(1, start, n);
-        worst.see(relative_rms(&real, &plain), || format!("{pad} tokens of padding on the {side}"));
-    }
-    Ok(worst.verdict("padding_changes_nothing", model_tolerance(model.kind())))
-}
-
-/// Gates of one must change no bit.
-///
-/// # Errors
-/// Where the model cannot run on `ids`.
-pub fn open_gates(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
-    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
-    let options = (model.kind(), model.device());
-    let gates: Vec<Option<Gate>> = model
-        .layers()
-        .iter()
-        .map(|layer| Some(Gate::per_head(&Tensor::ones([layer.dims().n_heads], options))))
-        .collect();
-    let plain = model.forward(&input, &ForwardOptions::default())?.logits;
-    let gated = model
-        .forward(&input, &ForwardOptions { gates: &gates, ..ForwardOptions::default() })?
-        .logits;
-    let n_moved = plain.ne_tensor(&gated).sum(Kind::Int64).double_value(&[]);
-    Ok(Verdict {
-        law: "open_gates_change_no_bit",
-        error: n_moved,
-        tolerance: 0.0,
-        place: "logits that moved".into(),
-    })
-}
-
-/// Decodes token by token and compares with the full pass, logits for logits.
-///
-/// # Errors
-/// Where the model cannot run on `ids`, or does not decode.
-pub fn model_decoding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
-    let options = hidden_alone(model);
-    let full = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
-    let mut state = model.start();
-    let mut worst = Worst::new();
-    for t in 0..ids.size()[1] {
-        let input = ModelInput::new(ids.narrow(1, t, 1));
-        let hidden = model
-            .step(&input, &mut state, &options)?
-            .hidden_states
-            .pop()
-            .expect("hidden states were asked for");
-        worst.see(relative_rms(&hidden, &full.narrow(1, t, 1)), || format!("token {t}"));
-    }
-    Ok(worst.verdict("steps_equal_a_full_pass", model_tolerance(model.kind())))
 }

@@ -207,7 +207,7 @@ pub fn explain(
         let (kl_by_shift, written) = (Vec::new(), Vec::new());
         return Ok(Explanation { checks, kl_by_shift, divergence: forced, written });
     }
-    let kl_by_shift = by_shift(model, baseline, rows, batching)?;
+    let kl_by_shift = self::kl_by_shift(model, baseline, rows, batching)?;
     let nearest = kl_by_shift
         .iter()
         .min_by(|a, b| a.1.total_cmp(&b.1))
@@ -408,8 +408,13 @@ fn narrow(batching: &Batching) -> Batching {
     Batching { batch_size: 1, ..*batching }
 }
 
-/// KL(baseline ‖ model), mean over the places where both have a prediction.
-fn by_shift(
+/// KL(baseline at t + shift ‖ model at t) by shift, nats per token, the mean over the places of the first 16 rows where both have a
+/// prediction. Of a model that is near its baseline, and aligned with it, the least is at shift 0.
+///
+/// # Errors
+///
+/// Where a model cannot run on the rows.
+pub fn kl_by_shift(
     model: &Model,
     baseline: &Model,
     rows: &[Encoded],

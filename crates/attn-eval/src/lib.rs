@@ -53,7 +53,9 @@ pub use conversion::{
 pub use cost::{decoding_tokens_per_s, layer_state_bytes, state_bytes};
 pub use divergence::{AtPositions, Divergence, divergence};
 pub use error::{Error, Result};
-pub use explain::{Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain};
+pub use explain::{
+    Check, Explanation, Sample, Texts, Verdict, Way, Writing, Written, explain, kl_by_shift,
+};
 pub use heads::{Goal, HeadScores, Learning, Method, Normalize, learn_gates, ranked, score_heads};
 pub use language::{
     Convention, LanguageScore, RowScore, check_decoder, loss_difference, masked_token, next_token,

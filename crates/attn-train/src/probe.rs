@@ -1,11 +1,13 @@
 //! Whether the laws that training relies on hold of a model, tried on a little of the real data.
 
-use attn_core::{Model, laws::Verdict};
-use tch::Tensor;
+use attn_core::{ForwardOptions, Model, ModelInput, laws::Verdict};
+use tch::{Kind, Tensor};
 
 use crate::{
     batch::Batch,
+    config::TrainConfig,
     error::{Error, Result},
+    optimizer::Optimizer,
     run::LawCheck,
 };
 
@@ -18,6 +20,56 @@ pub(crate) fn check_laws(laws: LawCheck, model: &Model, batch: &Batch) -> Result
     let verdicts = laws(model, &ids.to_device(model.device()))?;
     let (held, broken): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(Verdict::held);
     if broken.is_empty() { Ok(held) } else { Err(Error::Laws { broken }) }
+}
+
+/// A step of AdamW on `ids` (`[batch, seq_len]`) moves every parameter that the loss depends on, and leaves those that are frozen, every
+/// second one, as they were to the bit. The model is then put back.
+///
+/// # Errors
+///
+/// Where the model cannot run on `ids`.
+pub fn a_step_moves_what_is_trained_alone(model: &Model, ids: &Tensor) -> Result<Verdict> {
+    const LAW: &str = "a_step_moves_what_is_trained_alone";
+    let all = model.parameters();
+    let frozen: Vec<String> = all.iter().skip(1).step_by(2).map(|it| it.0.clone()).collect();
+    let config = TrainConfig { lr: 1e-3, freeze: frozen, ..TrainConfig::default() };
+    let before: Vec<Tensor> = all.iter().map(|it| it.1.detach().copy()).collect();
+    let mut optimizer = Optimizer::new(model, &config)?;
+    let input = ModelInput::new(ids.shallow_clone());
+    // Any loss that every output has a part in.
+    let loss = tch::with_grad(|| -> Result<Tensor> {
+        let output = model.forward(&input, &ForwardOptions::default())?;
+        Ok(output.logits.to_kind(Kind::Float).square().mean(Kind::Float))
+    })?;
+    let slopes = Tensor::run_backward(&[&loss], optimizer.params(), false, false);
+    let slopes: Vec<Option<Tensor>> =
+        slopes.into_iter().map(|it| it.defined().then_some(it)).collect();
+    optimizer.step(&slopes, config.lr)?;
+    let mut wrong = Vec::new();
+    for ((name, now), before) in all.iter().zip(&before) {
+        let row = optimizer.names().iter().position(|it| it == name);
+        let slope = row.and_then(|row| slopes[row].as_ref());
+        let moves = slope.is_some_and(|it| it.any().int64_value(&[]) != 0);
+        match (moves, now.equal(before)) {
+            (true, true) => wrong.push(format!("{name} has a gradient and did not move")),
+            (false, false) if row.is_none() => wrong.push(format!("{name} is frozen and moved")),
+            _ => {}
+        }
+    }
+    for ((_, now), before) in all.iter().zip(&before) {
+        let mut now = now.set_requires_grad(false);
+        tch::no_grad(|| now.copy_(before));
+    }
+    let n_trained = optimizer.names().len();
+    Ok(Verdict {
+        law: LAW,
+        error: wrong.len() as f64,
+        tolerance: 0.0,
+        place: match wrong.first() {
+            None => format!("{n_trained} of {} parameters trained", all.len()),
+            Some(first) => first.clone(),
+        },
+    })
 }
 
 /// `[2, len]` real tokens, as many as the second longest text has (`[1, len]` of a batch of one).

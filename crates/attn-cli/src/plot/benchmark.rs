@@ -10,7 +10,10 @@ use super::{Draw, Drawn, Figure, Kind, Source};
 pub(super) const KIND: Kind = Kind {
     name: "benchmark",
     about: "ratios of times with the spread over rounds (what scripts/bench_*.sh write)",
-    reads: |value| value.get("machine").is_some() && value.get("summary").is_some_and(|it| !ratios(it).is_empty()),
+    reads: |value| {
+        value.get("machine").is_some()
+            && value.get("summary").is_some_and(|it| !ratios(it).is_empty())
+    },
     draw: Draw::Each(draw),
 };
 
@@ -55,7 +58,9 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
     let bars: Vec<Bar> = ratios(&source.value["summary"]).into_iter().map(bar).collect();
     let chart = BarChart {
         title: title.to_owned(),
-        subtitle: "ratios of medians over rounds in turns; whiskers: from the least round to the most".into(),
+        subtitle:
+            "ratios of medians over rounds in turns; whiskers: from the least round to the most"
+                .into(),
         y_label: "ratio".into(),
         size: Size { width: (bars.len() as u32 * 130).clamp(1200, 4000), height: 800 },
         bars,

@@ -1,0 +1,448 @@
+//! `attn verify`: what every model owes its users, tried on one model and text.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, ensure};
+use attn_core::{
+    Error, LoadOptions, Model, Variant,
+    config::Head,
+    laws::{self, ProbeSize},
+};
+use attn_data::{
+    batch::Encoded,
+    hub::{Hub, progress_bar},
+    tokenizer::TextTokenizer,
+};
+use attn_eval::{Batching, kl_by_shift};
+use attn_train::a_step_moves_what_is_trained_alone;
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use crate::{
+    Outcome,
+    args::VerifyArgs,
+    config::bundled,
+    plot::in_cell,
+    run_dir::{check_writable, write_json},
+    subject::Subject,
+    texts::{Folder, load_model, same_tokens},
+};
+
+/// The text that is read where none is named.
+const TEXT: &str = "data/sample_text.txt";
+
+/// Rows of text.
+const N_ROWS: usize = 3;
+
+/// Tokens of a row, and the parameters whose gradients are tried: quick, as it is, full. Never more tokens than the model reads.
+const SIZES: [(usize, usize); 3] = [(32, 0), (96, 8), (512, 64)];
+
+/// Tokens on which what needs several passes is tried.
+const SHORT: i64 = 24;
+
+/// How far hidden states may be apart and be called the same.
+const SAME: f64 = 1e-6;
+
+/// What came of a law.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Found {
+    Held,
+    Broken,
+    NotRun,
+}
+
+/// A law on this model.
+#[derive(Debug, Serialize)]
+struct Line {
+    law: String,
+    found: Found,
+    /// The largest that was seen; absent where it was no number, or nothing was run.
+    error: Option<f64>,
+    /// The largest that is allowed.
+    tolerance: Option<f64>,
+    /// Where that was; of a law that was not run, why.
+    place: String,
+}
+
+/// OUT.json.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    subject: Subject<'a>,
+    text: String,
+    n_tokens: usize,
+    against: Option<&'a str>,
+    n_held: usize,
+    n_broken: usize,
+    n_not_run: usize,
+    laws: Vec<Line>,
+    /// How far hidden states are from those of `against`, relative rms: what enters the first block, then what leaves each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    apart_by_layer: Option<Vec<f64>>,
+}
+
+/// The laws tried so far, printed as they come.
+struct Lines<'a> {
+    all: Vec<Line>,
+    out: &'a mut dyn Write,
+}
+
+impl Lines<'_> {
+    fn add(&mut self, line: Line) -> Result<()> {
+        let word = match line.found {
+            Found::Held => "held",
+            Found::Broken => "BROKEN",
+            Found::NotRun => "not run",
+        };
+        let size = match (line.error, line.tolerance) {
+            (Some(error), Some(tolerance)) if tolerance > 0.0 => {
+                format!("{error:.1e} of {tolerance:.0e}")
+            }
+            _ => String::new(),
+        };
+        writeln!(
+            self.out,
+            "{:<8} {:<44} {size:<18} {}",
+            word,
+            line.law.replace('_', " "),
+            line.place
+        )?;
+        self.out.flush()?;
+        self.all.push(line);
+        Ok(())
+    }
+
+    /// A law of `attn_core::laws`. One that says nothing of the model was not run.
+    fn law(
+        &mut self,
+        law: &str,
+        found: impl FnOnce() -> Result<laws::Verdict, Error>,
+    ) -> Result<()> {
+        match found() {
+            Ok(verdict) => self.verdict(&verdict),
+            Err(Error::Refused { reason, .. }) => self.not_run(law, &reason),
+            Err(error) => Err(error).with_context(|| format!("cannot try `{law}`")),
+        }
+    }
+
+    fn verdict(&mut self, verdict: &laws::Verdict) -> Result<()> {
+        self.add(Line {
+            law: verdict.law.into(),
+            found: if verdict.held() { Found::Held } else { Found::Broken },
+            error: verdict.error.is_finite().then_some(verdict.error),
+            tolerance: Some(verdict.tolerance),
+            place: match &verdict.place[..] {
+                "nowhere" => String::new(),
+                place => place.into(),
+            },
+        })
+    }
+
+    fn not_run(&mut self, law: &str, why: &str) -> Result<()> {
+        let why = why.lines().next().unwrap_or_default().to_owned();
+        self.add(Line {
+            law: law.into(),
+            found: Found::NotRun,
+            error: None,
+            tolerance: None,
+            place: why,
+        })
+    }
+
+    /// A count of what is wrong, and what it is of.
+    fn count(&mut self, law: &str, n_wrong: usize, place: String) -> Result<()> {
+        self.add(Line {
+            law: law.into(),
+            found: if n_wrong == 0 { Found::Held } else { Found::Broken },
+            error: Some(n_wrong as f64),
+            tolerance: Some(0.0),
+            place,
+        })
+    }
+
+    fn n(&self, found: Found) -> usize {
+        self.all.iter().filter(|line| line.found == found).count()
+    }
+}
+
+pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
+    let _made = args.out.as_deref().map(check_writable).transpose()?;
+    let hub = Hub::from_env().with_progress(progress_bar());
+    let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
+    let against = args.against.as_ref().map(|name| Folder::open(name, true, None, &hub));
+    let against = against.transpose()?;
+    if let Some(against) = &against {
+        same_tokens(&folder, against)?;
+    }
+    let (text, rows) = read(args, &folder)?;
+    let n_tokens = rows[0].len();
+    let ids: Vec<i64> = rows.iter().flatten().map(|&id| i64::from(id)).collect();
+
+    let mut lines = Lines { all: Vec::new(), out };
+    // Whatever is left over or missing in the file is an error of loading, and named there.
+    let model = folder.load(&args.compute, args.seed, &hub)?;
+    let n_parameters = model.parameters().len();
+    match args.compute.init {
+        None => lines.count(
+            "every_tensor_is_used_and_every_parameter_filled",
+            0,
+            format!("{n_parameters} parameters"),
+        )?,
+        Some(_) => lines.not_run(
+            "every_tensor_is_used_and_every_parameter_filled",
+            "the weights are random by request",
+        )?,
+    }
+    let ids = Tensor::from_slice(&ids).view([-1, n_tokens as i64]).to_device(model.device());
+    of_tokens(&folder.tokenizer, &model, &text, &mut lines)?;
+    tch::no_grad(|| of_model(args, &folder, &model, &ids, &hub, &mut lines))?;
+    let apart_by_layer = match &against {
+        None => None,
+        Some(against) => {
+            let options = LoadOptions {
+                kind: model.kind(),
+                device: model.device(),
+                ..LoadOptions::default()
+            };
+            let other = load_model(&against.path, None, &options, &hub)
+                .with_context(|| format!("cannot load the model `{}`", against.name))?;
+            Some(tch::no_grad(|| held_against(&folder, &model, &other, &rows, &ids, &mut lines))?)
+        }
+    };
+
+    let [n_held, n_broken, n_not_run] =
+        [Found::Held, Found::Broken, Found::NotRun].map(|found| lines.n(found));
+    let Lines { all, out } = lines;
+    writeln!(out)?;
+    if let (Some(apart), Some(name)) = (&apart_by_layer, &args.against) {
+        tell_apart(apart, name, out)?;
+    }
+    writeln!(out, "{n_held} held, {n_broken} broken, {n_not_run} not run")?;
+    if let Some(path) = &args.out {
+        let report = Report {
+            subject: Subject::new(&args.model, &args.compute, &model)?,
+            text: args.text.as_ref().map_or(TEXT.into(), |path| path.display().to_string()),
+            n_tokens,
+            against: args.against.as_deref(),
+            n_held,
+            n_broken,
+            n_not_run,
+            laws: all,
+            apart_by_layer,
+        };
+        write_json(path, &report)?;
+        tracing::info!("wrote `{}`", path.display());
+    }
+    Ok(if n_broken > 0 { Outcome::Failed } else { Outcome::Done })
+}
+
+/// The text, and rows of its tokens, all of one length.
+fn read(args: &VerifyArgs, folder: &Folder) -> Result<(String, Vec<Vec<u32>>)> {
+    let path = match &args.text {
+        Some(path) => path.clone(),
+        None => bundled(TEXT)
+            .context("cannot find the text that is read where `--text` is not given")?,
+    };
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read `{}`", path.display()))?;
+    let (most, _) = SIZES[args.size()];
+    let most = most.min(folder.config.sizes.max_positions as usize);
+    let ids = folder.tokenizer.ids(&text, false)?;
+    let n = most.min(ids.len() / N_ROWS);
+    ensure!(
+        n >= 8,
+        "`{}` has {} tokens, expected at least {}\nhint: a page of text, of the kind that the model is used on",
+        path.display(),
+        ids.len(),
+        8 * N_ROWS
+    );
+    let rows = ids.chunks_exact(n).take(N_ROWS).map(<[u32]>::to_vec).collect();
+    Ok((text, rows))
+}
+
+fn of_tokens(
+    tokenizer: &TextTokenizer,
+    model: &Model,
+    text: &str,
+    lines: &mut Lines<'_>,
+) -> Result<()> {
+    let vocab_size = model.config().sizes.vocab_size;
+    let n_ids = tokenizer.vocab_size();
+    lines.count(
+        "every_token_has_its_embedding",
+        n_ids.saturating_sub(vocab_size as usize),
+        format!("{n_ids} ids, {vocab_size} rows"),
+    )?;
+    // What a normalizer takes away is gone for good; what is left has to come back.
+    let some: String = text.chars().take(2000).collect();
+    let ids = tokenizer.ids(&some, false)?;
+    let again = tokenizer.ids(&tokenizer.decode(&ids, false)?, false)?;
+    let n_other = ids.iter().zip(&again).filter(|(a, b)| a != b).count();
+    let n_other = n_other + ids.len().abs_diff(again.len());
+    lines.count(
+        "what_is_decoded_has_the_same_tokens",
+        n_other,
+        format!("{} tokens of text", ids.len()),
+    )?;
+    let special = tokenizer.special_ids();
+    let is_cut = |id: &&u32| {
+        let token = tokenizer.token(**id).unwrap_or_default();
+        tokenizer.ids(&token, false).ok() != Some(vec![**id])
+    };
+    let cut: Vec<String> =
+        special.iter().filter(is_cut).filter_map(|&id| tokenizer.token(id)).collect();
+    let place = match &cut[..] {
+        [] => format!("{} of them", special.len()),
+        cut => format!("cut to pieces: {}", cut.join(" ")),
+    };
+    lines.count("a_special_token_is_one_token", cut.len(), place)
+}
+
+/// What holds of a model by itself.
+fn of_model(
+    args: &VerifyArgs,
+    folder: &Folder,
+    model: &Model,
+    ids: &Tensor,
+    hub: &Hub,
+    lines: &mut Lines<'_>,
+) -> Result<()> {
+    let short = ids.narrow(1, 0, SHORT.min(ids.size()[1]));
+    let is_causal = model.config().is_causal();
+    let is_language_model = model.config().head == Head::LanguageModel;
+    lines.verdict(&laws::finite_parameters(model))?;
+    lines.verdict(&laws::layers_of_their_own(model))?;
+    if is_causal {
+        lines.law("a_causal_model_ignores_the_future", || laws::model_causality(model, ids))?;
+        lines.law("no_layer_sees_the_future", || laws::layer_causality(model, ids))?;
+        if is_language_model && args.compute.init.is_none() {
+            lines.law("predictions_are_of_the_next_token", || laws::next_token(model, ids))?;
+        }
+    } else {
+        lines.not_run("a_causal_model_ignores_the_future", "the model reads both sides")?;
+    }
+    lines.law("padding_changes_nothing", || laws::model_padding(model, &short))?;
+    lines.law("a_batch_equals_its_rows", || laws::model_batch(model, &short))?;
+    lines.law("open_gates_change_no_bit", || laws::open_gates(model, &short))?;
+    if args.quick {
+        return Ok(());
+    }
+    if is_causal {
+        lines.law("steps_equal_a_full_pass", || laws::model_decoding(model, &short))?;
+    }
+    let layers = model.layers();
+    let n_heads = |layer: usize| layers[layer].dims().n_heads;
+    let heads: Vec<(usize, i64)> = (0..layers.len())
+        .flat_map(|layer| match args.full {
+            true => (0..n_heads(layer)).map(|head| (layer, head)).collect::<Vec<_>>(),
+            // Another one in each layer.
+            false if n_heads(layer) > 0 => vec![(layer, (layer as i64 + 1) % n_heads(layer))],
+            false => Vec::new(),
+        })
+        .collect();
+    let all: Vec<usize> = (0..layers.len()).collect();
+    lines.law("a_removed_head_is_a_masked_one", || laws::removed_heads(model, &short, &heads))?;
+    lines.law("a_heads_slice_is_its_own", || laws::head_slices(model, &short, &heads))?;
+    lines.law("turned_values_change_nothing", || laws::turned_values(model, &short, &all))?;
+    lines.law("repeated_key_value_heads_change_nothing", || {
+        laws::repeated_kv_heads(model, &short, &all)
+    })?;
+    let dir = tempfile::tempdir().context("cannot make a folder to save the model in")?;
+    lines.law("what_is_saved_is_loaded_again", || {
+        laws::saved_and_loaded(model, &short, &dir.path().join("model"))
+    })?;
+    drop(dir);
+    let step = a_step_moves_what_is_trained_alone(model, &short)
+        .context("cannot try `a_step_moves_what_is_trained_alone`")?;
+    lines.verdict(&step)?;
+    of_kinds(model, lines)?;
+
+    let options = LoadOptions {
+        kind: Kind::Double,
+        device: model.device(),
+        seed: args.seed,
+        ..LoadOptions::default()
+    };
+    let wide = load_model(&folder.path, args.compute.init, &options, hub)
+        .with_context(|| format!("cannot load the model `{}` in f64", args.model))?;
+    lines.law("f32_computes_what_f64_does", || laws::model_precision(model, &wide, &short))?;
+    let (_, n_gradients) = SIZES[args.size()];
+    lines.law("gradients_are_those_of_finite_differences", || {
+        laws::model_gradients(&wide, &short, n_gradients)
+    })
+}
+
+/// The laws of the attention kinds at work, on random projections.
+fn of_kinds(model: &Model, lines: &mut Lines<'_>) -> Result<()> {
+    let mut kinds: Vec<&Variant> = Vec::new();
+    for layer in model.layers() {
+        if !kinds.contains(&layer.variant()) {
+            kinds.push(layer.variant());
+        }
+    }
+    for variant in kinds {
+        let law = format!("{}_keeps_the_laws_of_kinds", variant.name());
+        match laws::for_layer(variant, ProbeSize::default()) {
+            Ok(verdicts) => {
+                let broken: Vec<String> =
+                    verdicts.iter().filter(|it| !it.held()).map(ToString::to_string).collect();
+                let place = match &broken[..] {
+                    [] => format!("{} of them, on random projections", verdicts.len()),
+                    broken => broken.join("; "),
+                };
+                lines.count(&law, broken.len(), place)?;
+            }
+            // Settings that fit this model's sizes and not the probe's.
+            Err(error) => lines.not_run(&law, &error.to_string())?,
+        }
+    }
+    Ok(())
+}
+
+/// How the model stands to another.
+fn held_against(
+    folder: &Folder,
+    model: &Model,
+    other: &Model,
+    rows: &[Vec<u32>],
+    ids: &Tensor,
+    lines: &mut Lines<'_>,
+) -> Result<Vec<f64>> {
+    const ALIGNED: &str = "predictions_are_nearest_where_they_are_aligned";
+    let is_causal_lm =
+        |it: &Model| it.config().is_causal() && it.config().head == Head::LanguageModel;
+    if is_causal_lm(model) && is_causal_lm(other) {
+        let rows: Vec<Encoded> = rows
+            .iter()
+            .enumerate()
+            .map(|(index, ids)| Encoded { ids: ids.clone(), label: None, index, second_from: None })
+            .collect();
+        let batching = Batching { pad_id: folder.tokenizer.fill_id(), ..Batching::default() };
+        let by_shift = kl_by_shift(model, other, &rows, &batching)?;
+        let told: Vec<String> =
+            by_shift.iter().map(|(shift, kl)| format!("{shift:+}: {}", in_cell(*kl))).collect();
+        let aligned = by_shift.iter().find(|it| it.0 == 0).map_or(f64::NAN, |it| it.1);
+        let n_nearer = by_shift.iter().filter(|it| it.1 < aligned).count();
+        lines.count(ALIGNED, n_nearer, format!("KL by shift {}", told.join(", ")))?;
+    } else {
+        lines.not_run(ALIGNED, "the two do not both predict next tokens")?;
+    }
+    Ok(laws::apart_by_layer(model, other, ids)?)
+}
+
+/// Where two models first diverge.
+fn tell_apart(apart: &[f64], name: &str, out: &mut dyn Write) -> Result<()> {
+    let place = |at: usize| match at {
+        0 => "in the embeddings".to_owned(),
+        block => format!("in block {}", block - 1),
+    };
+    match apart.iter().position(|&it| it > SAME || it.is_nan()) {
+        None => writeln!(out, "hidden states are those of {name}, all to {SAME:.0e}")?,
+        Some(at) => writeln!(out, "hidden states leave those of {name} {}", place(at))?,
+    }
+    let told: Vec<String> = apart.iter().map(|it| format!("{it:.1e}")).collect();
+    writeln!(out, "  relative rms by layer  {}", told.join("  "))?;
+    writeln!(out)?;
+    Ok(())
+}

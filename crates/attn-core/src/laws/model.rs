@@ -1,0 +1,601 @@
+//! Laws of a whole model on a user's own text.
+
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use super::{Verdict, Worst, normals, relative_rms};
+use crate::{
+    Error, ForwardOptions, Gate, LoadOptions, Model, ModelInput, attention::Projections,
+    checkpoint::WriteOptions, config::Head, layer::AttnLayer,
+};
+
+/// How exact a law of a whole model can be in `kind`.
+fn model_tolerance(kind: Kind) -> f64 {
+    match kind {
+        Kind::Double => 1e-12,
+        Kind::Half => 5e-3,
+        Kind::BFloat16 => 2e-2,
+        _ => 1e-5,
+    }
+}
+
+/// Tokens that suffice for the laws of padding and gates. Choices may tip over where what is compared to a tolerance is
+/// computed at another place, the more often the more there are: short texts have none.
+const SHORT: i64 = 24;
+
+/// The laws of a whole model that are cheap enough for every start: the future is not seen, padding changes nothing,
+/// open gates change nothing. `ids`: `[batch, seq_len]`, a few rows of real text as long as the model is used on: a kind
+/// that leaves out what is far, or works by chunks, can see the future of a long text alone.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn for_model(model: &Model, ids: &Tensor) -> Result<Vec<Verdict>, Error> {
+    tch::no_grad(|| {
+        let short = ids.narrow(1, 0, SHORT.min(ids.size()[1]));
+        let mut verdicts = vec![model_padding(model, &short)?, open_gates(model, &short)?];
+        if model.config().is_causal() {
+            verdicts.push(model_causality(model, ids)?);
+        }
+        Ok(verdicts)
+    })
+}
+
+/// `input`, attending to itself where `model` needs another sequence.
+fn with_source(model: &Model, input: ModelInput) -> ModelInput {
+    if !model.needs_source() {
+        return input;
+    }
+    let source = ModelInput {
+        attention_mask: input.attention_mask.as_ref().map(Tensor::shallow_clone),
+        ..ModelInput::new(input.input_ids.shallow_clone())
+    };
+    input.attending_to(source)
+}
+
+fn last_hidden(model: &Model, input: ModelInput) -> Result<Tensor, Error> {
+    let input = &with_source(model, input);
+    Ok(model
+        .forward(input, &hidden_alone(model))?
+        .hidden_states
+        .pop()
+        .expect("hidden states were asked for"))
+}
+
+/// Hidden states, and no logits over the vocabulary: over a whole text these are wider than all else.
+fn hidden_alone(model: &Model) -> ForwardOptions<'static> {
+    let before_vocabulary = model.config().head == Head::LanguageModel;
+    ForwardOptions { hidden_states: true, before_vocabulary, ..ForwardOptions::default() }
+}
+
+/// Changes each token in turn: hidden states before it must not move.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn model_causality(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let n = ids.size()[1];
+    let before = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
+    let mut worst = Worst::new();
+    let mut moved = false;
+    for t in [n / 3, n / 2, n - 1].into_iter().filter(|&t| t > 0) {
+        let changed = ids.copy();
+        let token = changed.narrow(1, t, 1);
+        let other = (&token + 1).remainder(model.config().sizes.vocab_size);
+        token.shallow_clone().copy_(&other);
+        let after = last_hidden(model, ModelInput::new(changed))?;
+        let past = |x: &Tensor| x.narrow(1, 0, t);
+        worst.see(relative_rms(&past(&after), &past(&before)), || {
+            format!("before token {t} of {n}")
+        });
+        moved |= relative_rms(&after.narrow(1, t, 1), &before.narrow(1, t, 1)) > 0.0;
+    }
+    if !moved {
+        // Else the law would hold of a model that ignores its input.
+        worst.see(f64::NAN, || "no output moves when a token changes".into());
+    }
+    Ok(worst.verdict("a_causal_model_ignores_the_future", model_tolerance(model.kind())))
+}
+
+/// Pads in front and behind: hidden states of real tokens must not move.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn model_padding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let room = model.config().sizes.position_table.unwrap_or(i64::MAX);
+    let pad = 3.min(room - ids.size()[1]).max(0);
+    let ids =
+        if pad == 0 { ids.narrow(1, 0, (ids.size()[1] - 3).max(1)) } else { ids.shallow_clone() };
+    let pad = if pad == 0 { 3.min(room - ids.size()[1]) } else { pad };
+    let [b, n] = ids.size()[..] else { unreachable!("ids have two axes") };
+    let plain = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
+    let filler =
+        Tensor::full([b, pad], model.config().sizes.vocab_size - 1, (Kind::Int64, ids.device()));
+    let ones = Tensor::ones([b, n], (Kind::Int64, ids.device()));
+    let zeros = filler.zeros_like();
+    let mut worst = Worst::new();
+    for (side, start, order) in [("left", pad, [&filler, &ids]), ("right", 0, [&ids, &filler])] {
+        let keep = if start > 0 { [&zeros, &ones] } else { [&ones, &zeros] };
+        let input = ModelInput::masked(Tensor::cat(&order, 1), Tensor::cat(&keep, 1));
+        let real = last_hidden(model, input)?.narrow(1, start, n);
+        worst.see(relative_rms(&real, &plain), || format!("{pad} tokens of padding on the {side}"));
+    }
+    Ok(worst.verdict("padding_changes_nothing", model_tolerance(model.kind())))
+}
+
+/// Gates of one must change no bit.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn open_gates(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+    let options = (model.kind(), model.device());
+    let gates: Vec<Option<Gate>> = model
+        .layers()
+        .iter()
+        .map(|layer| Some(Gate::per_head(&Tensor::ones([layer.dims().n_heads], options))))
+        .collect();
+    let plain = model.forward(&input, &ForwardOptions::default())?.logits;
+    let gated = model
+        .forward(&input, &ForwardOptions { gates: &gates, ..ForwardOptions::default() })?
+        .logits;
+    let n_moved = plain.ne_tensor(&gated).sum(Kind::Int64).double_value(&[]);
+    Ok(Verdict {
+        law: "open_gates_change_no_bit",
+        error: n_moved,
+        tolerance: 0.0,
+        place: "logits that moved".into(),
+    })
+}
+
+/// Decodes token by token and compares with the full pass, logits for logits.
+///
+/// # Errors
+/// Where the model cannot run on `ids`, or does not decode.
+pub fn model_decoding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let options = hidden_alone(model);
+    let full = last_hidden(model, ModelInput::new(ids.shallow_clone()))?;
+    let mut state = model.start();
+    let mut worst = Worst::new();
+    for t in 0..ids.size()[1] {
+        let input = ModelInput::new(ids.narrow(1, t, 1));
+        let hidden = model
+            .step(&input, &mut state, &options)?
+            .hidden_states
+            .pop()
+            .expect("hidden states were asked for");
+        worst.see(relative_rms(&hidden, &full.narrow(1, t, 1)), || format!("token {t}"));
+    }
+    Ok(worst.verdict("steps_equal_a_full_pass", model_tolerance(model.kind())))
+}
+
+/// No value of a parameter is infinite or no number.
+pub fn finite_parameters(model: &Model) -> Verdict {
+    let mut worst = Worst::new();
+    for (name, tensor) in model.parameters() {
+        let n = tensor.isfinite().logical_not().sum(Kind::Int64).double_value(&[]);
+        worst.see(n, || format!("values of {name} that are no finite numbers"));
+    }
+    worst.verdict("every_parameter_is_finite", 0.0)
+}
+
+/// No two layers have the same queries, or a parameter in common: one module in the place of all.
+pub fn layers_of_their_own(model: &Model) -> Verdict {
+    let layers = model.layers();
+    let mut worst = Worst::new();
+    for (j, later) in layers.iter().enumerate() {
+        for (i, earlier) in layers[..j].iter().enumerate() {
+            let is_one = f64::from(u8::from(are_one(earlier, later)));
+            worst.see(is_one, || format!("layers {i} and {j} are one"));
+        }
+    }
+    worst.verdict("every_layer_has_an_attention_of_its_own", 0.0)
+}
+
+fn are_one(a: &AttnLayer, b: &AttnLayer) -> bool {
+    let memory = |layer: &AttnLayer| {
+        let mut all = Vec::new();
+        layer.visit(&mut |_, tensor| {
+            if tensor.numel() > 0 {
+                all.push(tensor.data_ptr());
+            }
+        });
+        all
+    };
+    let (own, other) = (memory(a), memory(b));
+    let [q, other_q] = [a, b].map(|layer| layer.projections().q.0);
+    own.iter().any(|it| other.contains(it))
+        || (q.numel() > 0 && q.size() == other_q.size() && q.equal(&other_q))
+}
+
+/// Changes what goes into each causal layer from a token on: what its heads make of the tokens before must not move.
+/// [`model_causality`] says whether a model sees the future, this in which layer.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn layer_causality(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let n = ids.size()[1];
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+    let options = ForwardOptions { attention_inputs: true, ..hidden_alone(model) };
+    let inputs = model.forward(&input, &options)?.attention_inputs;
+    let mut worst = Worst::new();
+    for (layer, x) in inputs.iter().enumerate() {
+        let of = model.layers()[layer];
+        if of.kind().needs_source() || !of.dims().causal || of.dims().n_heads == 0 {
+            continue;
+        }
+        let z = |x: Tensor| -> Result<Tensor, Error> {
+            let found = model.attend(&input, &[layer], &[x], &ForwardOptions::default())?;
+            Ok(found.z.into_iter().next().expect("an output a layer"))
+        };
+        let before = z(x.shallow_clone())?;
+        for t in [n / 3, n / 2, n - 1].into_iter().filter(|&t| t > 0) {
+            let changed = x.copy();
+            let later = changed.narrow(1, t, n - t);
+            later.shallow_clone().copy_(&(&later * -2.0 + 0.5));
+            let after = z(changed)?;
+            let past = |z: &Tensor| z.narrow(2, 0, t);
+            worst.see(relative_rms(&past(&after), &past(&before)), || {
+                format!("layer {layer} ({}), before token {t} of {n}", of.variant().name())
+            });
+        }
+    }
+    Ok(worst.verdict("no_layer_sees_the_future", model_tolerance(model.kind())))
+}
+
+/// Rows of different lengths in one batch, padded behind, are what each is alone. `ids`: `[batch, seq_len]`, of at least two rows.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+pub fn model_batch(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let [b, n] = ids.size()[..] else { unreachable!("ids have two axes") };
+    let lengths: Vec<i64> = (0..b).map(|row| (n - row * n / (b + 1)).max(1)).collect();
+    let places = Tensor::arange(n, (Kind::Int64, ids.device()));
+    let keep = places.lt_tensor(&Tensor::from_slice(&lengths).to_device(ids.device()).unsqueeze(1));
+    let keep = keep.to_kind(Kind::Int64);
+    let whole = last_hidden(model, ModelInput::masked(ids * &keep, keep))?;
+    let mut worst = Worst::new();
+    for (row, &len) in lengths.iter().enumerate() {
+        let of_row = |x: &Tensor| x.narrow(0, row as i64, 1).narrow(1, 0, len);
+        let alone = last_hidden(model, ModelInput::new(of_row(ids)))?;
+        worst.see(relative_rms(&of_row(&whole), &alone), || {
+            format!("row {row} of {b}, {len} tokens of {n}")
+        });
+    }
+    Ok(worst.verdict("a_batch_equals_its_rows", model_tolerance(model.kind())))
+}
+
+/// A model is in `f32` what it is in `wide`, ten times the tolerance of other laws allowed.
+///
+/// # Errors
+/// Where the models cannot run on `ids`.
+pub fn model_precision(model: &Model, wide: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let run = |model: &Model| last_hidden(model, ModelInput::new(ids.shallow_clone()));
+    let mut worst = Worst::new();
+    worst.see(relative_rms(&run(model)?, &run(wide)?), || "the last hidden states".into());
+    Ok(worst.verdict("f32_computes_what_f64_does", 10.0 * model_tolerance(model.kind())))
+}
+
+/// The logits at a token are of the next one: they fit it better than the token itself, and better than the one after.
+/// Text that the model knows nothing of, and a model that was not trained, say nothing.
+///
+/// # Errors
+/// Where the model cannot run on `ids`; [`Error::Input`] for fewer than three tokens.
+///
+/// # Panics
+/// For a model that does not end in logits over the vocabulary.
+pub fn next_token(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    assert!(model.config().head == Head::LanguageModel, "a language model");
+    let n = ids.size()[1];
+    if n < 3 {
+        return Err(Error::Input { name: "ids", problem: format!("{n} tokens, expected 3") });
+    }
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+    let log_p = model.forward(&input, &ForwardOptions::default())?.logits;
+    let log_p = log_p.narrow(1, 0, n - 2).log_softmax(-1, Kind::Float);
+    let [own, next, after] = [0, 1, 2].map(|shift| {
+        let tokens = ids.narrow(1, shift, n - 2).unsqueeze(-1);
+        -log_p.gather(2, &tokens, false).mean(Kind::Double).double_value(&[])
+    });
+    Ok(Verdict {
+        law: "predictions_are_of_the_next_token",
+        error: next - own.min(after),
+        tolerance: 0.0,
+        place: format!(
+            "nats for the token itself {own:.3}, the next {next:.3}, the one after {after:.3}"
+        ),
+    })
+}
+
+/// Why a law says nothing of a model.
+fn says_nothing(model: &Model, reason: &str) -> Error {
+    let kind = model.layers().first().map_or("softmax", |layer| layer.variant().name());
+    Error::Refused { kind, what: "be held to this law", reason: reason.into() }
+}
+
+/// A head that is removed computes what the model does with its gate closed. `heads`: layers and places in them.
+///
+/// # Errors
+/// Where the model cannot run on `ids`; [`Error::Refused`] where the kind at work cannot lose a head, or no layer has two.
+pub fn removed_heads(
+    model: &Model,
+    ids: &Tensor,
+    heads: &[(usize, i64)],
+) -> Result<Verdict, Error> {
+    let mut worst = Worst::new();
+    let mut is_tried = false;
+    for &(layer, head) in heads {
+        let n_heads = model.layers()[layer].dims().n_heads;
+        if n_heads < 2 {
+            continue;
+        }
+        let kept: Vec<i64> = (0..n_heads).filter(|&it| it != head).collect();
+        let mut smaller = model.alias()?;
+        smaller.select_heads(layer, &kept)?;
+        let closed = hidden_under(model, ids, layer, head)?;
+        let removed = last_hidden(&smaller, ModelInput::new(ids.shallow_clone()))?;
+        worst.see(relative_rms(&removed, &closed), || format!("head {layer}-{head}"));
+        is_tried = true;
+    }
+    if !is_tried {
+        return Err(says_nothing(model, "no layer has two heads"));
+    }
+    Ok(worst.verdict("a_removed_head_is_a_masked_one", model_tolerance(model.kind())))
+}
+
+/// The last hidden states with the gate of one head closed.
+fn hidden_under(model: &Model, ids: &Tensor, layer: usize, head: i64) -> Result<Tensor, Error> {
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+    let gates: Vec<Option<Gate>> = (0..model.layers().len())
+        .map(|at| {
+            let n_heads = model.layers()[at].dims().n_heads;
+            let gate = Tensor::ones([n_heads], (model.kind(), model.device()));
+            if at == layer {
+                let _ = gate.get(head).fill_(0.0);
+            }
+            (at == layer).then(|| Gate::per_head(&gate))
+        })
+        .collect();
+    let options = ForwardOptions { gates: &gates, ..hidden_alone(model) };
+    let found = model.forward(&input, &options)?.hidden_states;
+    Ok(found.into_iter().next_back().expect("hidden states were asked for"))
+}
+
+/// The columns of the output projection that belong to a head are that head's: zeros in their place, put there by hand, do what
+/// closing its gate does. `heads`: layers and places in them.
+///
+/// # Errors
+/// Where the model cannot run on `ids`.
+///
+/// # Panics
+/// Where a layer's output projection is no parameter of the model.
+pub fn head_slices(model: &Model, ids: &Tensor, heads: &[(usize, i64)]) -> Result<Verdict, Error> {
+    let mut worst = Worst::new();
+    for &(layer, head) in heads {
+        let name = format!("{}.weight", model.layers()[layer].out().name);
+        let mut changed = model.alias()?;
+        changed.own(&|it| it.ends_with(&name));
+        let of = changed.layers()[layer];
+        let weight = of.out().out_in(); // [hidden_size, n_heads · head_dim]
+        let shared = model.layers()[layer].out().out_in();
+        assert_ne!(weight.data_ptr(), shared.data_ptr(), "the model itself stays as it is");
+        let d = of.dims().head_dim;
+        let _ = weight.narrow(1, head * d, d).fill_(0.0);
+        let by_hand = last_hidden(&changed, ModelInput::new(ids.shallow_clone()))?;
+        let closed = hidden_under(model, ids, layer, head)?;
+        worst.see(relative_rms(&by_hand, &closed), || format!("head {layer}-{head}"));
+    }
+    Ok(worst.verdict("a_heads_slice_is_its_own", model_tolerance(model.kind())))
+}
+
+/// Turns the values of each key/value head by a random orthogonal matrix, and the output projection of its readers back.
+///
+/// # Errors
+/// Where the model cannot run on `ids`; [`Error::Refused`] where the kind at work has values of its own.
+pub fn turned_values(model: &Model, ids: &Tensor, layers: &[usize]) -> Result<Verdict, Error> {
+    let mut draw = normals(13);
+    let changed = changed_layers(model, layers, |of, projections| {
+        let dims = of.dims();
+        let [n_kv, d, hidden] = [dims.n_kv_heads, dims.head_dim, dims.hidden_size];
+        let (turns, _) = Tensor::linalg_qr(&draw(&[n_kv, d, d]), "reduced");
+        let turns = turns.to_device(projections.v.0.device());
+        let kind = projections.v.0.kind();
+        let turned = |x: &Tensor, width: i64| {
+            turns.matmul(&x.to_kind(Kind::Double).view([n_kv, d, width])).to_kind(kind)
+        };
+        let weight = turned(&projections.v.0, hidden).reshape([n_kv * d, hidden]);
+        let bias = projections.v.1.as_ref().map(|bias| turned(bias, 1).reshape([n_kv * d]));
+        let of_head =
+            turns.index_select(0, &Tensor::from_slice(&dims.kv_of_head).to_device(turns.device())); // [n_heads, d, d]
+        let out = of.out().out_in().to_kind(Kind::Double);
+        let out = out.reshape([hidden, dims.n_heads, 1, d]); // W' = W Rᵀ, as z' = R z
+        let out = out.matmul(&of_head.transpose(1, 2)).reshape([hidden, dims.n_heads * d]);
+        let groups = (0..n_kv).map(|head| vec![head]).collect();
+        (groups, Projections { v: (weight, bias), ..projections }, out.to_kind(kind))
+    })?;
+    same_hidden(model, &changed, ids, "turned_values_change_nothing", layers)
+}
+
+/// Gives each query head a key/value head of its own, a copy of the one that it shared.
+///
+/// # Errors
+/// Where the model cannot run on `ids`; [`Error::Refused`] where no layer shares any, and by kinds that cannot follow.
+pub fn repeated_kv_heads(model: &Model, ids: &Tensor, layers: &[usize]) -> Result<Verdict, Error> {
+    let shares = |layer: &&usize| {
+        let dims = model.layers()[**layer].dims();
+        dims.n_kv_heads < dims.n_heads
+    };
+    let layers: Vec<usize> = layers.iter().filter(shares).copied().collect();
+    if layers.is_empty() {
+        return Err(says_nothing(model, "every query head has keys and values of its own"));
+    }
+    let changed = changed_layers(model, &layers, |of, projections| {
+        let dims = of.dims();
+        let readers = |kv: i64| dims.kv_of_head.iter().filter(|&&it| it == kv).count();
+        let old: Vec<i64> =
+            (0..dims.n_kv_heads).flat_map(|kv| std::iter::repeat_n(kv, readers(kv))).collect();
+        let d = dims.head_dim;
+        let rows: Vec<i64> = old.iter().flat_map(|kv| kv * d..(kv + 1) * d).collect();
+        let repeated = |(weight, bias): &(Tensor, Option<Tensor>)| {
+            let rows = Tensor::from_slice(&rows).to_device(weight.device());
+            let pick = |x: &Tensor| x.index_select(0, &rows);
+            (pick(weight), bias.as_ref().map(pick))
+        };
+        let new = Projections {
+            k: repeated(&projections.k),
+            v: repeated(&projections.v),
+            q: projections.q,
+        };
+        (old.iter().map(|&kv| vec![kv]).collect(), new, of.out().out_in())
+    })?;
+    same_hidden(model, &changed, ids, "repeated_key_value_heads_change_nothing", &layers)
+}
+
+/// What goes into a layer in place of what is there: which old key/value heads each new one is made of, the projections, and the
+/// output matrix.
+type Regrouped = (Vec<Vec<i64>>, Projections, Tensor);
+
+/// A second model with other key/value heads in `layers`.
+fn changed_layers(
+    model: &Model,
+    layers: &[usize],
+    mut change: impl FnMut(&AttnLayer, Projections) -> Regrouped,
+) -> Result<Model, Error> {
+    let mut changed = model.alias()?;
+    for &layer in layers {
+        let of = model.layers()[layer];
+        if of.dims().n_heads > 0 {
+            let (groups, new, out) = change(of, of.projections());
+            changed.regroup_kv(layer, &groups, new, &out)?;
+        }
+    }
+    Ok(changed)
+}
+
+fn same_hidden(
+    model: &Model,
+    other: &Model,
+    ids: &Tensor,
+    law: &'static str,
+    layers: &[usize],
+) -> Result<Verdict, Error> {
+    let run = |model: &Model| last_hidden(model, ModelInput::new(ids.shallow_clone()));
+    let mut worst = Worst::new();
+    worst.see(relative_rms(&run(other)?, &run(model)?), || format!("layers {layers:?}"));
+    Ok(worst.verdict(law, model_tolerance(model.kind())))
+}
+
+/// A model that is saved in `dir`, a folder that is not there yet, and loaded again is the same to the bit: its parameters and its
+/// logits on `ids`.
+///
+/// # Errors
+/// Where it cannot be saved, loaded or run.
+pub fn saved_and_loaded(model: &Model, ids: &Tensor, dir: &Path) -> Result<Verdict, Error> {
+    model.save(dir, &WriteOptions::default())?;
+    let options =
+        LoadOptions { kind: model.kind(), device: model.device(), ..LoadOptions::default() };
+    let (again, _) = Model::load(dir, &options)?;
+    let mut worst = Worst::new();
+    let (own, loaded) = (model.parameters(), again.parameters());
+    if own.len() != loaded.len() {
+        let [own, loaded] = [own.len(), loaded.len()];
+        worst.see(f64::NAN, || format!("{own} parameters were saved and {loaded} loaded"));
+    }
+    for ((name, saved), (_, found)) in own.iter().zip(&loaded) {
+        let is_same = saved.size() == found.size() && saved.equal(found);
+        worst.see(f64::from(u8::from(!is_same)), || format!("{name} came back as another"));
+    }
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+    let logits =
+        |model: &Model| Ok::<_, Error>(model.forward(&input, &ForwardOptions::default())?.logits);
+    let n_moved = logits(model)?.ne_tensor(&logits(&again)?).sum(Kind::Int64).double_value(&[]);
+    worst.see(n_moved, || "logits that moved".into());
+    Ok(worst.verdict("what_is_saved_is_loaded_again", 0.0))
+}
+
+/// Entries of a parameter along which its gradient is tried: those where it is steepest, and as many spread over all of it.
+const ENTRIES: i64 = 32;
+
+/// The gradients of `n` parameters, spread evenly over all of them, are those of finite differences. `model` is in `f64`; its
+/// parameters are as they were afterwards.
+///
+/// # Errors
+/// Where the model cannot run on `ids`; [`Error::Refused`] for a model in less than `f64`, whose differences are rounding.
+pub fn model_gradients(model: &Model, ids: &Tensor, n: usize) -> Result<Verdict, Error> {
+    // Where a choice or a kink lies between two points a smaller step passes it by. A wrong gradient is wrong at every step.
+    const STEPS: [f64; 4] = [1e-4, 1e-5, 1e-6, 1e-7];
+    const TOLERANCE: f64 = 1e-5;
+    if model.kind() != Kind::Double {
+        return Err(says_nothing(model, "differences of numbers below f64 are rounding"));
+    }
+    let all = model.parameters();
+    let n = n.min(all.len());
+    let sampled: Vec<&(String, Tensor)> = (0..n).map(|i| &all[i * all.len() / n]).collect();
+    let leaves: Vec<Tensor> = sampled.iter().map(|(_, it)| it.set_requires_grad(true)).collect();
+    let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+    let logits = || Ok::<_, Error>(model.forward(&input, &ForwardOptions::default())?.logits);
+    let first = tch::with_grad(logits)?;
+    let pull = normals(11)(&first.size()).to_device(model.device());
+    let pull = pull * (first.numel() as f64).powf(-0.5);
+    let value = tch::with_grad(|| (&first * &pull).sum(Kind::Double));
+    let slopes = Tensor::run_backward(&[value], &leaves, false, false);
+    leaves.iter().for_each(|it| {
+        let _ = it.set_requires_grad(false);
+    });
+    let mut worst = Worst::new();
+    for ((name, tensor), slope) in sampled.into_iter().zip(slopes) {
+        let n = tensor.numel() as i64;
+        let slope =
+            if slope.defined() { slope.reshape([n]) } else { tensor.zeros_like().view([n]) };
+        let (_, steepest) = slope.abs().topk(ENTRIES.min(n), 0, true, false);
+        let spread: Vec<i64> = (0..ENTRIES.min(n)).map(|i| i * n / ENTRIES.min(n)).collect();
+        let spread = Tensor::from_slice(&spread).to_device(model.device());
+        let (at, ..) = Tensor::cat(&[steepest, spread], 0).unique_dim(0, true, false, false);
+        let direction = normals(12)(&at.size()).to_device(model.device());
+        let promised =
+            (slope.index_select(0, &at) * &direction).sum(Kind::Double).double_value(&[]);
+        let start = tensor.take(&at);
+        let moved = |by: f64| {
+            tch::no_grad(|| {
+                let _ = tensor.shallow_clone().put_(&at, &(&start + &direction * by), false);
+                Ok::<_, Error>((logits()? * &pull).sum(Kind::Double).double_value(&[]))
+            })
+        };
+        let mut least = f64::NAN;
+        for step in STEPS {
+            let seen = (moved(step)? - moved(-step)?) / (2.0 * step);
+            let scale = promised.abs().max(seen.abs()).max(1e-6);
+            least = least.min((promised - seen).abs() / scale);
+            if least <= TOLERANCE {
+                break;
+            }
+        }
+        moved(0.0)?;
+        worst.see(least, || format!("along {name}"));
+    }
+    Ok(worst.verdict("gradients_are_those_of_finite_differences", TOLERANCE))
+}
+
+/// How far the hidden states of two models are apart on the same ids, relative rms: what enters the first block, then what leaves
+/// each.
+///
+/// # Errors
+/// Where a model cannot run on `ids`; [`Error::Input`] where they have other numbers of layers or widths.
+pub fn apart_by_layer(model: &Model, other: &Model, ids: &Tensor) -> Result<Vec<f64>, Error> {
+    let run = |model: &Model| {
+        let input = with_source(model, ModelInput::new(ids.shallow_clone()));
+        Ok::<_, Error>(model.forward(&input, &hidden_alone(model))?.hidden_states)
+    };
+    let (own, others) = (run(model)?, run(other)?);
+    let shape = |all: &[Tensor]| (all.len(), all[0].size());
+    if shape(&own) != shape(&others) {
+        let problem = format!(
+            "of the one model are {} of {:?}, of the other {} of {:?}",
+            own.len(),
+            own[0].size(),
+            others.len(),
+            others[0].size()
+        );
+        return Err(Error::Input { name: "hidden states", problem });
+    }
+    Ok(own.iter().zip(&others).map(|(a, b)| relative_rms(a, b)).collect())
+}

@@ -1,0 +1,265 @@
+//! The laws of whole models, over every architecture and kind, and proof that each can be broken.
+
+mod common;
+#[path = "common/small.rs"]
+mod small;
+
+use std::{
+    path::Path,
+    sync::{
+        Once,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use attn_core::{
+    Error, LoadOptions, Model, Variant, WantedHead,
+    attention::{Attention, AttnInput, Dims, Own, Projections},
+    external::{self, Settings},
+    laws::{self, Verdict},
+    mask::Mask,
+    nn::Visitor,
+    testing::random_ids,
+};
+use serde_json::{Value, json};
+use small::{BASES, ending_in, model, shake};
+use tch::{Kind, Tensor};
+
+/// Softmax attention with one thing wrong.
+#[derive(Debug)]
+struct Faulty {
+    fault: String,
+    softmax: Box<dyn Attention>,
+    dims: Dims,
+}
+
+/// What a kind that forgets its settings takes in their place.
+static LOADED: AtomicI64 = AtomicI64::new(0);
+
+impl Attention for Faulty {
+    fn forward(&self, input: &AttnInput) -> Tensor {
+        let run = |input: &AttnInput| self.softmax.forward(input);
+        match &self.fault[..] {
+            "sees_everything" => run(&AttnInput { mask: &Mask::new(false), ..*input }),
+            "bends_values" => run(input).tanh(),
+            "keeps_no_slope" => run(&AttnInput { k: &input.k.detach(), ..*input }),
+            // Heads by the numbers that they once had.
+            "counts_old_heads" => {
+                let n_heads = input.q.size()[1];
+                let by = Tensor::arange(n_heads, (input.q.kind(), input.q.device())) + 1.0;
+                run(input) * by.view([1, n_heads, 1, 1])
+            }
+            "is_never_the_same" => run(input) * LOADED.fetch_add(1, Ordering::Relaxed),
+            "tells_key_heads_apart" => {
+                let by = Tensor::from_slice(&self.dims.kv_of_head).to_kind(input.q.kind()) + 1.0;
+                run(input) * by.view([1, -1, 1, 1])
+            }
+            fault => unreachable!("{fault}"),
+        }
+    }
+
+    fn weights(&self, input: &AttnInput, rows: &[i64]) -> Tensor {
+        self.softmax.weights(input, rows)
+    }
+
+    fn flops(&self, n_tokens: i64) -> i64 {
+        self.softmax.flops(n_tokens)
+    }
+
+    fn visit(&self, _: &mut Visitor<'_>) {}
+
+    fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), Error> {
+        self.dims = dims.clone();
+        self.softmax.select_heads(heads, dims)
+    }
+
+    fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
+        self.dims = dims.clone();
+        self.softmax.regroup_kv(groups, dims)
+    }
+}
+
+fn build(
+    settings: &Settings,
+    dims: &Dims,
+    projections: &Projections,
+    own: &mut Own<'_, '_>,
+) -> Result<Box<dyn Attention>, Error> {
+    let fault = settings.get("fault").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let softmax = Variant::default().build(dims, projections, own)?;
+    Ok(Box::new(Faulty { fault, softmax, dims: dims.clone() }))
+}
+
+/// `base` with a fault in its second layer.
+fn faulty(base: &str, fault: &str) -> Model {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let defaults = || Settings::from_iter([("fault".to_owned(), json!(""))]);
+        external::register(external::Kind { name: "faulty", defaults, build }).unwrap();
+    });
+    let mut model = model(base);
+    let variant = serde_json::from_value(json!({"kind": "faulty", "fault": fault})).unwrap();
+    model.swap(&[1], &variant, 0).unwrap();
+    model
+}
+
+const HEADS: [(usize, i64); 2] = [(0, 3), (1, 1)];
+
+/// All laws of a model in `f64` that say something of it.
+fn verdicts(model: &Model, ids: &Tensor, dir: &Path) -> Vec<Verdict> {
+    let found: Vec<Result<Verdict, Error>> = tch::no_grad(|| {
+        vec![
+            Ok(laws::finite_parameters(model)),
+            Ok(laws::layers_of_their_own(model)),
+            laws::layer_causality(model, ids),
+            laws::model_batch(model, ids),
+            laws::removed_heads(model, ids, &HEADS),
+            laws::head_slices(model, ids, &HEADS),
+            laws::turned_values(model, ids, &[0, 1]),
+            laws::repeated_kv_heads(model, ids, &[0, 1]),
+            laws::saved_and_loaded(model, ids, dir),
+            laws::model_gradients(model, ids, 12),
+        ]
+    });
+    found
+        .into_iter()
+        .filter_map(|found| match found {
+            Err(Error::Refused { .. }) => None,
+            found => Some(found.unwrap()),
+        })
+        .collect()
+}
+
+#[test]
+fn models_keep_every_law_plain_and_swapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tried = std::collections::BTreeMap::<&str, usize>::new();
+    for base in BASES {
+        for (i, variant) in attn_core::testing::kinds().iter().enumerate() {
+            let mut model = model(base);
+            if model.swap(&[1], variant, 1).is_err() {
+                continue;
+            }
+            shake(&mut model);
+            let before: Vec<Tensor> = model.parameters().iter().map(|it| it.1.copy()).collect();
+            let ids = random_ids(5, [3, 17], 50);
+            for verdict in verdicts(&model, &ids, &dir.path().join(format!("{base}-{i}"))) {
+                if !verdict.held() {
+                    eprintln!("XX {base} with {}: {verdict}", variant.name());
+                }
+                *tried.entry(verdict.law).or_default() += 1;
+            }
+            // Whoever tries a law keeps the model.
+            for ((name, now), before) in model.parameters().iter().zip(&before) {
+                assert!(now.equal(before) && !now.requires_grad(), "{base}: {name}");
+            }
+        }
+    }
+    assert_eq!(tried.len(), 10, "{tried:?}");
+    assert!(tried.values().all(|&n| n >= 10), "{tried:?}");
+}
+
+#[test]
+fn every_law_has_a_fault_that_breaks_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = |model: &Model| -> Vec<&'static str> {
+        let ids = random_ids(5, [3, 17], 50);
+        let place = tempfile::tempdir_in(dir.path()).unwrap();
+        let all = verdicts(model, &ids, &place.path().join("saved"));
+        all.iter().filter(|it| !it.held()).map(|it| it.law).collect()
+    };
+    for (base, fault, law) in [
+        ("gpt2", "sees_everything", "no_layer_sees_the_future"),
+        ("distilbert", "sees_everything", "a_batch_equals_its_rows"),
+        ("bert", "bends_values", "turned_values_change_nothing"),
+        ("gpt2", "keeps_no_slope", "gradients_are_those_of_finite_differences"),
+        ("llama", "counts_old_heads", "a_removed_head_is_a_masked_one"),
+        ("llama", "tells_key_heads_apart", "repeated_key_value_heads_change_nothing"),
+    ] {
+        assert!(broken(&faulty(base, fault)).contains(&law), "{base}, {fault}");
+    }
+    assert!(
+        broken(&faulty("gpt2", "is_never_the_same")).contains(&"what_is_saved_is_loaded_again")
+    );
+
+    let spoiled = model("gpt2");
+    let (name, tensor) = &spoiled.parameters()[5];
+    tch::no_grad(|| tensor.view([-1]).get(2).fill_(f64::NAN));
+    let verdict = laws::finite_parameters(&spoiled);
+    assert!(!verdict.held() && verdict.place.contains(name), "{verdict}");
+
+    let one = model("llama");
+    let queries = |layer: usize| one.layers()[layer].projections().q.0;
+    tch::no_grad(|| queries(1).copy_(&queries(0)));
+    let verdict = laws::layers_of_their_own(&one);
+    assert_eq!((verdict.held(), &verdict.place[..]), (false, "layers 0 and 1 are one"));
+}
+
+/// Zeros in the place of a neighbour's columns are no zeros in the head's own.
+#[test]
+fn a_slice_of_another_head_is_told_from_a_heads_own() {
+    let model = model("gpt2");
+    let ids = random_ids(5, [2, 9], 50);
+    let own = tch::no_grad(|| laws::head_slices(&model, &ids, &[(1, 2)])).unwrap();
+    assert!(own.held(), "{own}");
+    // Columns put in another order: what they are given is no longer what they were made for.
+    let out = model.layers()[1].out().out_in();
+    let turned = out.roll([6], [1]);
+    let hidden = |model: &Model| {
+        let ids = &ids;
+        laws::apart_by_layer(model, &small::model("gpt2"), ids).unwrap()
+    };
+    tch::no_grad(|| out.shallow_clone().copy_(&turned));
+    let apart = tch::no_grad(|| hidden(&model));
+    assert_eq!(apart[..2], [0.0, 0.0], "what comes before the second block's output is the same");
+    assert!(apart[2] > 1e-3, "{apart:?}");
+}
+
+#[test]
+fn a_model_in_f32_is_what_it_is_in_f64_and_no_other() {
+    let ids = random_ids(5, [2, 17], 50);
+    for base in BASES {
+        let wide = model(base);
+        let mut narrow = model(base);
+        narrow.to_kind(Kind::Float);
+        let verdict = tch::no_grad(|| laws::model_precision(&narrow, &wide, &ids)).unwrap();
+        assert!(verdict.held() && verdict.error > 0.0, "{base}: {verdict}");
+        let (_, tensor) = &wide.parameters()[3];
+        tch::no_grad(|| tensor.shallow_clone().copy_(&(tensor * 1.01)));
+        let verdict = tch::no_grad(|| laws::model_precision(&narrow, &wide, &ids)).unwrap();
+        assert!(!verdict.held(), "{base}: {verdict}");
+        assert!(matches!(laws::model_gradients(&narrow, &ids, 1), Err(Error::Refused { .. })));
+    }
+}
+
+/// The bundled model was trained on WikiText; ids that it has seen follow each other in its merges.
+#[test]
+fn a_trained_model_predicts_the_next_token_and_a_copying_one_does_not() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results/models/wikitext-gpt2");
+    let (trained, _) = Model::load(&folder, &LoadOptions::default()).unwrap();
+    // What it writes itself is text to it.
+    let prompt = Tensor::from_slice(&[11i64, 205, 340, 12]).view([1, 4]);
+    let ids = tch::no_grad(|| {
+        (0..24).fold(prompt, |ids, _| {
+            let input = attn_core::ModelInput::new(ids.shallow_clone());
+            let logits = small::logits(&trained, &input);
+            let next = logits.select(1, ids.size()[1] - 1).argmax(-1, true);
+            Tensor::cat(&[ids, next], 1)
+        })
+    });
+    let verdict = tch::no_grad(|| laws::next_token(&trained, &ids)).unwrap();
+    assert!(verdict.held() && verdict.error < -1.0, "{verdict}");
+
+    // Attention that adds nothing, and an output matrix that is the embedding: the likeliest token is the one read.
+    let copying = ending_in(WantedHead::LanguageModel, "gpt2");
+    for (name, tensor) in copying.parameters() {
+        if name.contains("c_proj") || name.contains("wpe") {
+            tch::no_grad(|| tensor.shallow_clone().zero_());
+        }
+    }
+    let ids = random_ids(5, [2, 17], 50);
+    let verdict = tch::no_grad(|| laws::next_token(&copying, &ids)).unwrap();
+    assert!(!verdict.held(), "{verdict}");
+    let short = ids.narrow(1, 0, 2);
+    assert!(matches!(laws::next_token(&copying, &short), Err(Error::Input { .. })));
+}
