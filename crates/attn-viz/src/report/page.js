@@ -591,8 +591,8 @@
     function wordsOfBoth() {
       const colors = `All maps have one scale of colours${state.c === null ? '' : ', all differences another'}.`;
       const tokens = isShared()
-        ? 'Both samples have as many tokens: one picked in either is picked in both.'
-        : 'The samples do not have as many tokens: each has one picked of its own.';
+        ? 'Both samples have the same number of tokens: one picked in either is picked in both.'
+        : 'The samples differ in their number of tokens: each has a picked one of its own.';
       const found = modelsIn(samples[state.b]).length > 0;
       return [colors, ...(found ? [tokens] : []), `The heads above are those of ${sampleNow().name}.`].join(' ');
     }
