@@ -278,9 +278,7 @@ fn expected() -> Value {
             .map(|j| (0..3).map(|head| weight(seed(0, 0, head), i, j)).sum::<f32>() / 3.)
             .collect()
     };
-    let panel = |tokens: &[&str], weights: &[f32]| {
-        json!({ "tokens": shown(tokens), "weights": weights[..tokens.len()] })
-    };
+    let panel = |tokens: &[&str], weights: &[f32]| json!({ "tokens": shown(tokens), "weights": weights[..tokens.len()] });
     // Two models and their difference.
     let compared = |tokens: &[&str], models: [usize; 2]| {
         let [before, after] = models.map(|model| row(model, 1, 2, 8));
