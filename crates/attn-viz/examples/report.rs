@@ -23,8 +23,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         columns: vec![Column::text("attention"), Column::number("loss (nats)")],
         rows: losses.map(row).into(),
     };
-    let models = vec![model("before", 2.), model("after", 5.)];
-    let viewer = AttentionViewer { samples: vec![Sample { name: "a fox".into(), models }] };
+    let sample = |name: &str, text: &str| Sample {
+        name: name.into(),
+        models: vec![model("before", text, 2.), model("after", text, 5.)],
+    };
+    let fox = sample("a fox", "The quick brown fox jumps over the lazy dog .");
+    let dog = sample("a dog", "It does not wake .");
+    let viewer = AttentionViewer { samples: vec![fox, dog] };
     let section = |title: &str, blocks| Section { title: title.into(), blocks };
     let report = Report {
         title: "Two models compared".into(),
@@ -38,9 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Three layers of four heads, each of which looks farther back than the one before.
-fn model(name: &str, far: f64) -> ModelAttention {
-    let words = "The quick brown fox jumps over the lazy dog .".split(' ');
-    let tokens: Vec<String> = words.map(Into::into).collect();
+fn model(name: &str, text: &str, far: f64) -> ModelAttention {
+    let tokens: Vec<String> = text.split(' ').map(Into::into).collect();
     let n = tokens.len();
     let row = |i: usize, far: f64| {
         let weight = move |j: usize| if j > i { 0. } else { (-((i - j) as f64) / far).exp() };

@@ -181,7 +181,12 @@ fn tokens(words: &[&str]) -> Vec<String> {
     words.iter().map(|it| (*it).to_owned()).collect()
 }
 
-fn model(name: &str, index: usize, rows: &[&str], n_heads: usize) -> ModelAttention {
+fn model(
+    name: &str,
+    index: usize,
+    rows: &[&str],
+    (n_layers, n_heads): (usize, usize),
+) -> ModelAttention {
     let n = rows.len();
     let weights = |seed| (0..n * n).map(|at| weight(seed, at / n, at % n)).collect();
     let head = |layer: usize, head: usize| Head {
@@ -197,20 +202,25 @@ fn model(name: &str, index: usize, rows: &[&str], n_heads: usize) -> ModelAttent
         model: name.into(),
         rows: tokens(rows),
         columns: tokens(rows),
-        layers: (0..2).map(layer).collect(),
+        layers: (0..n_layers).map(layer).collect(),
     }
 }
 
 const NOTE: &str = "Coefficients of v <b>: they need not sum to 1.";
 
-/// Two models of the same tokens, one of others and with fewer heads; a text that attends to another, with signs and a NaN.
+fn reversed() -> Vec<&'static str> {
+    TOKENS.iter().rev().copied().collect()
+}
+
+/// Two models of the same tokens, one of others and with fewer heads; a text that attends to another, with signs and a NaN; the
+/// two models with fewer tokens, layers and heads, and with as many.
 fn viewer() -> AttentionViewer {
     let first = Sample {
         name: "a fox".into(),
         models: vec![
-            model("before", 0, &TOKENS, 3),
-            model("after", 1, &TOKENS, 3),
-            model(EVIL, 2, &TOKENS[..4], 1),
+            model("before", 0, &TOKENS, (2, 3)),
+            model("after", 1, &TOKENS, (2, 3)),
+            model(EVIL, 2, &TOKENS[..4], (2, 1)),
         ],
     };
     let head = Head { name: "head 0".into(), weights: vec![-0.5, 1.25, f32::NAN, 0., 0.25, 0.5] };
@@ -221,7 +231,21 @@ fn viewer() -> AttentionViewer {
         layers: vec![Layer { name: "layer 0".into(), heads: vec![head], note: String::new() }],
     };
     let second = Sample { name: "two texts".into(), models: vec![cross] };
-    AttentionViewer { samples: vec![first, second] }
+    let third = Sample {
+        name: "six tokens".into(),
+        models: vec![
+            model("before", 3, &TOKENS[..6], (2, 2)),
+            model("after", 4, &TOKENS[..6], (1, 2)),
+        ],
+    };
+    let fourth = Sample {
+        name: "as many".into(),
+        models: vec![
+            model("before", 5, &reversed(), (2, 3)),
+            model("after", 6, &reversed(), (2, 3)),
+        ],
+    };
+    AttentionViewer { samples: vec![first, second, third, fourth] }
 }
 
 fn many() -> AttentionViewer {
@@ -242,8 +266,9 @@ fn many() -> AttentionViewer {
 
 /// What the page has to show of [`report`].
 fn expected() -> Value {
-    let shown: Vec<String> =
-        TOKENS.iter().map(|it| it.replace('\u{202E}', "\u{27E8}202E\u{27E9}")).collect();
+    let shown = |tokens: &[&str]| -> Vec<String> {
+        tokens.iter().map(|it| it.replace('\u{202E}', "\u{27E8}202E\u{27E9}")).collect()
+    };
     let n = TOKENS.len();
     let row = |model, layer, head, i| -> Vec<f32> {
         (0..n).map(|j| weight(seed(model, layer, head), i, j)).collect()
@@ -253,9 +278,14 @@ fn expected() -> Value {
             .map(|j| (0..3).map(|head| weight(seed(0, 0, head), i, j)).sum::<f32>() / 3.)
             .collect()
     };
-    let (before, after) = (row(0, 1, 2, 8), row(1, 1, 2, 8));
-    let apart: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
-    let panel = |weights: &[f32]| json!({ "tokens": shown, "weights": weights });
+    let panel = |tokens: &[&str], weights: &[f32]| json!({ "tokens": shown(tokens), "weights": weights[..tokens.len()] });
+    // Two models and their difference.
+    let compared = |tokens: &[&str], models: [usize; 2]| {
+        let [before, after] = models.map(|model| row(model, 1, 2, 8));
+        let apart: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        [before, after, apart].map(|weights| panel(tokens, &weights))
+    };
+    let beside = [compared(&TOKENS, [0, 1]), compared(&reversed(), [5, 6])].concat();
     let largest = (0..n * n)
         .max_by(|a, b| {
             let at = |it: &usize| weight(seed(0, 1, 1), it / n, it % n);
@@ -269,10 +299,14 @@ fn expected() -> Value {
         "error": 2. * 0.5 / 254. + 0.0005,
         "crossColumns": 3,
         "lists": [
-            { "hash": "#s=0&m=0&l=1&h=1&t=7", "panels": [panel(&row(0, 1, 1, 7))] },
-            { "hash": "#s=0&m=1&l=0&h=2&t=9", "panels": [panel(&row(1, 0, 2, 9))] },
-            { "hash": "#s=0&m=0&l=0&h=mean&t=6", "panels": [panel(&mean(6))] },
-            { "hash": "#s=0&m=0&c=1&l=1&h=2&t=8", "panels": [panel(&before), panel(&after), panel(&apart)] },
+            { "hash": "#s=0&m=0&l=1&h=1&t=7", "panels": [panel(&TOKENS, &row(0, 1, 1, 7))] },
+            { "hash": "#s=0&m=1&l=0&h=2&t=9", "panels": [panel(&TOKENS, &row(1, 0, 2, 9))] },
+            { "hash": "#s=0&m=0&l=0&h=mean&t=6", "panels": [panel(&TOKENS, &mean(6))] },
+            { "hash": "#s=0&m=0&c=1&l=1&h=2&t=8", "panels": compared(&TOKENS, [0, 1]) },
+            { "hash": "#s=0&b=3&m=0&c=1&l=1&h=2&t=8", "panels": beside },
+            { "hash": "#s=0&b=2&m=0&l=1&h=1&t=7&u=4", "panels": [
+                panel(&TOKENS, &row(0, 1, 1, 7)), null, null, panel(&TOKENS[..6], &row(3, 1, 1, 4))
+            ] },
             { "hash": "#s=1&t=0", "panels": [
                 { "tokens": ["eins", "zwei", "drei"], "weights": [-0.5, 1.25, null] }
             ] },

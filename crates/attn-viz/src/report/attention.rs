@@ -7,6 +7,10 @@ use crate::font::{Medium, shown};
 
 /// Attention weights to look into: a sample, a model, a layer, a head, a token.
 ///
+/// Of two or more samples the reader can put a second beside the first: what is chosen is shown of both, model, layer and head by
+/// name, the difference of two models, too, and the token where both have as many, else each has one picked of its own. What the
+/// second lacks is said in its place. All maps then share one scale of colours, all differences another.
+///
 /// The page stores a weight in 8 bits, with a scale of its own for each head, and says how far off the worst one is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AttentionViewer {
@@ -19,7 +23,8 @@ pub struct AttentionViewer {
 pub struct Sample {
     /// What it is called.
     pub name: String,
-    /// The models; at least one. Of two, layers and heads of one name are shown side by side.
+    /// The models; at least one. Of two, layers and heads of one name are shown side by side; beside another sample, models of
+    /// one name.
     pub models: Vec<ModelAttention>,
 }
 

@@ -106,7 +106,6 @@
   async function unpack(model) {
     if (model.bytes) return;
     const bytes = await inflate(model.weights);
-    model.columns ??= model.rows;
     const n = model.rows.length;
     const size = model.causal ? n * (n + 1) / 2 : n * model.columns.length;
     model.layers.flatMap((layer) => layer.heads).forEach((head, i) => { head.start = i * size; });
@@ -337,11 +336,11 @@
     }
 
     /** Shows a map, or in its place why there is none. */
-    function show(title, map, row, column) {
+    function show({ title, map, row, column }) {
       const missing = typeof map === 'string';
       heading.textContent = title;
       trouble.textContent = missing ? map : '';
-      [trouble.hidden, body.hidden, root.hidden] = [!missing, missing, false];
+      [trouble.hidden, body.hidden] = [!missing, missing];
       if (missing) return;
       const limit = Math.max(64, Math.round(canvas.clientWidth * devicePixelRatio) || 384);
       const look = `${map.range} ${isDark()} ${limit}`;
@@ -359,10 +358,42 @@
     return { root, show };
   }
 
-  // The state of a viewer in the address: #s=0&m=0&l=3&h=5&t=7
+  // A sample: its tokens to pick from, and its maps
 
-  const keys = ['s', 'm', 'c', 'l', 'h', 't', 'k', 'r'];
-  const first = { s: 0, m: 0, c: null, l: 0, h: 0, t: null, k: null, r: null };
+  /** Has places for a sample. `onPick` gets a row `t`, a column `k` or both, `onKey` the keys that do not step from row to row. */
+  function side(onPick, onKey) {
+    const caption = element('p', { className: 'note' });
+    const note = element('p', { className: 'note' });
+    const tokens = picker('Token that attends', { ...across, ...jumps }, (t) => onPick({ t }), onKey);
+    tokens.list.classList.add('rows');
+    const panels = [0, 1, 2].map(() => panel((t, k) => onPick({ t, k }), (t) => onPick({ t })));
+    const root = element('div', { className: 'side', role: 'group' }, caption, note,
+      element('div', { className: 'columns' }, tokens.list, element('div', { className: 'panels' }, ...panels.map((it) => it.root))));
+
+    /** Shows what there is of a sample; of no rows, no list. */
+    function show(of) {
+      root.setAttribute('aria-label', `Sample ${of.name}`);
+      for (const [line, text] of [[caption, of.caption], [note, of.note]]) {
+        line.textContent = text;
+        line.hidden = text === '';
+      }
+      tokens.list.hidden = of.rows.length === 0;
+      if (of.rows.length > 0) {
+        tokens.fill(of.rows);
+        tokens.choose(of.row);
+      }
+      // All before the first is drawn: how many there are is how wide they are.
+      panels.forEach((it, i) => { it.root.hidden = i >= of.maps.length; });
+      of.maps.forEach((map, i) => panels[i].show(map));
+    }
+    return { root, show };
+  }
+
+  // The state of a viewer in the address, as #s=0&m=0&l=3&h=5&t=7: sample, the one beside it (b), model, the one it is compared with
+  // (c), layer, head, token, column (k), the token (u) and column (v) of the sample beside where they are its own, range of colours.
+
+  const keys = ['s', 'b', 'm', 'c', 'l', 'h', 't', 'k', 'u', 'v', 'r'];
+  const first = { s: 0, b: null, m: 0, c: null, l: 0, h: 0, t: null, k: null, u: null, v: null, r: null };
 
   /** The keys of viewers behind the first end in their number. */
   function readState(number) {
@@ -388,42 +419,69 @@
 
   function viewer(root, number) {
     const { samples } = JSON.parse(root.querySelector('script').textContent);
+    for (const model of samples.flatMap((it) => it.models)) model.columns ??= model.rows;
     const stage = root.querySelector('.stage');
     let state = first;
     let turn = 0;
 
     const sampleChooser = chooser('Sample', (value) => change({ s: Number(value), t: null, k: null }));
+    const besideChooser = chooser('Beside', (value) => change({ b: value === '' ? null : Number(value), u: null, v: null }));
     const modelChooser = chooser('Model', (value) => change({ m: Number(value) }));
     const otherChooser = chooser('Compare with', (value) => change({ c: value === '' ? null : Number(value) }));
     const layerChooser = chooser('Layer', (value) => change({ l: Number(value) }));
     const headChooser = chooser('Head', (value) => change({ h: value === 'mean' ? value : Number(value) }));
     const rangeChooser = chooser('Colours span', (value) => change({ r: value === '' ? null : 1 }));
-    const note = element('p', { className: 'note' });
     const heads = picker('All heads of the layer', { ...along, ...across, ...jumps }, (h) => change({ h }));
     heads.list.classList.add('heads');
-    const tokens = picker('Token that attends', { ...across, ...jumps }, (t) => change({ t }), pickColumn);
-    tokens.list.classList.add('rows');
-    const panels = [0, 1, 2].map(() => panel((t, k) => change({ t, k }), (t) => change({ t })));
+    const both = element('p', { className: 'note' });
+    const sides = [0, 1].map((i) => side((cell) => pick(i, cell), (key) => pickColumn(i, key)));
     const said = element('div', { className: 'said', 'aria-live': 'polite' });
-    const choosers = [sampleChooser, modelChooser, otherChooser, layerChooser, headChooser, rangeChooser];
+    const choosers = [sampleChooser, besideChooser, modelChooser, otherChooser, layerChooser, headChooser, rangeChooser];
 
     const sampleNow = () => samples[state.s];
     const modelNow = () => sampleNow().models[state.m];
     const layerNow = () => modelNow().layers[state.l];
     const clamp = (value, n) => within(Number(value) || 0, n);
 
+    /** One sample or two, and one model or two. */
+    const samplesNow = () => [state.s, state.b].filter((it) => it !== null).map((it) => samples[it]);
+    const modelsNow = () => [state.m, state.c].filter((it) => it !== null).map((it) => sampleNow().models[it]);
+
+    // What another sample or model has of the same name; undefined where it has none.
+    const modelIn = (sample, model) => (sample === sampleNow() ? model : sample.models.find((it) => it.name === model.name));
+    const modelsIn = (sample) => modelsNow().map((it) => modelIn(sample, it)).filter(Boolean);
+    const layerIn = (model) => (model === modelNow() ? layerNow() : model.layers.find((it) => it.name === layerNow().name));
+
+    /** Whether there are two samples of as many tokens: one that is picked in either is picked in both. */
+    function isShared() {
+      const [one, other] = samplesNow().map((it) => modelsIn(it)[0]);
+      return one.rows.length === other?.rows.length && one.columns.length === other.columns.length;
+    }
+
+    /** The key of the state for row `t` or column `k` of a side. */
+    const keyOf = (i, key) => (i === 0 || isShared() ? key : { t: 'u', k: 'v' }[key]);
+
     /** Makes the state one that there is. */
     function settle() {
       state = { ...state };
       state.s = clamp(state.s, samples.length);
+      if (!(state.b in samples) || state.b === state.s) state.b = null;
       state.m = clamp(state.m, sampleNow().models.length);
       if (!(state.c in sampleNow().models) || state.c === state.m) state.c = null;
       state.l = clamp(state.l, modelNow().layers.length);
       if (state.h !== 'mean') state.h = clamp(state.h, layerNow().heads.length);
-      const { rows, columns } = modelNow();
-      state.t = state.t === null ? rows.length - 1 : clamp(state.t, rows.length);
+      settleCell('t', 'k', modelNow());
+      settleCell('u', 'v', state.b === null || isShared() ? undefined : modelsIn(samples[state.b])[0]);
       if (state.r !== 1) state.r = null;
-      if (state.k !== null) state.k = clamp(state.k, (columns ?? rows).length);
+    }
+
+    function settleCell(t, k, model) {
+      if (!model) {
+        state[t] = state[k] = null;
+        return;
+      }
+      state[t] = state[t] === null ? model.rows.length - 1 : clamp(state[t], model.rows.length);
+      if (state[k] !== null) state[k] = clamp(state[k], model.columns.length);
     }
 
     function change(with_) {
@@ -433,29 +491,41 @@
       render();
     }
 
+    /** Picks a row `t`, a column `k` or both in a side. */
+    function pick(i, cell) {
+      change(Object.fromEntries(Object.entries(cell).map(([key, value]) => [keyOf(i, key), value])));
+    }
+
     /** Goes to a token attended to, by the arrows along the line; Escape leaves it. */
-    function pickColumn(key) {
-      if (key === 'Escape') change({ k: null });
-      else if (key in along) change({ k: state.k === null ? state.t : state.k + along[key] });
+    function pickColumn(i, key) {
+      const [t, k] = ['t', 'k'].map((it) => state[keyOf(i, it)]);
+      if (key === 'Escape') pick(i, { k: null });
+      else if (key in along) pick(i, { k: k === null ? t : k + along[key] });
       else return false;
       return true;
     }
 
-    /** The map of the chosen head, or of that of the same name in another model; a text where there is none. */
-    function mapOf(model) {
-      const layer = model === modelNow() ? layerNow() : model.layers.find((it) => it.name === layerNow().name);
-      if (!layer) return `${model.name} has no ${layerNow().name}.`;
+    /** What a map is called: by its model, and where there are two samples by its sample, too. */
+    const titled = (name, sample) => (state.b === null ? name : `${name} on ${sample.name}`);
+
+    /** The map of the chosen head, or of that of the same name in another sample or model; a text where there is none. */
+    function mapOf(sample, wanted) {
+      const model = modelIn(sample, wanted);
+      if (!model) return `${sample.name} has no model ${wanted.name}.`;
+      const layer = layerIn(model);
+      const title = titled(model.name, sample);
+      if (!layer) return `${title} has no ${layerNow().name}.`;
       if (state.h === 'mean') return mapOfHeads(model, layer, layer.heads);
       const { name } = layerNow().heads[state.h];
       const head = layer === layerNow() ? layer.heads[state.h] : layer.heads.find((it) => it.name === name);
-      return head ? mapOfHeads(model, head, [head]) : `${model.name} has no ${name} in ${layer.name}.`;
+      return head ? mapOfHeads(model, head, [head]) : `${title} has no ${name} in ${layer.name}.`;
     }
 
     let memory = new Map();
 
     /** What `make` gives, made once; the last few are kept. */
     function kept(key, make) {
-      if (memory.size > 8) memory = new Map();
+      if (memory.size > 16) memory = new Map();
       if (!memory.has(key)) memory.set(key, make());
       return memory.get(key);
     }
@@ -468,58 +538,80 @@
       return { rows, columns, values, diverging, at, range: rangeOf(values) };
     }
 
-    function difference(one, other) {
+    function difference(sample, one, other) {
       if (typeof one === 'string' || typeof other === 'string') return 'There is no difference to show.';
       if (!same(one.rows, other.rows) || !same(one.columns, other.columns)) {
         return 'The tokens of the two models differ: there is no difference to show.';
       }
-      const key = `${[state.s, state.m, state.c, state.l, state.h]}`;
+      const key = `${[samples.indexOf(sample), state.s, state.m, state.c, state.l, state.h]}`;
       return kept(key, () => mapWith(one, other.values.map((value, i) => value - one.values[i]), true));
     }
 
-    /** Titles and maps from left to right. */
-    function maps() {
-      const one = mapOf(modelNow());
-      if (state.c === null) return withRange([[modelNow().name, one]]);
-      const model = sampleNow().models[state.c];
-      const other = mapOf(model);
-      const title = `${model.name} \u2212 ${modelNow().name}`;
-      return [...withRange([[modelNow().name, one], [model.name, other]]), ...withRange([[title, difference(one, other)]])];
+    /** Titles and maps of a sample from left to right, each with the row and the column to show. */
+    function mapsOf(sample, i) {
+      const names = modelsNow().map((it) => it.name);
+      const maps = modelsNow().map((it) => mapOf(sample, it));
+      if (names.length === 2) {
+        names.push(`${names[1]} \u2212 ${names[0]}`);
+        maps.push(difference(sample, ...maps));
+      }
+      return maps.map((map, at) => ({ i, title: titled(names[at], sample), map, ...cellOf(i, map) }));
     }
 
-    /** Gives maps one range of colours: of all their values, or of those of the chosen token. */
-    function withRange(titled) {
-      const seen = titled.map(([, map]) => map).filter((map) => typeof map !== 'string');
-      const ofToken = (map) => rangeOf(map.columns.map((_, column) => map.at(cellOf(map)[0], column)));
-      let range = rangeOf(seen.flatMap((map) => (state.r === 1 ? ofToken(map) : map.range)));
-      if (seen[0]?.diverging) {
-        const end = Math.max(...range.map(Math.abs)) || 1;
-        range = [-end, end];
-      }
-      return titled.map(([title, map]) => [title, typeof map === 'string' ? map : { ...map, range }]);
+    /** Gives all maps one range of colours, all differences another: of all their values, or of those of the chosen tokens. */
+    function withRange(shown) {
+      const ofToken = ({ map, row }) => rangeOf(map.columns.map((_, column) => map.at(row, column)));
+      const rangeWhere = (diverging) => {
+        const seen = shown.filter(({ map }) => typeof map !== 'string' && map.diverging === diverging);
+        return rangeOf(seen.flatMap((it) => (state.r === 1 ? ofToken(it) : it.map.range)));
+      };
+      const end = Math.max(...rangeWhere(true).map(Math.abs)) || 1;
+      const [weights, differences] = [rangeWhere(false), [-end, end]];
+      const colored = (map) => (typeof map === 'string' ? map : { ...map, range: map.diverging ? differences : weights });
+      return shown.map((it) => ({ ...it, map: colored(it.map) }));
     }
 
     function controls() {
       const { models } = sampleNow();
       const numbered = (all) => all.map((it, i) => [i, it.name]);
       sampleChooser.fill(numbered(samples), state.s);
+      besideChooser.fill([['', 'none'], ...numbered(samples).filter(([i]) => i !== state.s)], state.b ?? '');
+      besideChooser.root.hidden = samples.length < 2;
       modelChooser.fill(numbered(models), state.m);
       otherChooser.fill([['', 'nothing'], ...numbered(models).filter(([i]) => i !== state.m)], state.c ?? '');
       otherChooser.root.hidden = models.length < 2;
       layerChooser.fill(numbered(modelNow().layers), state.l);
       headChooser.fill([...numbered(layerNow().heads), ['mean', 'mean of heads']], state.h);
       rangeChooser.fill([['', 'the map'], [1, 'the token']], state.r ?? '');
-      note.textContent = notesOf(models);
-      note.hidden = note.textContent === '';
+      both.textContent = state.b === null ? '' : wordsOfBoth();
+      both.hidden = state.b === null;
     }
 
-    /** What is to be known of the layer, in both models where there are two, by model where they differ. */
+    /** What is to be known of two samples side by side. */
+    function wordsOfBoth() {
+      const colors = `All maps have one scale of colours${state.c === null ? '' : ', all differences another'}.`;
+      const tokens = isShared()
+        ? 'Both samples have the same number of tokens: one picked in either is picked in both.'
+        : 'The samples differ in their number of tokens: each has a picked one of its own.';
+      const found = modelsIn(samples[state.b]).length > 0;
+      return [colors, ...(found ? [tokens] : []), `The heads above are those of ${sampleNow().name}.`].join(' ');
+    }
+
+    /** What is to be known of the layer in these models: once where it is the same, else by model. */
     function notesOf(models) {
-      const of = (model) => [model.name, model.layers.find((it) => it.name === layerNow().name)?.note ?? ''];
-      const all = [[modelNow().name, layerNow().note]];
-      if (state.c !== null) all.push(of(models[state.c]));
-      if (all.every(([, it]) => it === all[0][1])) return all[0][1];
+      const all = models.map((model) => [model.name, layerIn(model)?.note ?? '']);
+      if (all.every(([, it]) => it === all[0][1])) return all[0]?.[1] ?? '';
       return all.filter(([, it]) => it !== '').map(([name, it]) => `${name}: ${it}`).join('; ');
+    }
+
+    /** What a sample is called and how many tokens it has, where another stands beside it. */
+    function captionOf(sample) {
+      if (state.b === null) return '';
+      const [model] = modelsIn(sample);
+      if (!model) return sample.name;
+      const { rows, columns } = model;
+      const counted = rows.length === 1 ? '1 token' : `${rows.length} tokens`;
+      return `${sample.name}: ${counted}${same(rows, columns) ? '' : ` to ${columns.length}`}`;
     }
 
     let drawn = null;
@@ -537,11 +629,12 @@
     }
 
     /** The row and the column to show of a map that may have fewer. */
-    function cellOf({ rows = [], columns = [] }) {
-      return [Math.min(state.t, rows.length - 1), state.k < columns.length ? state.k : null];
+    function cellOf(i, { rows = [], columns = [] }) {
+      const [t, k] = ['t', 'k'].map((it) => state[keyOf(i, it)]);
+      return { row: Math.min(t, rows.length - 1), column: k < columns.length ? k : null };
     }
 
-    function sentence(title, map, row, column) {
+    function sentence({ title, map, row, column }) {
       if (typeof map === 'string') return `${title}: ${map}`;
       const head = state.h === 'mean' ? 'mean of heads' : layerNow().heads[state.h].name;
       const to = (i) => `\u201c${map.columns[i]}\u201d (${i}) ${inWords(map.at(row, i))}`;
@@ -561,21 +654,27 @@
       const mine = ++turn;
       controls();
       try {
-        await Promise.all([modelNow(), sampleNow().models[state.c]].filter(Boolean).map(unpack));
+        await Promise.all(samplesNow().flatMap(modelsIn).map(unpack));
       } catch {
         refuse('This browser cannot unpack the weights: it lacks DecompressionStream for \u201cdeflate-raw\u201d.');
         return;
       }
       if (mine !== turn) return;
       drawHeads();
-      tokens.fill(modelNow().rows);
-      tokens.choose(state.t);
-      const shown = maps().map(([title, map]) => [title, map, ...cellOf(map)]);
-      panels.forEach((it, i) => {
-        it.root.hidden = i >= shown.length;
-        if (i < shown.length) it.show(...shown[i]);
+      const shown = withRange(samplesNow().flatMap(mapsOf));
+      sides.forEach((it, i) => { it.root.hidden = i >= samplesNow().length; });
+      samplesNow().forEach((sample, i) => {
+        const models = modelsIn(sample);
+        sides[i].show({
+          name: sample.name,
+          caption: captionOf(sample),
+          note: notesOf(models),
+          rows: models[0]?.rows ?? [],
+          row: state[keyOf(i, 't')],
+          maps: shown.filter((it) => it.i === i),
+        });
       });
-      say(shown.map((it) => sentence(...it)));
+      say(shown.map(sentence));
       root.dataset.ready = 'true';
     }
 
@@ -585,12 +684,12 @@
 
     stage.append(
       element('div', { className: 'controls', role: 'group', 'aria-label': 'What is shown' }, ...choosers.map((it) => it.root)),
-      note,
       element('h3', {}, 'Heads of the layer'),
       heads.list,
       element('h3', {}, 'Attention of a token'),
       element('p', { className: 'note hint' }, 'Pick a token in the list or a cell in the map. In the list, up and down go from token to token, left and right through those attended to.'),
-      element('div', { className: 'columns' }, tokens.list, element('div', { className: 'panels' }, ...panels.map((it) => it.root))),
+      both,
+      element('div', { className: 'sides' }, ...sides.map((it) => it.root)),
       said);
 
     const restore = () => {

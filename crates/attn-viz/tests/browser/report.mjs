@@ -55,10 +55,18 @@ async function open({ hash = '', before, quiet = true, ...options } = {}) {
 
 const viewer = (page, i = 0) => page.locator('.viewer').nth(i);
 const select = (page, label) => viewer(page).getByLabel(label, { exact: true });
-const chosenToken = (page) => viewer(page).locator('.rows [aria-selected="true"]').textContent();
+const side = (page, i) => viewer(page).locator('.side').nth(i);
+const chosenToken = (page, i = 0) => side(page, i).locator('.rows [aria-selected="true"]').textContent();
 const state = (page) => Object.fromEntries(new URLSearchParams(new URL(page.url()).hash.slice(1)));
 const said = (page) => viewer(page).locator('.said').innerText();
 const settled = (page) => page.evaluate(() => new Promise((done) => { requestAnimationFrame(() => setTimeout(done, 30)); }));
+
+async function press(page, ...keys) {
+  for (const key of keys) {
+    await page.keyboard.press(key);
+    await settled(page);
+  }
+}
 
 /** What stands in the coloured list of a panel: tokens with their weights. */
 function listed(page, panel = 0) {
@@ -146,7 +154,7 @@ function faults() {
   const ids = all('[id]').map((it) => it.id);
   expect(new Set(ids).size === ids.length, 'an id is there twice');
   for (const it of all('[role="option"]')) expect(it.parentElement.getAttribute('role') === 'listbox', 'an option outside of a list');
-  for (const it of all('[role="listbox"]')) expect(it.querySelectorAll('[tabindex="0"]').length === 1, 'a list without one stop of the tab key');
+  for (const it of all('[role="listbox"]').filter((it) => it.checkVisibility())) expect(it.querySelectorAll('[tabindex="0"]').length === 1, 'a list without one stop of the tab key');
   for (const it of all('th')) expect(it.scope === 'col', 'a heading of no column');
   for (const it of all('[tabindex]')) expect(it.tabIndex <= 0, 'a tab index above 0');
   expect(all('[aria-live="polite"]').length === all('.viewer').length, 'a viewer says nothing');
@@ -200,7 +208,9 @@ const checks = {
     for (const { hash, panels } of expected.lists) {
       await page.evaluate((hash) => { location.hash = hash; }, hash);
       await settled(page);
-      for (const [i, { tokens, weights }] of panels.entries()) {
+      for (const [i, panel] of panels.entries()) {
+        if (panel === null) continue;
+        const { tokens, weights } = panel;
         const found = await listed(page, i);
         assert.deepEqual(found.map((it) => it.token), tokens, hash);
         near(found.map((it) => it.weight), weights, expected.error, `${hash} panel ${i}`);
@@ -301,7 +311,7 @@ const checks = {
     await select(page, 'Layer').selectOption('1');
     await settled(page);
     assert.notEqual(await said(page), before);
-    assert.equal(await viewer(page).locator('.note').first().innerText(), expected.note);
+    assert.equal(await viewer(page).locator('.side .note:visible').innerText(), expected.note);
     await viewer(page).locator('.heads [role="option"]').nth(1).click();
     await settled(page);
     assert((await said(page)).includes('head 1'));
@@ -324,6 +334,108 @@ const checks = {
     assert.equal(await viewer(page).locator('.panel:visible').count(), 1);
     assert.equal((await listed(page)).length, expected.crossColumns);
     return page;
+  },
+
+  async 'a second sample stands beside the first, with tokens of its own'() {
+    const page = await open({ hash: '#s=0&m=0&l=1&h=1&t=7' });
+    const sides = viewer(page).locator('.side:visible');
+    const maps = viewer(page).locator('.map:visible');
+    const before = await said(page);
+    assert.deepEqual([await sides.count(), await maps.count()], [1, 1]);
+    assert.deepEqual(await select(page, 'Beside').locator('option').allTextContents(), ['none', 'two texts', 'six tokens', 'as many']);
+    assert.equal(await select(page, 'Beside').inputValue(), '');
+
+    await select(page, 'Sample').focus();
+    await press(page, 'Tab', 'ArrowDown', 'ArrowDown');
+    assert.equal(state(page).b, '2', 'the keyboard chooses it');
+    assert.deepEqual([await sides.count(), await maps.count()], [2, 2]);
+    assert.deepEqual(await viewer(page).locator('h4:visible').allTextContents(), ['before on a fox', 'before on six tokens']);
+    for (const [i, name, n] of [[0, 'a fox', 10], [1, 'six tokens', 6]]) {
+      assert.equal(await side(page, i).getAttribute('aria-label'), `Sample ${name}`);
+      assert.deepEqual(await side(page, i).locator('.note:visible').allTextContents(), [`${name}: ${n} tokens`, expected.note]);
+      assert.equal(await side(page, i).locator('.rows [role="option"]').count(), n);
+      assert.equal((await listed(page, 3 * i)).length, n);
+      assert.deepEqual(await maps.nth(i).evaluate((canvas) => [canvas.width, canvas.height]), [n, n]);
+    }
+    const [one, other] = await maps.evaluateAll((all) => all.map((it) => it.getBoundingClientRect().toJSON()));
+    assert(other.left > one.right && Math.abs(other.top - one.top) < 1, `${JSON.stringify([one, other])} are side by side`);
+    assert(one.width > 200 && Math.abs(other.width - one.width) < 1, `${one.width} ${other.width}`);
+
+    // The keys of each list pick in its own sample.
+    await side(page, 1).locator('.rows [tabindex="0"]').focus();
+    await press(page, 'ArrowUp', 'ArrowUp', 'ArrowLeft', 'ArrowLeft');
+    const [t, u, k, v] = ['t', 'u', 'k', 'v'].map((key) => state(page)[key]);
+    assert.deepEqual([t, u, k, v], ['7', '3', undefined, '2']);
+    assert.deepEqual((await Promise.all([0, 3].map((i) => listed(page, i)))).map((list) => list.findIndex((it) => it.chosen)), [-1, 2]);
+    const { tokens } = expected.lists[0].panels[0];
+    assert.deepEqual([await chosenToken(page, 0), await chosenToken(page, 1)], [tokens[7], tokens[3]]);
+    const words = (await said(page)).split(/\n+/);
+    assert(words[0].startsWith('before on a fox, layer 1, head 1: token 7 '), words[0]);
+    assert(words[1].startsWith('before on six tokens, layer 1, head 1: token 3 '), words[1]);
+    await clickCell(page, 5, 1, [6, 6], 3);
+    assert.deepEqual([state(page).t, state(page).u, state(page).v], ['7', '5', '1']);
+
+    const again = await open({ hash: new URL(page.url()).hash });
+    assert.equal(await said(again), await said(page), 'the address restores both');
+    await again.context().close();
+
+    await select(page, 'Colours span').selectOption('the token');
+    await settled(page);
+    assert((await viewer(page).innerText()).includes('All maps have one scale of colours.'));
+    const weights = (await Promise.all([0, 3].map((i) => listed(page, i)))).flat().map((it) => it.weight);
+    for (const i of [0, 1]) {
+      const ends = await side(page, i).locator('.legend:visible span').allTextContents();
+      assert.deepEqual(ends.map(Number), [Math.min(...weights), Math.max(...weights)], 'two samples have the colours of one range');
+    }
+
+    await select(page, 'Colours span').selectOption('the map');
+    await select(page, 'Beside').selectOption('none');
+    await settled(page);
+    assert.deepEqual([await sides.count(), await maps.count()], [1, 1]);
+    assert.equal(new URL(page.url()).hash, '#s=0&m=0&l=1&h=1&t=7');
+    assert.equal(await said(page), before);
+    return page;
+  },
+
+  async 'of samples with as many tokens one is picked in both, of both models'() {
+    const page = await open({ hash: '#s=0&b=3&m=0&c=1&l=0&h=2&t=5' });
+    const on = (sample) => ['before', 'after', 'after \u2212 before'].map((name) => `${name} on ${sample}`);
+    assert.deepEqual(await viewer(page).locator('h4:visible').allTextContents(), [...on('a fox'), ...on('as many')]);
+    await side(page, 1).locator('.rows [tabindex="0"]').focus();
+    await press(page, 'ArrowDown');
+    assert.deepEqual([state(page).t, state(page).u], ['6', undefined]);
+    const { tokens } = expected.lists[0].panels[0];
+    assert.deepEqual([await chosenToken(page, 0), await chosenToken(page, 1)], [tokens[6], tokens[3]]);
+    await clickCell(page, 8, 2, [10, 10], 3);
+    const chosen = await Promise.all([0, 1, 2, 3, 4, 5].map((i) => listed(page, i)));
+    assert.deepEqual(chosen.map((list) => list.findIndex((it) => it.chosen)), [2, 2, 2, 2, 2, 2]);
+    const legends = await viewer(page).locator('.legend:visible').allInnerTexts();
+    assert.deepEqual(legends.slice(0, 3), legends.slice(3), 'one range for maps, one for differences');
+    // The sample beside becomes the first: it is not beside itself.
+    await select(page, 'Sample').selectOption('3');
+    await settled(page);
+    assert.equal(await viewer(page).locator('.side:visible').count(), 1);
+    assert.equal(await select(page, 'Beside').inputValue(), '');
+    return page;
+  },
+
+  async 'what the second sample lacks is said in its place'() {
+    const cases = [
+      ['#s=0&b=1&m=0&l=0&h=0', ['two texts has no model before.'], 0],
+      ['#s=0&b=2&m=0&l=1&h=2', ['before on six tokens has no head 2 in layer 1.'], 6],
+      ['#s=0&b=2&m=1&l=1&h=0', ['after on six tokens has no layer 1.'], 6],
+      ['#s=0&b=2&m=2&c=0&l=0&h=0&t=3', [`six tokens has no model ${expected.texts[0]}.`, 'There is no difference to show.'], 6],
+    ];
+    for (const [hash, missing, n] of cases) {
+      const page = await open({ hash });
+      assert.deepEqual(await side(page, 1).locator('.trouble:visible').allTextContents(), missing, hash);
+      assert.equal(await side(page, 1).locator('.map:visible').count(), missing.length - 1, hash);
+      assert.equal(await side(page, 0).locator('.map').first().isVisible(), true, hash);
+      assert.equal(await side(page, 1).locator('.rows [role="option"]:visible').count(), n, hash);
+      assert((await said(page)).includes(missing[0]), hash);
+      assert.deepEqual(await page.evaluate(faults), [], hash);
+      await page.context().close();
+    }
   },
 
   async 'colours span the map or the token'() {
@@ -381,7 +493,7 @@ const checks = {
     assert.equal(address, '#s=0&m=0&l=1&h=1&t=7&k=3');
     const again = await open({ hash: address });
     assert.equal(await said(again), words);
-    for (const bad of ['#s=99&m=7&l=88&h=77&t=66&k=55&c=44', '#s=-1&t=x&h=&m=<b>', '#section-1']) {
+    for (const bad of ['#s=0&b=0&u=99&v=99', '#s=0&b=2&u=99&v=99&t=99', '#s=0&b=mean&u=mean', '#s=99&b=99&m=7&l=88&h=77&t=66&k=55&c=44', '#s=-1&t=x&h=&m=<b>', '#section-1']) {
       const page = await open({ hash: bad });
       assert((await said(page)).includes('token'), bad);
       await page.context().close();
@@ -411,7 +523,7 @@ const checks = {
   },
 
   async 'the tab key reaches everything in order, and shows where it is'() {
-    const page = await open({ hash: '#s=0&m=0&c=1&l=0&h=0&t=5' });
+    const page = await open({ hash: '#s=0&b=2&m=0&c=1&l=0&h=0&t=5' });
     await page.evaluate(() => { scrollTo(0, 0); });
     const wanted = await page.evaluate(() => {
       const stops = [...document.querySelectorAll('a[href], button, select, summary, [tabindex="0"]')].filter((it) => it.checkVisibility());
@@ -436,7 +548,7 @@ const checks = {
 
   async 'names, landmarks, headings and contrast, light and dark'() {
     for (const colorScheme of ['light', 'dark']) {
-      const page = await open({ colorScheme, hash: '#s=0&m=0&c=1&l=0&h=0&t=5&k=2' });
+      const page = await open({ colorScheme, hash: '#s=0&b=2&m=0&c=1&l=0&h=0&t=5&k=2' });
       await page.locator('details').evaluateAll((all) => all.forEach((it) => { it.open = true; }));
       assert.deepEqual(await page.evaluate(faults), []);
       const { bad, n } = await page.evaluate(lowContrast);
@@ -477,12 +589,15 @@ const checks = {
   },
 
   async 'a phone scrolls down alone'() {
-    for (const hash of ['', '#s=0&m=0&c=1&l=0&h=0&t=5&k=2', '#s=1']) {
+    for (const hash of ['', '#s=0&m=0&c=1&l=0&h=0&t=5&k=2', '#s=1', '#s=0&b=2&m=0&l=0&h=0']) {
       const page = await open({ viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, hash });
       const width = await page.evaluate(() => { scrollTo(500, 0); return [document.documentElement.scrollWidth, scrollX]; });
       assert.deepEqual(width, [360, 0], hash);
       const boxes = await page.locator('.scroll, pre').evaluateAll((all) => all.filter((it) => it.scrollWidth > it.clientWidth).length);
       assert(boxes >= 3, `${boxes} boxes scroll`);
+      const sides = await viewer(page).locator('.side:visible').evaluateAll((all) => all.map((it) => it.getBoundingClientRect().toJSON()));
+      assert.equal(sides.length, hash.includes('&b=') ? 2 : 1);
+      if (sides[1]) assert(sides[1].top >= sides[0].bottom && sides[1].left === sides[0].left, 'samples stand below each other');
       await page.context().close();
     }
   },
