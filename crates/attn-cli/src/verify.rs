@@ -133,7 +133,7 @@ impl Lines<'_> {
             error: verdict.error.is_finite().then_some(verdict.error),
             tolerance: Some(verdict.tolerance),
             place: match &verdict.place[..] {
-                "nowhere" => String::new(),
+                laws::NOWHERE => String::new(),
                 place => place.into(),
             },
         })
@@ -343,7 +343,9 @@ fn of_model(
         .collect();
     let all: Vec<usize> = (0..layers.len()).collect();
     lines.law("a_removed_head_is_a_masked_one", || laws::removed_heads(model, &short, &heads))?;
-    lines.law("a_heads_slice_is_its_own", || laws::head_slices(model, &short, &heads))?;
+    lines.law("the_output_columns_of_a_head_are_its_own", || {
+        laws::head_slices(model, &short, &heads)
+    })?;
     lines.law("turned_values_change_nothing", || laws::turned_values(model, &short, &all))?;
     lines.law("repeated_key_value_heads_change_nothing", || {
         laws::repeated_kv_heads(model, &short, &all)

@@ -336,6 +336,12 @@ pub trait Attention: std::fmt::Debug + Send {
         false
     }
 
+    /// Whether heads have a part in what others attend to, so that a head that is removed leaves others another output than one
+    /// whose gate is closed.
+    fn couples_heads(&self) -> bool {
+        false
+    }
+
     /// Whether keys and values come from another sequence, [`AttnInput::source`]: [`ModelInput::source`](crate::ModelInput)
     /// must then be given.
     fn needs_source(&self) -> bool {

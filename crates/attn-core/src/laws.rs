@@ -59,6 +59,9 @@ fn relative_rms(actual: &Tensor, expected: &Tensor) -> f64 {
     if scale > 0.0 { error / scale } else { error }
 }
 
+/// Where there was no error at all.
+pub const NOWHERE: &str = "nowhere";
+
 /// Keeps the worst of several errors. NaN is worse than anything.
 struct Worst {
     error: f64,
@@ -67,7 +70,7 @@ struct Worst {
 
 impl Worst {
     fn new() -> Self {
-        Self { error: 0.0, place: "nowhere".into() }
+        Self { error: 0.0, place: NOWHERE.into() }
     }
 
     fn see(&mut self, error: f64, place: impl FnOnce() -> String) {
@@ -465,7 +468,7 @@ pub fn gradients_are_right(kind: &dyn Attention, probe: &LayerProbe) -> Verdict 
         let _ = tensor.set_requires_grad(true);
         own.push((name.to_owned(), tensor.shallow_clone()));
     });
-    value(&leaf).backward();
+    tch::with_grad(|| value(&leaf).backward());
 
     let mut compare = |name: &str, tensor: &Tensor, at: &dyn Fn() -> f64| {
         let direction = draw(&tensor.size());
@@ -520,8 +523,10 @@ fn through_choices(
     let imposed = probe.select(|x, _| x.copy().set_requires_grad(true));
     imposed.with_input(&mask, |input| {
         let chosen = kind.selection(input).expect("the kind chooses").chosen;
-        let z = kind.forward(&AttnInput { selection: Some(&chosen), ..*input });
-        (z * pull).sum(Kind::Double).backward();
+        tch::with_grad(|| {
+            let z = kind.forward(&AttnInput { selection: Some(&chosen), ..*input });
+            (z * pull).sum(Kind::Double).backward();
+        });
     });
     let pairs = [
         ("hidden", &leaf.hidden, &imposed.hidden),

@@ -682,6 +682,11 @@ impl Attention for Nsa {
         true
     }
 
+    fn couples_heads(&self) -> bool {
+        // Those of a group choose their blocks together.
+        self.dims.n_heads > self.dims.n_kv_heads
+    }
+
     fn start(&self) -> Box<dyn State> {
         Box::new(Decoding {
             tokens: KvCache::new(None),

@@ -304,6 +304,10 @@ impl SingleHead {
 }
 
 impl Attention for SingleHead {
+    fn couples_heads(&self) -> bool {
+        true
+    }
+
     fn forward(&self, input: &AttnInput) -> Tensor {
         self.mix(input, &self.keys(input), &merged(input.v))
     }
