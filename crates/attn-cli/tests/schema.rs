@@ -97,7 +97,7 @@ fn is_whole(name: &str, title: &str) -> bool {
             whole.contains(&name) || name == "points[].by_score"
         }
         "OUT.json of `compare-scores`" => name == "pairs[].spearman",
-        "OUT.json of `patch`" => name == "attention",
+        "OUT.json of `patch`" | "OUT.json of `verify`" => name == "attention",
         "`pruning.json` of `prune`" => ["target", "picked"].contains(&name),
         "`conversion.json` of `convert`" => {
             let last = name.rsplit('.').next().unwrap_or(name);
@@ -254,6 +254,8 @@ fn a_distillation_and_a_sweep_of_them_have_the_fields_of_the_schema() {
     let base = "eval --model out/near,seed=1/model --task text.txt --split train --max-len 24";
     place.done(&format!("{base} --against model --conventions --out eval.json"));
     check(&place.json("eval.json"), "OUT.json of `eval`");
+    place.attn("verify --model model --against model --text text.txt --out verify.json");
+    check(&place.json("verify.json"), "OUT.json of `verify`");
     let explain = base.replace("eval", "explain");
     place.attn(&format!("{explain} --against model --prompts 2 --out explain.json"));
     check(&place.json("explain.json"), "OUT.json of `explain`");
