@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
-# Draws every stored result anew: for each folder of results/ a report of all that is in it, and its pictures.
+# Draws every stored result anew: in each folder of results/ a report of all that is in it, report.html, with its pictures.
 #
-# Usage: scripts/draw_results.sh [--pictures] [OUT]
-#   --pictures  the pictures as files, too, beside the reports that hold them
-#   OUT         where they go, a folder for each of results/ (runs/pictures)
+# Usage: scripts/draw_results.sh [DIR]
+#   DIR  the pictures as files, too, in a folder for each of results/
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-with_pictures=
-[ "${1:-}" = --pictures ] && with_pictures=yes && shift
-out=${1:-runs/pictures}
 scripts/setup_env.sh
 cargo build --quiet --package attn-cli
 attn=target/debug/attn
+# A report that is larger is divided: one for each folder in it.
+most=$((5 << 20))
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 reports=0 pictures=0 failed=0
@@ -23,24 +21,37 @@ fails() {
   failed=$((failed + 1))
 }
 
-for folder in results/2*/; do
-  name=$(basename "$folder")
-  if "$attn" --quiet report "$folder" --title "$name" --out "$out/$name/report.html" >/dev/null 2>"$said"; then
+report() {
+  if "$attn" --quiet report "$@" >/dev/null 2>"$said"; then
     reports=$((reports + 1))
   else
-    fails "$folder" || echo "$name: no result of a kind that a report shows"
+    fails "$1" || echo "$1: no result of a kind that a report shows"
   fi
-  [ -n "$with_pictures" ] || continue
+}
+
+for folder in results/2*/; do
+  folder=${folder%/}
+  name=$(basename "$folder")
+  rm -f "$folder"/report*.html
+  report "$folder" --title "$name" --out "$folder/report.html"
+  if [ -f "$folder/report.html" ] && [ "$(wc -c <"$folder/report.html")" -gt "$most" ]; then
+    rm "$folder/report.html"
+    reports=$((reports - 1))
+    for part in "$folder"/*/; do
+      part=${part%/}
+      report "$part" --title "$name, $(basename "$part")" --out "$folder/report-$(basename "$part").html"
+    done
+  fi
+  [ -n "${1:-}" ] || continue
   while IFS= read -r file; do
     # A run is drawn as a whole, from its folder.
     [[ $file == */metrics.jsonl ]] && file=$(dirname "$file")
-    beside=$out/$(dirname "${file#results/}")
-    if drawn=$("$attn" --quiet plot "$file" --out "$beside" 2>"$said"); then
+    if drawn=$("$attn" --quiet plot "$file" --out "$1/$(dirname "${file#results/}")" 2>"$said"); then
       pictures=$((pictures + $(wc -l <<<"$drawn")))
     else
       fails "$file" || true
     fi
   done < <(find "$folder" \( -name '*.json' -o -name metrics.jsonl -o -name '*.csv' \) -print | sort)
 done
-echo "$reports reports and $pictures pictures under $out; $failed could not be drawn"
+echo "$reports reports in results/, $pictures pictures; $failed could not be drawn"
 [ "$failed" = 0 ]

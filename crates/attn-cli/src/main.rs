@@ -20,6 +20,7 @@ mod distill;
 mod doctor;
 mod eval;
 mod explain;
+mod fault;
 mod finetune;
 mod flags_file;
 mod forward;
@@ -77,7 +78,10 @@ enum Outcome {
 
 fn main() -> ExitCode {
     attn_torch::tune_allocator();
-    let typed = std::env::args_os().collect();
+    let typed: Vec<_> = std::env::args_os().collect();
+    let is_command = |word: &str| Args::command().find_subcommand(word).is_some();
+    let command = typed.iter().filter_map(|it| it.to_str()).find(|it| is_command(it));
+    let command = format!("attn {}", command.unwrap_or_default());
     let args = match flags_file::with_flags(typed, Args::command) {
         Ok(words) => Args::parse_from(words),
         Err(error) => {
@@ -86,7 +90,7 @@ fn main() -> ExitCode {
         }
     };
     logging::init(args.verbose, args.quiet);
-    match run(args) {
+    match fault::caught(&command, || run(args)) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::FAILURE,
         Ok(Outcome::Interrupted) => ExitCode::from(monitor::INTERRUPTED),

@@ -23,7 +23,7 @@ use crate::{
     plot::{
         Figure,
         attention::{Attention, OfLayer},
-        is_run, names, pictures,
+        in_cell, is_run, names, pictures,
     },
     run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, check_writable, result_in},
 };
@@ -265,6 +265,7 @@ fn section(one: &Read) -> Result<Section> {
         blocks.push(Block::Facts(facts));
     }
     blocks.extend(settings(&one.summary).map(Block::Table));
+    blocks.extend(laws(&one.summary).map(Block::Table));
     for drawn in
         pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?
     {
@@ -352,6 +353,39 @@ fn settings(summary: &Value) -> Option<Table> {
         columns,
         rows: settings.iter().map(row).collect(),
     })
+}
+
+/// What `attn verify` and `attn explain` found, a line a law or test.
+fn laws(summary: &Value) -> Option<Table> {
+    let all = ["laws", "checks"].iter().find_map(|it| summary.get(*it)?.as_array())?;
+    let text = |one: &Value, names: [&str; 2]| {
+        let found = names.iter().find_map(|it| one.get(*it)?.as_str()).unwrap_or_default();
+        Cell::text(found.replace('_', " "))
+    };
+    let number = |value: Option<&Value>| match value.and_then(Value::as_f64) {
+        None => Cell::text(""),
+        Some(value) => Cell::number(in_cell(value), value),
+    };
+    let row = |one: &Value| {
+        let most = one.get("tolerance").or_else(|| one.get("bounds")?.get(1));
+        let place = ["place", "meaning"].iter().find_map(|it| one.get(*it)?.as_str());
+        vec![
+            text(one, ["law", "test"]),
+            text(one, ["found", "verdict"]),
+            number(one.get("error").or_else(|| one.get("value"))),
+            number(most),
+            Cell::text(place.unwrap_or_default()),
+        ]
+    };
+    let columns = vec![
+        Column::text("law"),
+        Column::text("found"),
+        Column::number("value"),
+        Column::number("at most"),
+        Column::text("where"),
+    ];
+    let caption = "Laws and tests".into();
+    (!all.is_empty()).then(|| Table { caption, columns, rows: all.iter().map(row).collect() })
 }
 
 fn facts(value: &Value, names: &[&str]) -> Vec<(String, String)> {
