@@ -916,11 +916,12 @@ of one change nothing; decoding is a full pass. Of heads: one that is removed is
 of the output projection are its own, values may be turned and shared ones repeated. Of training: gradients are
 those of finite differences, a step moves what is trained alone. Of each attention kind its own laws, in f64.
 
---quick leaves out what needs a second model in memory; --full tries every head, more parameters, and texts of up
-to 512 tokens. With --against: whether predictions fit best where they are aligned, and in which block hidden
+--quick reads 32 tokens a row, and leaves out heads, training, decoding, kinds, and all that needs a second model in
+memory; --full tries every head, more parameters, and texts of up to 512 tokens: of a large model an hour. With --against: whether predictions fit best where they are aligned, and in which block hidden
 states first leave the other model's. The text is the bundled one unless --text names another.
 
-The exit code is 0 where no law is broken, 1 where one is (OUT.json is written all the same).
+The exit code is 0 where no law is broken, 1 where one is (OUT.json is written all the same), or where the model
+cannot be loaded, which is an error of its own.
 
 Examples:
   attn verify --model results/models/wikitext-gpt2

@@ -33,7 +33,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_train::METRICS_FILE;
-use attn_viz::{BarChart, HeatMap, Histogram, LineChart, Panels, Picture, Shades, Theme};
+use attn_viz::{BarChart, HeatMap, Histogram, LineChart, Panels, Picture, Shades, Size, Theme};
 use clap::builder::PossibleValue;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -146,7 +146,7 @@ impl Figure {
     }
 
     /// The heat maps in it.
-    fn maps(&self) -> &[HeatMap] {
+    pub(crate) fn maps(&self) -> &[HeatMap] {
         match self {
             Self::Heat(map) => std::slice::from_ref(map),
             Self::Panels(panels) => &panels.maps,
@@ -296,7 +296,12 @@ pub(crate) fn run(args: &PlotArgs, out: &mut dyn Write) -> Result<()> {
         return show(&all, out);
     }
     let theme = args.theme.into();
-    for (path, source, drawn) in paths(args, &sources, &sets)? {
+    let all = paths(args, &sources, &sets)?;
+    // What cannot be drawn is found before anything is written.
+    for (_, source, drawn) in &all {
+        source.drawn(drawn.figure.on(theme).svg().map_err(Into::into))?;
+    }
+    for (path, source, drawn) in all {
         let _made = check_writable(&path)?;
         source.drawn(drawn.figure.on(theme).save(&path).map_err(Into::into))?;
         writeln!(out, "{}", path.display())?;
@@ -448,11 +453,21 @@ fn draw_beside(path: &Path, picture: &Path) -> Result<()> {
 
 /// All pictures of a result or run, none where no kind draws it.
 pub(crate) fn pictures(path: &Path) -> Result<Vec<Drawn>> {
-    let source = open(path)?;
-    match kind_of(&source) {
-        Ok(kind) => Ok(kind.draw(&[source])?.into_iter().flat_map(|set| set.1).collect()),
-        Err(_) => Ok(Vec::new()),
+    let mut sources = vec![open(path)?];
+    // Of a run there is also what it came to.
+    if let Some(result) = result_in(path).filter(|_| path.is_dir()) {
+        sources.push(open(&result)?);
     }
+    let mut drawn: Vec<(&str, Vec<Drawn>)> = Vec::new();
+    for source in sources {
+        if let Ok(kind) = kind_of(&source)
+            && drawn.iter().all(|it| it.0 != kind.name)
+        {
+            let sets = kind.draw(&[source])?;
+            drawn.push((kind.name, sets.into_iter().flat_map(|set| set.1).collect()));
+        }
+    }
+    Ok(drawn.into_iter().flat_map(|it| it.1).collect())
 }
 
 fn kind_of(source: &Source) -> Result<&'static Kind> {
@@ -512,7 +527,7 @@ pub(crate) fn open(path: &Path) -> Result<Source> {
                 // Of a sweep, and of runs whose metrics were not kept, there is what they came to.
                 let result = result.with_context(|| {
                     format!(
-                        "`{}` is no run: it has no `{METRICS_FILE}`\nhint: name the folder that a command was given as --out, or a result file",
+                        "`{}` is no run: it has no `{METRICS_FILE}` with a line in it, and no result\nhint: name a run, or a result file; `attn report` takes folders of results",
                         path.display()
                     )
                 })?;
@@ -595,6 +610,25 @@ fn difference(first: &HeatMap, second: &HeatMap, names: [&str; 2]) -> HeatMap {
         range: None,
         ..first.clone()
     }
+}
+
+/// The names of settings without what all of them have in common: `few_shot=8` of `model=m,few_shot=8` and `model=m,few_shot=32`.
+fn told_apart(names: &[String]) -> Vec<String> {
+    let parts: Vec<Vec<&str>> = names.iter().map(|name| name.split(',').collect()).collect();
+    let is_common = |part: &&str| parts.len() > 1 && parts.iter().all(|of| of.contains(part));
+    let own = |(name, parts): (&String, &Vec<&str>)| {
+        let own: Vec<&str> = parts.iter().filter(|part| !is_common(part)).copied().collect();
+        let text = if own.is_empty() { name.clone() } else { own.join(", ") };
+        // Lines are broken at blanks.
+        text.replace('=', "= ")
+    };
+    names.iter().zip(&parts).map(own).collect()
+}
+
+/// Room for the label of each bar.
+fn bar_size(n_bars: usize) -> Size {
+    let width = u32::try_from(n_bars).unwrap_or(u32::MAX).saturating_mul(150);
+    Size { width: width.saturating_add(100).clamp(1200, 6000), ..Size::default() }
 }
 
 /// A number and its interval in a cell.

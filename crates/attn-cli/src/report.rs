@@ -23,9 +23,12 @@ use crate::{
     plot::{
         Figure,
         attention::{Attention, OfLayer},
-        in_cell, is_run, names, pictures,
+        in_cell, is_run, names, open, pictures,
     },
-    run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, check_writable, result_in},
+    run_dir::{
+        CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, SWEEP_RESULT, check_writable, parent_of,
+        result_in,
+    },
 };
 
 /// Cells of a picture up to which its numbers stand behind it.
@@ -98,8 +101,8 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
     }
     let mut sections = Vec::new();
     if let Some(table) = overview(&all) {
-        let words = "Each run or result with its figures, 95 % intervals in brackets; the model as it was stands beside what became of it. \
-                     Click on a heading to sort.";
+        let words = "Each run or result with its figures, 95 % intervals in brackets; where a file has the model as it was, that stands \
+                     beside. Click on a heading to sort.";
         sections.push(Section {
             title: "Figures".into(),
             blocks: vec![Block::Text(words.into()), Block::Table(table)],
@@ -118,7 +121,11 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
         sections.push(section(one)?);
     }
     if !left_out.is_empty() {
-        let files: Vec<String> = left_out.iter().map(|it| it.display().to_string()).collect();
+        let file = |(path, why): &(PathBuf, String)| match &why[..] {
+            "" => path.display().to_string(),
+            why => format!("{} ({why})", path.display()),
+        };
+        let files: Vec<String> = left_out.iter().map(file).collect();
         let words = format!("nothing that a report shows is in {}", files.join(", "));
         tracing::warn!("{words}");
         sections.push(Section {
@@ -131,7 +138,10 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
             .title
             .clone()
             .unwrap_or_else(|| names(&args.results, char::is_alphabetic).join(", ")),
-        subtitle: format!("attn {}; {} runs or results", env!("CARGO_PKG_VERSION"), all.len()),
+        subtitle: match all.len() {
+            1 => format!("attn {}; one run or result", env!("CARGO_PKG_VERSION")),
+            n => format!("attn {}; {n} runs or results", env!("CARGO_PKG_VERSION")),
+        },
         sections,
     };
     report.save(&args.out)?;
@@ -144,17 +154,20 @@ pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
 struct Found {
     all: Vec<Read>,
     /// Files of a folder in which nothing is shown.
-    left_out: Vec<PathBuf>,
+    left_out: Vec<(PathBuf, String)>,
 }
 
 impl Found {
     /// A result, a run, or all of those in a folder that is no run.
     fn add(&mut self, path: &Path) -> Result<()> {
-        if !path.is_dir() || is_run(path) {
+        if !path.is_dir() {
             self.all.push(read(path)?);
             return Ok(());
         }
         let before = self.all.len();
+        if is_run(path) {
+            self.all.push(read(path)?);
+        }
         self.gather(path)?;
         ensure!(
             self.all.len() > before,
@@ -164,38 +177,79 @@ impl Found {
         Ok(())
     }
 
+    /// All of a folder. What cannot be read or shown of it is named in the end, with the reason.
     fn gather(&mut self, folder: &Path) -> Result<()> {
         let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let entries = entries.with_context(|| format!("cannot read `{}`", folder.display()))?;
-        let mut paths: Vec<PathBuf> = entries.into_iter().map(|it| it.path()).collect();
+        // A link may lead back to where it stands.
+        let is_link = |it: &fs::DirEntry| it.file_type().is_ok_and(|it| it.is_symlink());
+        let mut paths: Vec<PathBuf> =
+            entries.into_iter().filter(|it| !is_link(it)).map(|it| it.path()).collect();
         paths.sort();
+        let told_with_it = match is_run(folder) || folder.join(SWEEP_RESULT).exists() {
+            true => &OF_RUNS[..],
+            false => &[],
+        };
         for path in paths {
-            let is = |ending: &str| path.extension().is_some_and(|it| it == ending);
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with('.') || told_with_it.contains(&&name[..]) {
+                continue;
+            }
             if path.is_dir() {
                 // A model is what results are of.
+                if path.join("config.json").exists() {
+                    continue;
+                }
                 if is_run(&path) {
-                    self.all.push(read(&path)?);
-                } else if !path.join("config.json").exists() {
-                    self.gather(&path)?;
+                    self.keep(&path);
                 }
-            } else if is("json") && path.file_name().is_some_and(|it| it != ENVIRONMENT_FILE) {
-                let one = read(&path)?;
-                match is_shown(&one)? {
-                    true => self.all.push(one),
-                    false => self.left_out.push(path),
-                }
-            } else if is("csv") && !pictures(&path)?.is_empty() {
-                self.all.push(read(&path)?);
+                self.gather(&path)?;
+            } else if path.extension().is_some_and(|it| it == "json" || it == "csv") {
+                self.keep(&path);
             }
         }
         Ok(())
     }
+
+    /// Takes what can be shown.
+    fn keep(&mut self, path: &Path) {
+        match read(path).and_then(|one| Ok((is_shown(&one)?, one))) {
+            Ok((true, one)) => self.all.push(one),
+            Ok((false, _)) => self.left_out.push((path.to_owned(), String::new())),
+            Err(error) => {
+                let why = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                let first = why.lines().next().unwrap_or_default().to_owned();
+                self.left_out.push((path.to_owned(), first));
+            }
+        }
+    }
 }
 
-/// Whether a report has anything to show of a file.
+/// What stands in the folder of a run and is told with it, or tells nothing of what came of it.
+const OF_RUNS: [&str; 14] = [
+    SUMMARY_FILE,
+    SWEEP_CSV,
+    ENVIRONMENT_FILE,
+    "before.json",
+    "untouched.json",
+    "teacher.json",
+    "model",
+    "checkpoints",
+    "best",
+    "plots",
+    "tensorboard",
+    "transfer",
+    "tune",
+    "configs",
+];
+
+const SWEEP_CSV: &str = "sweep.csv";
+
+/// Whether a report has figures, pictures or a table of a file.
 fn is_shown(one: &Read) -> Result<bool> {
-    Ok(!facts(&one.summary, &FACTS).is_empty()
-        || settings(&one.summary).is_some()
+    Ok(MEASURES.iter().any(|it| it.find(&one.summary).is_some())
+        || tables(&one.summary).next().is_some()
+        || one.path.file_name().is_some_and(|it| it == ENVIRONMENT_FILE)
         || !pictures(&one.path)?.is_empty())
 }
 
@@ -211,7 +265,7 @@ fn read(path: &Path) -> Result<Read> {
         )
     })?;
     let summary = match file.extension().is_some_and(|it| it == "csv") {
-        true => Value::Null,
+        true => open(&file)?.value,
         false => serde_json::from_str(&text)
             .with_context(|| format!("`{}` is not JSON", file.display()))?,
     };
@@ -251,7 +305,21 @@ fn overview(all: &[Read]) -> Option<Table> {
 
 /// The attention kinds of a model, once where all layers have one.
 fn attention(summary: &Value) -> Option<String> {
-    let layers = summary.get("attention")?.as_array()?;
+    // Of `attn choose` what each layer got.
+    let chosen = summary.get("choice").and_then(Value::as_array).map(|choice| {
+        let layers = choice.iter().enumerate();
+        layers
+            .map(|(layer, at)| {
+                at.as_u64().map_or(Value::Null, |at| {
+                    summary["layers"][layer][at as usize]["attention"].clone()
+                })
+            })
+            .collect::<Vec<_>>()
+    });
+    let layers = match &chosen {
+        Some(layers) => layers,
+        None => summary.get("attention")?.as_array()?,
+    };
     let mut kinds: Vec<String> =
         layers.iter().filter_map(|it| Some(it.get("kind")?.as_str()?.to_owned())).collect();
     kinds.dedup();
@@ -260,15 +328,24 @@ fn attention(summary: &Value) -> Option<String> {
 
 fn section(one: &Read) -> Result<Section> {
     let mut blocks = Vec::new();
+    if one.path.file_name().is_some_and(|it| it == ENVIRONMENT_FILE) {
+        return Ok(Section { title: one.name.clone(), blocks: vec![environment(&one.summary)] });
+    }
     let facts = facts(&one.summary, &FACTS);
     if !facts.is_empty() {
         blocks.push(Block::Facts(facts));
     }
-    blocks.extend(settings(&one.summary).map(Block::Table));
-    blocks.extend(laws(&one.summary).map(Block::Table));
-    for drawn in
-        pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?
-    {
+    blocks.extend(tables(&one.summary).map(Block::Table));
+    let drawn =
+        pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?;
+    let n_cells =
+        drawn.iter().flat_map(|it| it.figure.maps()).map(|it| it.values.len().pow(2)).sum();
+    let is_viewed = is_attention(&one.summary) && MOST_CELLS < n_cells;
+    if is_viewed {
+        let words = "Its maps are in the viewer above; attn plot draws them as a picture.";
+        blocks.push(Block::Text(words.into()));
+    }
+    for drawn in drawn.into_iter().filter(|_| !is_viewed) {
         let svg = |theme| drawn.figure.on(theme).svg();
         let (data, left_out) = match data(&drawn.figure) {
             Ok(data) => (data, None),
@@ -282,25 +359,27 @@ fn section(one: &Read) -> Result<Section> {
         }));
         blocks.extend(left_out.map(Block::Text));
     }
-    if one.path.is_dir() {
-        let environment = one.path.join(ENVIRONMENT_FILE);
-        if environment.exists() {
-            let text = fs::read_to_string(&environment)
-                .with_context(|| format!("cannot read `{}`", environment.display()))?;
+    // Of a sweep what it came to is a file in its folder.
+    let home = match one.path.file_name().is_some_and(|it| it == SWEEP_RESULT) {
+        true => parent_of(&one.path),
+        false => &one.path,
+    };
+    if home.is_dir() {
+        let file = home.join(ENVIRONMENT_FILE);
+        if file.exists() {
+            let text = fs::read_to_string(&file)
+                .with_context(|| format!("cannot read `{}`", file.display()))?;
             let value: Value = serde_json::from_str(&text)
-                .with_context(|| format!("`{}` is not JSON", environment.display()))?;
-            let mut all = self::facts(&value, &ENVIRONMENT);
-            if let Some(arguments) = value.get("arguments").and_then(Value::as_array) {
-                let words: Vec<&str> = arguments.iter().filter_map(Value::as_str).collect();
-                all.push(("command".into(), words.join(" ")));
-            }
-            blocks.push(Block::Facts(all));
+                .with_context(|| format!("`{}` is not JSON", file.display()))?;
+            blocks.push(environment(&value));
         }
-        let config = one.path.join(CONFIG_FILE);
-        if config.exists() {
-            let text = fs::read_to_string(&config)
-                .with_context(|| format!("cannot read `{}`", config.display()))?;
-            blocks.push(Block::Code { name: format!("{CONFIG_FILE} of {}", one.name), text });
+        for name in [CONFIG_FILE, "sweep.toml"] {
+            let config = home.join(name);
+            if config.exists() {
+                let text = fs::read_to_string(&config)
+                    .with_context(|| format!("cannot read `{}`", config.display()))?;
+                blocks.push(Block::Code { name: format!("{name} of {}", one.name), text });
+            }
         }
     }
     ensure!(
@@ -310,6 +389,85 @@ fn section(one: &Read) -> Result<Section> {
         one.path.display()
     );
     Ok(Section { title: one.name.clone(), blocks })
+}
+
+/// Where a run took place, and by which command.
+fn environment(value: &Value) -> Block {
+    let mut all = facts(value, &ENVIRONMENT);
+    if let Some(arguments) = value.get("arguments").and_then(Value::as_array) {
+        let words: Vec<&str> = arguments.iter().filter_map(Value::as_str).collect();
+        all.push(("command".into(), words.join(" ")));
+    }
+    Block::Facts(all)
+}
+
+/// Whether a result is of attention weights, which the viewer shows.
+fn is_attention(summary: &Value) -> bool {
+    summary["layers"][0].get("weights").is_some()
+}
+
+/// What is best read as a table.
+fn tables(summary: &Value) -> impl Iterator<Item = Table> {
+    [settings(summary), laws(summary), rows(summary), cells(summary)].into_iter().flatten()
+}
+
+/// A list of results, one a line: their texts and numbers.
+fn rows(summary: &Value) -> Option<Table> {
+    let all: Vec<_> = summary.as_array()?.iter().filter_map(Value::as_object).collect();
+    let is_shown = |value: &Value| value.is_number() || value.is_string() || value.is_boolean();
+    let mut names: Vec<&String> = Vec::new();
+    for (name, _) in all.iter().flat_map(|row| row.iter().filter(|it| is_shown(it.1))) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let cell = |value: Option<&Value>| match value {
+        Some(Value::Number(number)) => {
+            let value = number.as_f64().unwrap_or(f64::NAN);
+            Cell::number(number.to_string(), value)
+        }
+        Some(Value::String(text)) => Cell::text(text),
+        Some(Value::Bool(it)) => Cell::text(it.to_string()),
+        _ => Cell::text(""),
+    };
+    let columns = names.iter().map(|name| {
+        let is_number = all.iter().filter_map(|row| row.get(*name)).all(Value::is_number);
+        if is_number { Column::number(*name) } else { Column::text(*name) }
+    });
+    let lines = all.iter().map(|row| names.iter().map(|name| cell(row.get(*name))).collect());
+    let caption = "One a line".into();
+    (!names.is_empty() && names.len() * all.len() <= MOST_CELLS).then(|| Table {
+        caption,
+        columns: columns.collect(),
+        rows: lines.collect(),
+    })
+}
+
+/// A table that was written as one.
+fn cells(summary: &Value) -> Option<Table> {
+    let names: Vec<&str> =
+        summary.get("columns")?.as_array()?.iter().filter_map(Value::as_str).collect();
+    let all = summary.get("rows")?.as_array()?;
+    let cell = |value: &Value| {
+        let text = value.as_str().unwrap_or_default();
+        match text.parse::<f64>() {
+            Ok(number) => Cell::number(text, number),
+            Err(_) => Cell::text(text),
+        }
+    };
+    let lines: Vec<Vec<Cell>> =
+        all.iter().map(|row| row.as_array().into_iter().flatten().map(cell).collect()).collect();
+    let is_number =
+        |at: usize| lines.iter().any(|row| row.get(at).is_some_and(|it| it.key.is_some()));
+    let columns = names.iter().enumerate().map(|(at, name)| match is_number(at) {
+        true => Column::number(*name),
+        false => Column::text(*name),
+    });
+    (!lines.is_empty() && names.len() * lines.len() <= MOST_CELLS).then(|| Table {
+        caption: "The table".into(),
+        columns: columns.collect(),
+        rows: lines.clone(),
+    })
 }
 
 /// What a sweep has of each setting, over its seeds: a field, its factor, heading and decimals.
@@ -538,7 +696,7 @@ impl Which {
 /// The texts of all attention files, each with the models that read it.
 fn samples(all: &[Read]) -> Result<Vec<Sample>> {
     let mut samples: Vec<(Which, Vec<ModelAttention>)> = Vec::new();
-    for one in all.iter().filter(|one| one.summary["layers"][0].get("weights").is_some()) {
+    for one in all.iter().filter(|one| is_attention(&one.summary)) {
         let file: Attention = serde_json::from_value(one.summary.clone()).with_context(|| {
             format!("`{}` is damaged, or of another version", one.path.display())
         })?;

@@ -42,11 +42,11 @@ fn found(place: &Place, file: &str, what: &str) -> Vec<(String, String)> {
 fn the_bundled_models_keep_every_law() {
     let place = Place::new();
     for (model, n_held, not_run) in [
-        ("wikitext-gpt2", 21, &["repeated_key_value_heads_change_nothing"][..]),
-        ("needle-llama", 22, &[]),
+        ("wikitext-gpt2", 25, &["repeated_key_value_heads_change_nothing"][..]),
+        ("needle-llama", 26, &[]),
         (
             "wikitext-mlm",
-            17,
+            19,
             &["a_causal_model_ignores_the_future", "repeated_key_value_heads_change_nothing"],
         ),
     ] {
@@ -67,6 +67,9 @@ fn the_bundled_models_keep_every_law() {
     let ran = place.done(&format!("verify --model {folder} --full --against {folder}"));
     assert!(ran.stdout.contains("hidden states are those of"), "{}", ran.stdout);
     assert!(ran.stdout.contains("held     predictions are nearest where they are aligned"));
+    // Another precision has other numbers, and the same laws.
+    let ran = place.done(&format!("verify --model {folder} --dtype bf16 --out half.json"));
+    assert!(ran.stdout.contains("16 bits round them anew"), "{}", ran.stdout);
 }
 
 #[test]
@@ -75,7 +78,7 @@ fn swapped_attention_keeps_the_laws_too() {
     let folder = bundled("wikitext-gpt2").display().to_string();
     for (kind, set) in [
         ("window", ""),
-        ("nsa", "--set n_selected=4"),
+        ("nsa", "--set n_selected=4 --set window=64"),
         ("performer", ""),
         ("single_head", ""),
         ("mask_mixture", ""),
@@ -141,6 +144,16 @@ fn what_is_planted_in_a_model_is_named() {
     let (laws, said) = broken("embedding", &format!("--against {original}"));
     assert!(laws.iter().any(|it| it.0 == "predictions_are_of_the_next_token"), "{laws:?}");
     assert!(said.contains("in the embeddings"), "{said}");
+
+    // Predictions of a place beside.
+    let swap = |basis: &str, of: &str, name: &str| {
+        let set = format!(r#"--set basis=["{basis}"]"#);
+        place.done(&format!("swap --attention mask_mixture {set} --model {of} --out {name}"));
+    };
+    swap("shift:0", &original, "teacher");
+    swap("shift:1", &original, "student");
+    let ran = place.attn("verify --model student --against teacher --quick --out v.json");
+    assert!(ran.stdout.contains("KL by shift"), "{}", ran.stdout);
 
     // A tensor that the file lacks is an error of its own.
     let weights = place.path("one").join("model.safetensors");

@@ -103,6 +103,26 @@ fn faulty(base: &str, fault: &str) -> Model {
     model
 }
 
+/// All of them. That of slices of the output projection has no fault here: what a kind does cannot break it, only what stands
+/// around it can, as a gate of the wrong head.
+const LAWS: [&str; 15] = [
+    "every_parameter_is_finite",
+    "every_layer_has_an_attention_of_its_own",
+    "no_layer_sees_the_future",
+    "padding_changes_nothing",
+    "a_batch_equals_its_rows",
+    "open_gates_change_no_bit",
+    "a_removed_head_is_a_masked_one",
+    "the_output_columns_of_a_head_are_its_own",
+    "turned_values_change_nothing",
+    "repeated_key_value_heads_change_nothing",
+    "what_is_saved_is_loaded_again",
+    "gradients_are_those_of_finite_differences",
+    "a_causal_model_ignores_the_future",
+    "steps_equal_a_full_pass",
+    "a_beginning_and_steps_equal_a_full_pass",
+];
+
 const HEADS: [(usize, i64); 2] = [(0, 3), (1, 1)];
 
 /// All laws of a model in `f64` that say something of it.
@@ -112,7 +132,9 @@ fn verdicts(model: &Model, ids: &Tensor, dir: &Path) -> Vec<Verdict> {
             Ok(laws::finite_parameters(model)),
             Ok(laws::layers_of_their_own(model)),
             laws::layer_causality(model, ids),
+            laws::model_padding(model, ids),
             laws::model_batch(model, ids),
+            laws::open_gates(model, ids),
             laws::removed_heads(model, ids, &HEADS),
             laws::head_slices(model, ids, &HEADS),
             laws::turned_values(model, ids, &[0, 1]),
@@ -121,8 +143,14 @@ fn verdicts(model: &Model, ids: &Tensor, dir: &Path) -> Vec<Verdict> {
             laws::model_gradients(model, ids, 12),
         ]
     });
+    let is_causal = model.config().is_causal();
+    let causal = tch::no_grad(|| {
+        [laws::model_causality, laws::model_decoding, laws::model_prefill]
+            .map(|law| is_causal.then(|| law(model, ids)))
+    });
     found
         .into_iter()
+        .chain(causal.into_iter().flatten())
         .filter_map(|found| match found {
             Err(Error::Refused { .. }) => None,
             found => Some(found.unwrap()),
@@ -153,7 +181,8 @@ fn models_keep_every_law_plain_and_swapped() {
             }
         }
     }
-    assert_eq!(tried.len(), 10, "{tried:?}");
+    assert_eq!(tried.len(), LAWS.len(), "{tried:?}");
+    assert!(tried.keys().all(|law| LAWS.contains(law)), "{tried:?}");
     assert!(tried.values().all(|&n| n >= 10), "{tried:?}");
 }
 
@@ -168,7 +197,12 @@ fn every_law_has_a_fault_that_breaks_it() {
     };
     for (base, fault, law) in [
         ("gpt2", "sees_everything", "no_layer_sees_the_future"),
+        ("gpt2", "sees_everything", "a_causal_model_ignores_the_future"),
+        ("gpt2", "sees_everything", "steps_equal_a_full_pass"),
+        ("gpt2", "sees_everything", "a_beginning_and_steps_equal_a_full_pass"),
         ("distilbert", "sees_everything", "a_batch_equals_its_rows"),
+        ("bert", "sees_everything", "padding_changes_nothing"),
+        ("llama", "is_never_the_same", "open_gates_change_no_bit"),
         ("bert", "bends_values", "turned_values_change_nothing"),
         ("gpt2", "keeps_no_slope", "gradients_are_those_of_finite_differences"),
         ("llama", "counts_old_heads", "a_removed_head_is_a_masked_one"),
@@ -240,6 +274,9 @@ fn a_trained_model_predicts_the_next_token_and_a_copying_one_does_not() {
     let verdict = tch::no_grad(|| laws::next_token(&trained, &ids)).unwrap();
     assert!(verdict.held() && verdict.error < -1.0, "{verdict}");
 
+    let chance = tch::no_grad(|| laws::better_than_chance(&trained, &ids, None)).unwrap();
+    assert!(chance.held() && chance.error < -1.0, "{chance}");
+
     // Attention that adds nothing, and an output matrix that is the embedding: the likeliest token is the one read.
     let copying = ending_in(WantedHead::LanguageModel, "gpt2");
     for (name, tensor) in copying.parameters() {
@@ -250,6 +287,8 @@ fn a_trained_model_predicts_the_next_token_and_a_copying_one_does_not() {
     let ids = random_ids(5, [2, 17], 50);
     let verdict = tch::no_grad(|| laws::next_token(&copying, &ids)).unwrap();
     assert!(!verdict.held(), "{verdict}");
+    let chance = tch::no_grad(|| laws::better_than_chance(&copying, &ids, None)).unwrap();
+    assert!(!chance.held(), "{chance}");
     let short = ids.narrow(1, 0, 2);
     assert!(matches!(laws::next_token(&copying, &short), Err(Error::Input { .. })));
 }

@@ -66,6 +66,12 @@ impl Optimizer {
         Ok(Self { names, params, state, groups, adam, warned: false })
     }
 
+    /// One that says nothing of parameters without a gradient.
+    pub(crate) fn quiet(mut self) -> Self {
+        self.warned = true;
+        self
+    }
+
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }

@@ -60,7 +60,7 @@ impl Default for BarChart {
 }
 
 /// Lines that a label may take.
-const MAX_LINES: usize = 3;
+const MAX_LINES: usize = 4;
 
 impl Draw for BarChart {
     fn size(&self) -> Size {
@@ -257,7 +257,7 @@ impl BarChart {
         let gap = 14. * frame.unit;
         let y = if bar.value < 0. { frame.y_of(low) + gap } else { frame.y_of(high) - gap };
         // At most one line out of the plot: above it there is room, and the text must stay with its bar.
-        let y = y.clamp(frame.top + gap / 2., frame.bottom - gap / 2.);
+        let y = y.clamp(frame.top - gap / 2., frame.bottom - gap / 2.);
         pen.text(&text, (middle, y), Align::Center, font)
     }
 }

@@ -1,11 +1,11 @@
 //! How many times as fast one program was as another, in turns.
 
 use anyhow::Result;
-use attn_viz::{Bar, BarChart, Baseline, Size};
+use attn_viz::{Bar, BarChart, Baseline};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Draw, Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source, bar_size};
 
 pub(super) const KIND: Kind = Kind {
     name: "benchmark",
@@ -20,21 +20,26 @@ pub(super) const KIND: Kind = Kind {
 /// A ratio over rounds.
 #[derive(Deserialize)]
 struct Ratio {
-    /// The ratio of the medians of both: times have none, and are no ratios.
-    of_medians: f64,
-    /// Of rounds.
+    median: f64,
     min: f64,
     max: f64,
+    /// Ratios have it, times do not.
+    #[serde(rename = "of_medians")]
+    _of_medians: f64,
 }
 
-/// All ratios below `value`, each with the way to it.
+/// All ratios of times below `value`, each with the way to it. Above 1 ours took less.
 fn ratios(value: &Value) -> Vec<(String, Ratio)> {
     let mut found = Vec::new();
     for (name, value) in value.as_object().into_iter().flatten() {
         let name = match name.as_str() {
             "s" => "time".to_owned(),
             "cpu_s" => "processor time".to_owned(),
-            name => name.replace('_', " "),
+            "ratio" | "against" => "against theirs".to_owned(),
+            "faster" => "against all heads".to_owned(),
+            // Of what the bytes that are spared allow: no ratio of two programs.
+            "share" => continue,
+            name => name.replace('_', " ").replace(" / ", " against "),
         };
         match Ratio::deserialize(value) {
             Ok(ratio) => found.push((name, ratio)),
@@ -48,11 +53,14 @@ fn ratios(value: &Value) -> Vec<(String, Ratio)> {
 }
 
 fn draw(source: &Source) -> Result<Vec<Drawn>> {
-    let title = source.value.get("title").and_then(Value::as_str).unwrap_or(&source.name);
-    let bar = |(label, Ratio { of_medians, min, max }): (String, Ratio)| Bar {
+    let stem = source.path.file_stem().map(|it| it.to_string_lossy().into_owned());
+    let title = source.value.get("title").and_then(Value::as_str).map(str::to_owned);
+    let title = title.or(stem).unwrap_or_default();
+    let bar = |(label, Ratio { median, min, max, .. }): (String, Ratio)| Bar {
         label,
-        value: of_medians,
-        interval: Some((min, max)),
+        value: median,
+        // One round has no spread.
+        interval: (min < max).then_some((min, max)),
         color: 0,
     };
     let bars: Vec<Bar> = ratios(&source.value["summary"]).into_iter().map(bar).collect();
@@ -62,7 +70,7 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
             "ratios of medians over rounds in turns; whiskers: from the least round to the most"
                 .into(),
         y_label: "ratio".into(),
-        size: Size { width: (bars.len() as u32 * 130).clamp(1200, 4000), height: 800 },
+        size: bar_size(bars.len()),
         bars,
         baselines: vec![Baseline { label: "as fast".into(), value: 1.0 }],
         decimals: 2,

@@ -4,8 +4,11 @@ use anyhow::{Context, Result};
 use attn_core::Variant;
 use attn_viz::{Group, HeatMap};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Draw, Drawn, Figure, Kind, Range, Source, attention::size, called, with_interval};
+use super::{
+    Draw, Drawn, Figure, Kind, Range, Source, attention::size, called, in_cell, with_interval,
+};
 use crate::surgery::with_own_settings;
 
 pub(super) const KIND: Kind = Kind {
@@ -24,21 +27,37 @@ struct Report {
     n_rows: usize,
     layers: Vec<Vec<Swapped>>,
     choice: Vec<usize>,
+    #[serde(default)]
+    budget: Value,
+    divergence: Mixture,
+}
+
+/// The chosen mixture against the model as it was.
+#[derive(Deserialize)]
+struct Mixture {
+    kl_nats_per_token: f64,
 }
 
 #[derive(Deserialize)]
 struct Swapped {
-    attention: Variant,
+    attention: Value,
     kl_nats_per_token: f64,
     kl_interval_95: Option<Range>,
 }
 
 fn draw(source: &Source) -> Result<Vec<Drawn>> {
-    let Report { model, task, n_rows, layers, choice } = source.read()?;
-    let all: Vec<&Variant> = layers.iter().flatten().map(|one| &one.attention).collect();
-    let name = |place: usize, one: &Swapped| match place {
-        0 => "as it is".to_owned(),
-        _ => with_own_settings(&one.attention, all.iter().copied()),
+    let Report { model, task, n_rows, layers, choice, budget, divergence } = source.read()?;
+    let variant = |it: &Swapped| Variant::deserialize(&it.attention).ok();
+    let all: Vec<Variant> = layers.iter().flatten().filter_map(variant).collect();
+    let name = |place: usize, one: &Swapped| match (place, variant(one)) {
+        (0, _) => "as it is".to_owned(),
+        (_, Some(variant)) => with_own_settings(&variant, all.iter()),
+        // A kind of a crate that this program was built without.
+        (_, None) => one.attention["kind"].as_str().unwrap_or("unknown").to_owned(),
+    };
+    let budget = match (budget["cost"].as_str(), budget["most"].as_u64()) {
+        (Some(cost), Some(most)) => format!(" within {cost} = {most}"),
+        _ => String::new(),
     };
     // Layers may have other heads, and so other candidates.
     let mut rows: Vec<String> = Vec::new();
@@ -68,7 +87,9 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
         Figure::Heat(HeatMap {
             title: format!("What each attention kind costs each layer of {}", called(&model)),
             subtitle: format!(
-                "{task}, {n_rows} rows; the other layers as they are; 95 % intervals; framed: what the layer got"
+                "{task}, {n_rows} rows; the other layers as they are; 95 % intervals; framed: what the layer got{budget}, \
+                 together {} nats",
+                in_cell(divergence.kl_nats_per_token)
             ),
             x_label: "layer".into(),
             value_label: "KL (nats per token)".into(),

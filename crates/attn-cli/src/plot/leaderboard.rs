@@ -1,10 +1,10 @@
 //! Students side by side: how near they are, what they keep, what they know.
 
 use anyhow::{Context, Result, ensure};
-use attn_viz::{Bar, BarChart, Size};
+use attn_viz::{Bar, BarChart};
 use serde::Deserialize;
 
-use super::{Draw, Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source, bar_size, told_apart};
 
 pub(super) const KIND: Kind = Kind {
     name: "leaderboard",
@@ -74,38 +74,52 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
     ensure!(!table.rows.is_empty(), "there is no line in it");
     let mut drawn = Vec::new();
     for (name, columns, interval, factor, label, decimals) in COLUMNS {
-        let Some(column) = columns.iter().find(|it| table.columns.iter().any(|own| own == *it))
-        else {
-            continue;
+        // Earlier tables lack one, or have nothing in it.
+        let has_number = |name: &&&str| {
+            table.columns.iter().any(|own| own == **name)
+                && table.rows.iter().any(|row| matches!(table.number(row, name), Ok(Some(_))))
         };
+        let Some(column) = columns.iter().find(has_number) else { continue };
+        let names: Vec<String> = table
+            .rows
+            .iter()
+            .map(|row| table.cell(row, "run").map(str::to_owned))
+            .collect::<Result<_>>()?;
         let mut bars = Vec::new();
-        for row in &table.rows {
+        for (row, name) in table.rows.iter().zip(told_apart(&names)) {
             let Some(value) = table.number(row, column)? else { continue };
             let bounds = match interval {
                 Some([low, high]) => table.number(row, low)?.zip(table.number(row, high)?),
                 None => None,
             };
             bars.push(Bar {
-                label: table.cell(row, "run")?.replace(',', ", "),
+                color: usize::from(name == "untouched"),
+                label: match &name[..] {
+                    "untouched" => "the teacher".into(),
+                    _ => name,
+                },
                 value: factor * value,
                 interval: bounds.map(|(low, high)| (factor * low, factor * high)),
-                color: 0,
             });
         }
         if bars.is_empty() {
             continue;
         }
-        let missing = table.rows.len() - bars.len();
+        // Nor has the teacher a distance from itself.
+        let is_teacher =
+            |row: &&Vec<String>| table.cell(row, "run").is_ok_and(|it| it == "untouched");
+        let has_none = |row: &&Vec<String>| matches!(table.number(row, column), Ok(None));
+        let missing = table.rows.iter().filter(|row| !is_teacher(row) && has_none(row)).count();
         bars.sort_by(|a, b| a.value.total_cmp(&b.value));
         let figure = Figure::Bars(BarChart {
-            title: format!("{}: {label}", source.name),
+            title: "Students side by side".into(),
             subtitle: match (missing, interval) {
                 (0, None) => String::new(),
                 (0, Some(_)) => "95 % intervals".into(),
                 (n, _) => format!("{n} of {} have no such figure", table.rows.len()),
             },
             y_label: label.into(),
-            size: Size { width: (bars.len() as u32 * 110).clamp(1200, 4000), height: 800 },
+            size: bar_size(bars.len()),
             bars,
             decimals,
             ..BarChart::default()

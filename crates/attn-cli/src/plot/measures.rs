@@ -3,7 +3,7 @@
 use anyhow::Result;
 use attn_viz::{Bar, BarChart, Baseline};
 
-use super::{Draw, Drawn, Figure, Kind, Source};
+use super::{Draw, Drawn, Figure, Kind, Source, bar_size, called};
 use crate::compare::{MEASURES, Measure};
 
 pub(super) const KIND: Kind = Kind {
@@ -24,9 +24,9 @@ const PICTURES: [(&str, &[(&str, &str)]); 4] = [
 fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
     let mut drawn = Vec::new();
     for (name, measures) in PICTURES {
-        let measures: Vec<(&Measure, &str)> = MEASURES
+        let measures: Vec<(&Measure, &str)> = measures
             .iter()
-            .filter_map(|it| Some((it, measures.iter().find(|named| named.0 == it.name)?.1)))
+            .filter_map(|&(name, role)| Some((MEASURES.iter().find(|it| it.name == name)?, role)))
             .collect();
         let mut bars = Vec::new();
         for source in sources {
@@ -51,8 +51,9 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
         let has_interval = bars.iter().any(|bar| bar.interval.is_some());
         let is_share = measure.unit == "%";
         let figure = Figure::Bars(BarChart {
-            title: measure.heading(),
+            title: of_what(sources),
             subtitle: if has_interval { "95 % intervals over rows".into() } else { String::new() },
+            size: bar_size(bars.len()),
             y_label: measure.heading(),
             y_range: is_share.then_some((0.0, 100.0)),
             baselines: if is_share { majority(sources) } else { Vec::new() },
@@ -63,6 +64,18 @@ fn draw(sources: &[Source]) -> Result<Vec<Drawn>> {
         drawn.push(Drawn::new(if drawn.is_empty() { "" } else { name }, figure));
     }
     Ok(drawn)
+}
+
+/// The model, and the rows where they are named, of one source.
+fn of_what(sources: &[Source]) -> String {
+    let [one] = sources else { return format!("{} results", sources.len()) };
+    let text = |names: &[&str]| {
+        names.iter().find_map(|name| one.value.get(*name)?.as_str()).map(str::to_owned)
+    };
+    let model = text(&["name", "model"]).map(|name| called(&name).to_owned());
+    let rows = text(&["task", "source"]);
+    let parts: Vec<String> = [model, rows].into_iter().flatten().collect();
+    if parts.is_empty() { one.name.clone() } else { parts.join(", ") }
 }
 
 /// The accuracy of always saying the most frequent class, where all sources have the same.

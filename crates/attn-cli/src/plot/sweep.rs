@@ -5,7 +5,7 @@ use attn_viz::{Bar, BarChart, Baseline};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Draw, Drawn, Figure, Kind, Range, Source};
+use super::{Draw, Drawn, Figure, Kind, Range, Source, bar_size, told_apart};
 
 pub(super) const KIND: Kind = Kind {
     name: "sweep",
@@ -57,8 +57,13 @@ const MEASURES: [(&str, f64, &str, usize); 3] = [
 fn draw(source: &Source) -> Result<Vec<Drawn>> {
     let report: Report = source.read()?;
     for (measure, factor, label, decimals) in MEASURES {
-        let bars: Vec<Bar> =
-            report.settings.iter().filter_map(|it| bar(it, measure, factor)).collect();
+        let names: Vec<String> = report.settings.iter().map(|it| it.name.clone()).collect();
+        let bars: Vec<Bar> = report
+            .settings
+            .iter()
+            .zip(told_apart(&names))
+            .filter_map(|(it, name)| bar(it, name, measure, factor))
+            .collect();
         if bars.is_empty() {
             continue;
         }
@@ -73,6 +78,7 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
                 report.rows
             ),
             y_label: label.into(),
+            size: bar_size(bars.len()),
             bars,
             baselines: majority(&report.settings).into_iter().collect(),
             decimals,
@@ -91,10 +97,10 @@ fn majority(settings: &[Setting]) -> Option<Baseline> {
     is_same.then(|| Baseline { label: "majority class".into(), value: 100.0 * value })
 }
 
-fn bar(setting: &Setting, measure: &str, factor: f64) -> Option<Bar> {
+fn bar(setting: &Setting, label: String, measure: &str, factor: f64) -> Option<Bar> {
     let found: OverSeeds = serde_json::from_value(setting.measures.get(measure)?.clone()).ok()?;
     Some(Bar {
-        label: setting.name.replace(',', ", "),
+        label,
         value: factor * found.mean?,
         interval: found
             .interval_95
