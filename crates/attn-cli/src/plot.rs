@@ -612,15 +612,24 @@ fn difference(first: &HeatMap, second: &HeatMap, names: [&str; 2]) -> HeatMap {
     }
 }
 
+/// Letters of a part of a setting's name that fit on a line.
+const LONG_PART: usize = 18;
+
 /// The names of settings without what all of them have in common: `few_shot=8` of `model=m,few_shot=8` and `model=m,few_shot=32`.
 fn told_apart(names: &[String]) -> Vec<String> {
     let parts: Vec<Vec<&str>> = names.iter().map(|name| name.split(',').collect()).collect();
     let is_common = |part: &&str| parts.len() > 1 && parts.iter().all(|of| of.contains(part));
     let own = |(name, parts): (&String, &Vec<&str>)| {
         let own: Vec<&str> = parts.iter().filter(|part| !is_common(part)).copied().collect();
-        let text = if own.is_empty() { name.clone() } else { own.join(", ") };
         // Lines are broken at blanks.
-        text.replace('=', "= ")
+        let broken = |part: &&str| match part.len() > LONG_PART {
+            true => part.replace('=', "= "),
+            false => (*part).to_owned(),
+        };
+        match own.is_empty() {
+            true => name.clone(),
+            false => own.iter().map(broken).collect::<Vec<_>>().join(", "),
+        }
     };
     names.iter().zip(&parts).map(own).collect()
 }

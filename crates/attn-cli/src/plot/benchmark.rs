@@ -65,11 +65,10 @@ fn draw(source: &Source) -> Result<Vec<Drawn>> {
     };
     let bars: Vec<Bar> = ratios(&source.value["summary"]).into_iter().map(bar).collect();
     let chart = BarChart {
-        title: title.to_owned(),
-        subtitle:
-            "ratios of medians over rounds in turns; whiskers: from the least round to the most"
-                .into(),
-        y_label: "ratio".into(),
+        title,
+        subtitle: "medians over rounds in turns; whiskers: from the least round to the most; above 1 ours took less"
+            .into(),
+        y_label: "times as fast".into(),
         size: bar_size(bars.len()),
         bars,
         baselines: vec![Baseline { label: "as fast".into(), value: 1.0 }],
