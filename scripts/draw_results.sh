@@ -41,6 +41,13 @@ for folder in results/2*/; do
       part=${part%/}
       report "$part" --title "$name, $(basename "$part")" --out "$folder/report-$(basename "$part").html"
     done
+    # And one for the files that stand beside the folders.
+    own=()
+    for file in "$folder"/*.json; do
+      "$attn" --quiet report "$file" --out "$folder/report.html" >/dev/null 2>&1 && own+=("$file")
+    done
+    rm -f "$folder/report.html"
+    [ ${#own[@]} = 0 ] || report "${own[@]}" --title "$name" --out "$folder/report.html"
   fi
   [ -n "${1:-}" ] || continue
   while IFS= read -r file; do
