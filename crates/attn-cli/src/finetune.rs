@@ -27,6 +27,7 @@ use crate::{
     Outcome,
     args::RunArgs,
     data::Data,
+    memory::check_room,
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{self, BEFORE_FILE, RunDir, SUMMARY_FILE, UNTOUCHED_FILE},
@@ -280,6 +281,7 @@ fn load(
                     "the folder holds an adapter\nhint: train it merged: set `lora.save` to `merged` in the run that \
                      makes it, or name its base model"
                 );
+                check_room(&folder.path, &options)?;
                 let (model, report) = Model::load(&folder.path, &options)?;
                 say(&report);
                 Ok((model, report.fresh))

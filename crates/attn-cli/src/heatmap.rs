@@ -301,6 +301,6 @@ fn to_lists(values: &Tensor) -> Result<Vec<Vec<Vec<f32>>>> {
 /// The tokens of one row.
 pub(crate) fn names(tokenizer: &TextTokenizer, ids: &Tensor) -> Result<Vec<String>> {
     let ids = Vec::<i64>::try_from(ids.view([-1]))?;
-    let name = |id: i64| u32::try_from(id).ok().and_then(|id| tokenizer.token(id));
+    let name = |id: i64| u32::try_from(id).ok().and_then(|id| tokenizer.shown(id));
     Ok(ids.into_iter().map(|id| name(id).unwrap_or_else(|| id.to_string())).collect())
 }

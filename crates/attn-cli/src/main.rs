@@ -32,6 +32,7 @@ mod heatmap;
 mod leaderboard;
 mod list;
 mod logging;
+mod memory;
 mod monitor;
 mod needle;
 mod patch;

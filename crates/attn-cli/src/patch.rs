@@ -70,7 +70,7 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
             at
         }
     };
-    let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| id.to_string());
+    let token = |&id: &u32| tokenizer.shown(id).unwrap_or_else(|| id.to_string());
     let tokens = |ids: &[u32]| ids.iter().map(token).collect::<Vec<_>>().join(" | ");
     ensure!(
         clean.len() == corrupted.len(),

@@ -613,7 +613,7 @@ fn difference(first: &HeatMap, second: &HeatMap, names: [&str; 2]) -> HeatMap {
 }
 
 /// Letters of a part of a setting's name that fit on a line.
-const LONG_PART: usize = 18;
+const LONG_PART: usize = 20;
 
 /// The names of settings without what all of them have in common: `few_shot=8` of `model=m,few_shot=8` and `model=m,few_shot=32`.
 fn told_apart(names: &[String]) -> Vec<String> {

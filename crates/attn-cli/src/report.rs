@@ -684,7 +684,14 @@ struct Which {
 impl Which {
     /// The text, the one that it attends to where that is another, and the measure.
     fn name(&self) -> String {
-        let text = |tokens: &[String]| tokens.join(" ").chars().take(NAME).collect::<String>();
+        // Tokens that say where a word begins need no blanks between them.
+        let text = |tokens: &[String]| -> String {
+            let text = match tokens.iter().any(|token| token.starts_with('▁')) {
+                true => tokens.concat().replace('▁', " "),
+                false => tokens.join(" ").replace(" ##", ""),
+            };
+            text.trim().chars().take(NAME).collect()
+        };
         let Self { rows, columns, measure } = self;
         match rows == columns {
             true => format!("{} ({measure})", text(rows)),

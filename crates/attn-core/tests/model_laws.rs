@@ -216,7 +216,7 @@ fn every_law_has_a_fault_that_breaks_it() {
 
     let spoiled = model("gpt2");
     let (name, tensor) = &spoiled.parameters()[5];
-    tch::no_grad(|| tensor.view([-1]).get(2).fill_(f64::NAN));
+    let _ = tch::no_grad(|| tensor.view([-1]).get(2).fill_(f64::NAN));
     let verdict = laws::finite_parameters(&spoiled);
     assert!(!verdict.held() && verdict.place.contains(name), "{verdict}");
 
@@ -281,7 +281,7 @@ fn a_trained_model_predicts_the_next_token_and_a_copying_one_does_not() {
     let copying = ending_in(WantedHead::LanguageModel, "gpt2");
     for (name, tensor) in copying.parameters() {
         if name.contains("c_proj") || name.contains("wpe") {
-            tch::no_grad(|| tensor.shallow_clone().zero_());
+            let _ = tch::no_grad(|| tensor.shallow_clone().zero_());
         }
     }
     let ids = random_ids(5, [2, 17], 50);

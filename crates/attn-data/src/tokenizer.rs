@@ -347,6 +347,21 @@ impl TextTokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The token of an id as people read it: of byte-level vocabularies the text that it stands for, a blank as `▁`; what is but a part
+    /// of a letter, and tokens of other vocabularies, as they stand there.
+    pub fn shown(&self, id: u32) -> Option<String> {
+        let token = self.token(id)?;
+        if token.is_ascii() || token.contains('▁') {
+            return Some(token);
+        }
+        match self.decode(&[id], false) {
+            Ok(text) if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) => {
+                Some(text.replace(' ', "▁"))
+            }
+            _ => Some(token),
+        }
+    }
+
     /// The id of a token, as it stands in the vocabulary: `Ġthe` or `##ing`, not ` the` or `ing`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -388,3 +388,22 @@ fn damaged_files_are_named() {
         "{config:?}"
     );
 }
+
+#[test]
+fn tokens_are_shown_as_the_text_that_they_stand_for() {
+    let bytes = train_bpe(&["naïve the the שלום שלום"], 400, Style::ByteLevel, None).unwrap();
+    let shown = |text: &str| -> Vec<String> {
+        let ids = bytes.ids(text, false).unwrap();
+        ids.iter().map(|&id| bytes.shown(id).unwrap()).collect()
+    };
+    assert_eq!(shown(" the").concat(), "▁the");
+    assert_eq!(shown(" שלום").concat(), "▁שלום");
+    // Half a letter is none.
+    assert!(shown("ש").iter().all(|it| !it.contains(char::REPLACEMENT_CHARACTER)));
+    assert!(shown("x").concat() == "x" && bytes.shown(100_000).is_none());
+    let pieces = train_bpe(&["playing the plays"], 60, Style::WordPiece, None).unwrap();
+    let ids = pieces.ids("playing", false).unwrap();
+    let raw: Vec<String> = ids.iter().map(|&id| pieces.token(id).unwrap()).collect();
+    let same: Vec<String> = ids.iter().map(|&id| pieces.shown(id).unwrap()).collect();
+    assert_eq!(raw, same, "as they stand in the vocabulary");
+}
