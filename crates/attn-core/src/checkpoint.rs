@@ -9,19 +9,14 @@
 //!
 //! The format: <https://huggingface.co/docs/safetensors>. Its byte order, little-endian, is taken to be the machine's.
 
-mod atomic;
-mod error;
-mod header;
 mod read;
 mod write;
-
-use std::path::{Component, Path};
 
 use safetensors::Dtype;
 use tch::Kind;
 
-pub use error::{Error, TensorProblem};
-pub use read::{Checkpoint, read_json, read_metadata, read_tensors};
+pub use attn_files::{Error, INDEX_FILE, TensorProblem, WEIGHTS_FILE, read_json};
+pub use read::{Checkpoint, read_metadata, read_tensors};
 pub(crate) use write::for_each_piece;
 pub use write::{
     FolderDraft, FolderWriter, WriteOptions, check_folder, write_file, write_folder, write_tensors,
@@ -29,13 +24,7 @@ pub use write::{
 
 /// The configuration of a model folder.
 pub const CONFIG_FILE: &str = "config.json";
-/// The weights of a model folder that is not sharded.
-pub const WEIGHTS_FILE: &str = "model.safetensors";
-/// Says which shard holds which tensor.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
-
-/// The element types that both safetensors and LibTorch know, but for `F8_*` and complex ones: 8-bit floats mean
-/// nothing without the scales that each quantizer stores in its own way.
+/// LibTorch's words for [`attn_files::DTYPES`].
 const KINDS: [(Dtype, Kind); 10] = [
     (Dtype::F64, Kind::Double),
     (Dtype::F32, Kind::Float),
@@ -49,18 +38,23 @@ const KINDS: [(Dtype, Kind); 10] = [
     (Dtype::BOOL, Kind::Bool),
 ];
 
-fn kind_named(dtype: &str) -> Option<Kind> {
-    KINDS.iter().find(|(known, _)| known.to_string() == dtype).map(|&(_, kind)| kind)
+fn kind_of(dtype: Dtype) -> Kind {
+    let known = KINDS.iter().find(|&&(known, _)| known == dtype);
+    known.expect("no other dtype is read").1
 }
 
 fn dtype_of(kind: Kind) -> Option<Dtype> {
     KINDS.iter().find(|&&(_, known)| known == kind).map(|&(dtype, _)| dtype)
 }
 
-/// Whether `file`, joined to a folder, can only lie inside of it: no root, no `..`, nothing empty.
-fn is_plain(file: &str) -> bool {
-    let mut components = Path::new(file).components().peekable();
-    components.peek().is_some()
-        && !file.contains('\0')
-        && components.all(|component| matches!(component, Component::Normal(_)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dtype_that_is_read_has_a_kind_of_its_width() {
+        for dtype in attn_files::DTYPES {
+            assert_eq!(kind_of(dtype).elt_size_in_bytes() * 8, dtype.bitsize(), "{dtype}");
+        }
+    }
 }

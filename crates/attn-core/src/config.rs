@@ -4,14 +4,13 @@
 //! (swapped attention, uneven heads) it is `attn_<base>`, which `AutoModel` refuses, and a section `attn` describes
 //! each layer.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+pub use attn_files::section::FORMAT_VERSION;
+use attn_files::section::{self, Section, field};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
 use crate::{Error, arch::ArchConfig, variants::Variant, weights::Weights};
-
-/// Version of the `attn` section.
-pub const FORMAT_VERSION: u32 = 1;
 
 /// What a model ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,25 +120,6 @@ pub struct Config {
 /// to what they compute, and transformers keeps it unread.
 const HEAD_ORDER: &str = "attn_head_order";
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AttnSection {
-    format_version: u32,
-    base_model_type: String,
-    layers: Vec<LayerSection>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LayerSection {
-    kind: String,
-    settings: Map<String, Value>,
-    n_heads: i64,
-    n_kv_heads: i64,
-    kept_heads: Vec<i64>,
-    kv_of_head: Vec<i64>,
-}
-
 impl Config {
     /// Understands the object in a `config.json`.
     ///
@@ -147,32 +127,10 @@ impl Config {
     /// For a field that is missing, of the wrong type, or has a value that would change the logits and that this crate
     /// does not compute: each by name.
     pub fn from_json(raw: Map<String, Value>) -> Result<Self, Error> {
-        let model_type =
-            raw.get("model_type").and_then(Value::as_str).unwrap_or("nothing").to_owned();
-        let section: Option<AttnSection> = field(&raw, "attn")?;
-        let base = match (model_type.strip_prefix("attn_"), &section) {
-            (Some(base), Some(section)) => {
-                check_section(section, base)?;
-                base
-            }
-            (Some(_), None) => {
-                return Err(problem(
-                    "attn",
-                    "is missing, while `model_type` says that layers were changed",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(problem(
-                    "model_type",
-                    &format!(
-                        "is `{model_type}`, expected `attn_{model_type}`: the section `attn` says that layers were changed"
-                    ),
-                ));
-            }
-            (None, None) => model_type.as_str(),
-        };
+        let (base, section) = section::read(&raw)?;
         let arch = ArchConfig::parse(base, &raw)?;
         let sizes = arch.sizes()?;
+        check_counts(&sizes)?;
         let head = read_head(&raw, &arch)?;
         let layers = match section {
             None => read_plain_layers(&raw, &sizes)?,
@@ -336,7 +294,7 @@ impl Config {
             }
         } else {
             raw.shift_remove(HEAD_ORDER);
-            let section = AttnSection {
+            let section = Section {
                 format_version: FORMAT_VERSION,
                 base_model_type: base.to_owned(),
                 layers: self.layers.iter().map(write_layer).collect(),
@@ -357,38 +315,18 @@ fn ranks(numbers: &[i64]) -> Vec<i64> {
     numbers.iter().map(rank).collect()
 }
 
-/// Reads the field `name`, absent and null being `None`.
-pub(crate) fn field<T: DeserializeOwned>(
-    raw: &Map<String, Value>,
-    name: &str,
-) -> Result<Option<T>, Error> {
-    match raw.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            T::deserialize(value).map(Some).map_err(|error| problem(name, &error.to_string()))
-        }
-    }
-}
-
 pub(crate) fn problem(field: &str, problem: &str) -> Error {
-    Error::Config { field: field.to_owned(), problem: problem.to_owned() }
+    section::problem(field, problem).into()
 }
 
-fn check_section(section: &AttnSection, base: &str) -> Result<(), Error> {
-    if section.format_version != FORMAT_VERSION {
-        return Err(problem(
-            "attn.format_version",
-            &format!(
-                "is {}, expected {FORMAT_VERSION}\nhint: the folder was written by another version of this program",
-                section.format_version
-            ),
-        ));
-    }
-    if section.base_model_type != base {
-        return Err(problem(
-            "attn.base_model_type",
-            &format!("is `{}`, while `model_type` is `attn_{base}`", section.base_model_type),
-        ));
+/// Lists of heads are made before a weight is looked at: a config alone must not fill the memory.
+fn check_counts(Sizes { n_layers, n_heads, .. }: &Sizes) -> Result<(), Error> {
+    const MOST: i64 = 1_000_000;
+    if n_layers.checked_mul((*n_heads).max(1)).is_none_or(|all| all > MOST) {
+        let problem = format!(
+            "are {n_layers} with {n_heads} heads each, expected at most {MOST} heads in all"
+        );
+        return Err(self::problem("layers", &problem));
     }
     Ok(())
 }
@@ -430,58 +368,18 @@ fn read_plain_layers(raw: &Map<String, Value>, sizes: &Sizes) -> Result<Vec<Laye
     Ok(order.into_iter().map(|kept_heads| LayerSpec { kept_heads, ..plain.clone() }).collect())
 }
 
-fn read_layers(section: AttnSection, sizes: &Sizes) -> Result<Vec<LayerSpec>, Error> {
-    if section.layers.len() as i64 != sizes.n_layers {
-        return Err(problem(
-            "attn.layers",
-            &format!(
-                "describes {} layers, while the model has {}",
-                section.layers.len(),
-                sizes.n_layers
-            ),
-        ));
-    }
-    let read = |(index, layer): (usize, LayerSection)| {
-        let at = |name: &str| format!("attn.layers[{index}].{name}");
+fn read_layers(section: Section, sizes: &Sizes) -> Result<Vec<LayerSpec>, Error> {
+    section.check(sizes.n_layers, sizes.n_heads)?;
+    let read = |(index, layer): (usize, section::Layer)| {
         let mut tagged = layer.settings;
         tagged.insert("kind".into(), json!(layer.kind));
-        let variant = Variant::deserialize(Value::Object(tagged))
-            .map_err(|error| problem(&at("kind"), &format!("`{}`: {error}", layer.kind)))?;
-        let (n_heads, n_kv) = (layer.n_heads, layer.n_kv_heads);
-        if !(0..=sizes.n_heads).contains(&n_heads) {
-            return Err(problem(
-                &at("n_heads"),
-                &format!("is {n_heads}, expected 0 to {}", sizes.n_heads),
-            ));
-        }
-        let mut sorted = layer.kept_heads.clone();
-        sorted.sort_unstable();
-        let each_once = sorted.is_sorted_by(|a, b| a < b);
-        let in_range = layer.kept_heads.iter().all(|head| (0..sizes.n_heads).contains(head));
-        if layer.kept_heads.len() as i64 != n_heads || !each_once || !in_range {
-            return Err(problem(
-                &at("kept_heads"),
-                &format!(
-                    "is {:?}, expected {n_heads} heads below {}, each once",
-                    layer.kept_heads, sizes.n_heads
-                ),
-            ));
-        }
-        let all_read = (0..n_kv).all(|kv| layer.kv_of_head.contains(&kv));
-        let in_range = layer.kv_of_head.iter().all(|kv| (0..n_kv).contains(kv));
-        if layer.kv_of_head.len() as i64 != n_heads || !all_read || !in_range {
-            return Err(problem(
-                &at("kv_of_head"),
-                &format!(
-                    "is {:?}, expected {n_heads} entries that name each of {n_kv} key/value heads",
-                    layer.kv_of_head
-                ),
-            ));
-        }
+        let variant = Variant::deserialize(Value::Object(tagged)).map_err(|error| {
+            problem(&format!("attn.layers[{index}].kind"), &format!("`{}`: {error}", layer.kind))
+        })?;
         Ok(LayerSpec {
             variant,
-            n_heads,
-            n_kv_heads: n_kv,
+            n_heads: layer.n_heads,
+            n_kv_heads: layer.n_kv_heads,
             kept_heads: layer.kept_heads,
             kv_of_head: layer.kv_of_head,
         })
@@ -489,11 +387,11 @@ fn read_layers(section: AttnSection, sizes: &Sizes) -> Result<Vec<LayerSpec>, Er
     section.layers.into_iter().enumerate().map(read).collect()
 }
 
-fn write_layer(layer: &LayerSpec) -> LayerSection {
+fn write_layer(layer: &LayerSpec) -> section::Layer {
     let tagged = serde_json::to_value(&layer.variant).expect("settings are JSON");
     let Value::Object(mut settings) = tagged else { unreachable!("a tagged enum is an object") };
     settings.shift_remove("kind");
-    LayerSection {
+    section::Layer {
         kind: layer.variant.name().to_owned(),
         settings,
         n_heads: layer.n_heads,

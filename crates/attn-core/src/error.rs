@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use attn_files::section::Field;
+
 use crate::checkpoint;
 
 /// What can go wrong in `attn-core`.
@@ -195,5 +197,11 @@ impl std::fmt::Display for TensorMismatch {
             f,
             "\nhint: `architectures` and the sizes in config.json must be those the weights were saved with"
         )
+    }
+}
+
+impl From<Field> for Error {
+    fn from(Field { field, problem }: Field) -> Self {
+        Self::Config { field, problem }
     }
 }

@@ -825,7 +825,7 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
     ));
     let complex = write(&vec![a(), named("z", Kind::ComplexFloat)], &[]);
     assert!(
-        matches!(&complex, Error::Kind { name, kind: Kind::ComplexFloat } if name == "z"),
+        matches!(&complex, Error::Kind { name, kind } if name == "z" && kind == "ComplexFloat"),
         "{complex}"
     );
     assert!(

@@ -2,26 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read},
+    fs::File,
+    io,
     ops::Range,
     path::{Path, PathBuf},
 };
 
+use attn_files::{Error, Layout, Stored};
 use attn_torch::Bytes;
-use serde::Deserialize;
-use serde_json::{Map, Value};
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{
-    INDEX_FILE, WEIGHTS_FILE,
-    error::Error,
-    header::{self, Pairs},
-    is_plain,
-};
-
-/// The most that is read of a JSON file. The index of a model with a million tensors is about as long.
-const MAX_JSON: u64 = 100_000_000;
+use super::kind_of;
 
 /// Bytes of a file that are mapped in at a time. LibTorch's threads meet after each piece, which takes milliseconds on
 /// a busy machine: with pieces of 1 MiB, loading took up to eight times as long.
@@ -46,16 +37,6 @@ struct Mapped {
     metadata: BTreeMap<String, String>,
 }
 
-#[derive(Debug)]
-struct Stored {
-    /// Position in `files`.
-    file: usize,
-    kind: Kind,
-    shape: Vec<i64>,
-    begin: usize,
-    len: usize,
-}
-
 impl Checkpoint {
     /// Opens the weights of the model folder `dir`: `model.safetensors`, or else the shards that
     /// `model.safetensors.index.json` names, the order in which transformers looks for them.
@@ -67,18 +48,7 @@ impl Checkpoint {
     ///
     /// If no weights are found, or if anything in a header or the index is wrong. The data itself is not looked at.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        if !fs::metadata(dir).map_err(Error::io("open", dir))?.is_dir() {
-            return Err(Error::FileType { path: dir.into(), expected: "folder" });
-        }
-        // A link that leads nowhere counts as there: opening it gives the better message.
-        let holds = |file: &str| dir.join(file).symlink_metadata().is_ok();
-        if holds(WEIGHTS_FILE) {
-            Ok(Self { path: dir.into(), ..Self::open_file(&dir.join(WEIGHTS_FILE))? })
-        } else if holds(INDEX_FILE) {
-            Self::open_shards(dir)
-        } else {
-            Err(no_weights(dir))
-        }
+        Self::map(dir, Layout::open(dir)?)
     }
 
     /// Opens a single safetensors file.
@@ -87,68 +57,18 @@ impl Checkpoint {
     ///
     /// If anything in its header is wrong.
     pub fn open_file(path: &Path) -> Result<Self, Error> {
-        let mut checkpoint =
-            Self { path: path.into(), files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add(path)?;
-        Ok(checkpoint)
+        Self::map(path, Layout::open_file(path)?)
     }
 
-    fn open_shards(dir: &Path) -> Result<Self, Error> {
-        let index = dir.join(INDEX_FILE);
-        let weight_map = read_index(&index)?;
-        let mut shards = BTreeMap::<&str, &str>::new();
-        for (name, shard) in &weight_map {
-            if !is_plain(shard) {
-                return Err(Error::ShardPath { index, name: name.clone(), shard: shard.clone() });
-            }
-            shards.entry(shard).or_insert(name);
-        }
-        let mut checkpoint = Self { path: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
-        for shard in shards.keys() {
-            checkpoint.add(&dir.join(shard)).map_err(|error| match error {
-                Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                    Error::MissingShard { index: index.clone(), shard: (*shard).to_owned() }
-                }
-                other => other,
-            })?;
-        }
-        for (name, shard) in weight_map {
-            let stored = checkpoint.tensors.get(&name);
-            if stored.is_none_or(|stored| checkpoint.files[stored.file].path != dir.join(&shard)) {
-                return Err(Error::NotInShard { index, name, shard });
-            }
-        }
-        Ok(checkpoint)
-    }
-
-    fn add(&mut self, path: &Path) -> Result<(), Error> {
-        // Before opening, as opening a pipe waits for its other end.
-        let file_len = regular_len(path)?;
-        let mut file = File::open(path).map_err(Error::io("open", path))?;
-        let header = header::read(&mut file, file_len, path)?;
-        let has_data = header.entries.iter().any(|entry| entry.len > 0);
-        let data = if has_data {
-            Some(map(&file, file_len).map_err(Error::io("map", path))?)
-        } else {
-            None
-        };
-
-        for entry in header.entries {
-            let stored = Stored {
-                file: self.files.len(),
-                kind: entry.kind,
-                shape: entry.shape,
-                begin: entry.begin,
-                len: entry.len,
-            };
-            if let Some(first) = self.tensors.get(&entry.name) {
-                let first = self.files[first.file].path.clone();
-                return Err(Error::TwoShards { name: entry.name, first, second: path.into() });
-            }
-            self.tensors.insert(entry.name, stored);
-        }
-        self.files.push(Mapped { path: path.into(), data, metadata: header.metadata });
-        Ok(())
+    fn map(path: &Path, Layout { files, tensors }: Layout) -> Result<Self, Error> {
+        let mut has_data = vec![false; files.len()];
+        tensors.values().for_each(|stored| has_data[stored.file] |= stored.len > 0);
+        let mapped = files.into_iter().zip(has_data).map(|(opened, has_data)| {
+            let data = has_data.then(|| map(&opened.file, opened.len)).transpose();
+            let data = data.map_err(Error::io("map", &opened.path))?;
+            Ok(Mapped { path: opened.path, data, metadata: opened.metadata })
+        });
+        Ok(Self { path: path.into(), files: mapped.collect::<Result<_, _>>()?, tensors })
     }
 
     /// The names of all tensors, sorted.
@@ -178,7 +98,7 @@ impl Checkpoint {
 
     /// The kind that tensor `name` is stored in.
     pub fn dtype(&self, name: &str) -> Option<Kind> {
-        self.tensors.get(name).map(|stored| stored.kind)
+        self.tensors.get(name).map(|stored| kind_of(stored.dtype))
     }
 
     /// The file that holds tensor `name`.
@@ -195,7 +115,7 @@ impl Checkpoint {
     pub fn total_elements(&self) -> u64 {
         self.tensors
             .values()
-            .map(|stored| (stored.len / stored.kind.elt_size_in_bytes()) as u64)
+            .map(|stored| (stored.len / kind_of(stored.dtype).elt_size_in_bytes()) as u64)
             .sum()
     }
 
@@ -212,7 +132,8 @@ impl Checkpoint {
             path: self.path.clone(),
             name: name.to_owned(),
         })?;
-        self.copy(stored, kind.unwrap_or(stored.kind), device).map_err(Error::torch("load", name))
+        self.copy(stored, kind.unwrap_or(kind_of(stored.dtype)), device)
+            .map_err(Error::torch("load", name))
     }
 
     fn copy(&self, stored: &Stored, kind: Kind, device: Device) -> Result<Tensor, TchError> {
@@ -220,8 +141,11 @@ impl Checkpoint {
             return Tensor::f_empty(&stored.shape, (kind, device));
         };
         // A byte other than 0 and 1 is no valid `bool` in C++, so such bytes are converted, not copied.
-        let stored_kind = if stored.kind == Kind::Bool { Kind::Uint8 } else { stored.kind };
-        let element = stored.kind.elt_size_in_bytes();
+        let stored_kind = match kind_of(stored.dtype) {
+            Kind::Bool => Kind::Uint8,
+            kind => kind,
+        };
+        let element = stored_kind.elt_size_in_bytes();
         // Files whose header is not padded hold tensors that are not aligned for their kind; those go by way of this.
         // It is made before the result, so that the hole it leaves in the heap fits that of the next tensor.
         let is_aligned = stored.begin.is_multiple_of(element); // A mapping begins with a page.
@@ -272,79 +196,6 @@ pub fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>, Error> {
 pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     let mut checkpoint = Checkpoint::open_file(path)?;
     Ok(checkpoint.files.remove(0).metadata)
-}
-
-/// Reads the JSON object `dir/file`, such as `config.json`.
-///
-/// # Errors
-///
-/// If there is no such file, or it is not an object; the error names the file, the line and the column.
-pub fn read_json(dir: &Path, file: &str) -> Result<Map<String, Value>, Error> {
-    parse_json(&dir.join(file))
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: Pairs<String>,
-}
-
-/// The tensors and shards that the index names, sorted by tensor.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
-    let Index { weight_map: Pairs(pairs) } = parse_json(path)?;
-    let mut weight_map = BTreeMap::new();
-    for (name, shard) in pairs {
-        if weight_map.contains_key(&name) {
-            let problem = super::TensorProblem::Twice;
-            return Err(Error::Tensor { name, path: path.into(), problem });
-        }
-        weight_map.insert(name, shard);
-    }
-    Ok(weight_map)
-}
-
-fn parse_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Error> {
-    let len = regular_len(path)?;
-    if len > MAX_JSON {
-        return Err(Error::TooLong { path: path.into(), len, limit: MAX_JSON });
-    }
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    file.take(MAX_JSON).read_to_end(&mut text).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.into(), source })
-}
-
-/// The length of the file that `path` leads to.
-fn regular_len(path: &Path) -> Result<u64, Error> {
-    let metadata = fs::metadata(path).map_err(Error::io("open", path))?;
-    if metadata.is_file() {
-        Ok(metadata.len())
-    } else {
-        Err(Error::FileType { path: path.into(), expected: "file" })
-    }
-}
-
-fn no_weights(dir: &Path) -> Error {
-    let mut files: Vec<String> = fs::read_dir(dir)
-        .map(|entries| {
-            entries
-                .flatten()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect()
-        })
-        .unwrap_or_default();
-    files.sort();
-    let pickled = |file: &String| {
-        file.starts_with("pytorch_model")
-            || [".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"]
-                .iter()
-                .any(|end| file.ends_with(end))
-    };
-    let found: Vec<String> =
-        files.iter().filter(|file| file.ends_with(".safetensors")).cloned().collect();
-    match files.into_iter().find(pickled) {
-        Some(file) if found.is_empty() => Error::Pickled { dir: dir.into(), file },
-        _ => Error::NoWeights { dir: dir.into(), found },
-    }
 }
 
 /// Maps `len` bytes. They are only ever copied, as numbers of which every bit pattern is valid.

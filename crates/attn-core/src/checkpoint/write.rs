@@ -8,17 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use attn_files::{
+    Error, INDEX_FILE, MAX_HEADER, METADATA, Staging, WEIGHTS_FILE, encode, reserve, target_of,
+};
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 
-use super::{
-    CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE,
-    atomic::{self, Staging},
-    dtype_of,
-    error::Error,
-    header, is_plain,
-};
+use super::{CONFIG_FILE, dtype_of};
 
 /// Bytes copied from a tensor at a time.
 const PIECE: usize = 4 << 20;
@@ -72,7 +69,9 @@ pub fn write_tensors(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
     let plan = plan(tensors)?;
-    atomic::write_file(path, |file| stream(file, path, &plan.iter().collect::<Vec<_>>(), metadata))
+    attn_files::write_file(path, |file| {
+        stream(file, path, &plan.iter().collect::<Vec<_>>(), metadata)
+    })
 }
 
 /// Checks that a folder can be written as `dir`, or take the place of the one that is there, before there is work to lose.
@@ -81,7 +80,7 @@ pub fn write_tensors(
 ///
 /// If `dir` is a file, a place where a file system is mounted, or a folder that the working directory lies in.
 pub fn check_folder(dir: &Path) -> Result<(), Error> {
-    atomic::target_of(dir).map(drop)
+    target_of(dir).map(drop)
 }
 
 /// A folder that several write to, and that appears whole: what [`Self::path`] becomes, as [`FolderWriter`] does. Of a folder that is
@@ -123,7 +122,9 @@ impl FolderDraft {
 ///
 /// If `path` is no file, or the system refuses. `path` is then as it was.
 pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
-    atomic::write_file(path, |mut file| file.write_all(content).map_err(Error::io("write", path)))
+    attn_files::write_file(path, |mut file| {
+        file.write_all(content).map_err(Error::io("write", path))
+    })
 }
 
 /// A folder that is written file by file and appears in one step.
@@ -212,7 +213,7 @@ impl FolderWriter {
     ///
     /// If `file` is not a plain relative path, is there already, or the system refuses.
     pub fn file(&self, file: &str, content: &[u8]) -> Result<(), Error> {
-        self.write(file, |mut opened| {
+        self.staging.write(file, |mut opened| {
             opened.write_all(content).map_err(Error::io("write", self.staging.shown(file)))
         })
     }
@@ -242,22 +243,8 @@ impl FolderWriter {
         tensors: &[&Planned],
         metadata: &BTreeMap<String, String>,
     ) -> Result<(), Error> {
-        self.write(file, |opened| stream(opened, &self.staging.shown(file), tensors, metadata))
-    }
-
-    fn write(
-        &self,
-        file: &str,
-        write: impl FnOnce(&File) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let refuse = |reason| Err(Error::FileName { file: file.to_owned(), reason });
-        if !is_plain(file) {
-            return refuse("expected a relative path inside the folder");
-        }
-        if self.staging.contains(file) {
-            return refuse("it has been written already");
-        }
-        self.staging.write(file, write)
+        self.staging
+            .write(file, |opened| stream(opened, &self.staging.shown(file), tensors, metadata))
     }
 }
 
@@ -286,14 +273,15 @@ fn plan(tensors: &[(String, Tensor)]) -> Result<Vec<Planned<'_>>, Error> {
         .iter()
         .map(|(name, tensor)| {
             let refuse = |reason| Error::TensorName { name: name.clone(), reason };
-            if name == header::METADATA {
+            if name == METADATA {
                 return Err(refuse("the format keeps this name for the metadata"));
             }
             if !names.insert(name) {
                 return Err(refuse("two tensors share it"));
             }
             let kind = tensor.f_kind().map_err(Error::torch("write", name))?;
-            let dtype = dtype_of(kind).ok_or_else(|| Error::Kind { name: name.clone(), kind })?;
+            let dtype = dtype_of(kind)
+                .ok_or_else(|| Error::Kind { name: name.clone(), kind: format!("{kind:?}") })?;
             let shape = tensor.size().iter().map(|&n| n as usize).collect();
             let len = tensor.numel() * kind.elt_size_in_bytes();
             Ok(Planned {
@@ -347,14 +335,14 @@ fn stream(
         .collect();
     let mut metadata = metadata.clone();
     metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-    let header = header::encode(&metadata, &infos)
-        .map_err(|source| Error::Header { path: path.into(), source })?;
-    if header.len() as u64 > header::MAX_HEADER {
+    let header =
+        encode(&metadata, &infos).map_err(|source| Error::Header { path: path.into(), source })?;
+    if header.len() as u64 > MAX_HEADER {
         let len = header.len() as u64;
-        return Err(Error::TooLong { path: path.into(), len, limit: header::MAX_HEADER });
+        return Err(Error::TooLong { path: path.into(), len, limit: MAX_HEADER });
     }
 
-    atomic::reserve(file, (header.len() + end) as u64).map_err(Error::io("write", path))?;
+    reserve(file, (header.len() + end) as u64).map_err(Error::io("write", path))?;
     let mut out = BufWriter::with_capacity(PIECE, file);
     out.write_all(&header).map_err(Error::io("write", path))?;
     for planned in tensors {
@@ -375,7 +363,7 @@ pub(crate) fn for_each_piece(
     if n_elements == 0 {
         return Ok(());
     }
-    let torch = |e| Error::torch("read the bytes of", name)(e);
+    let torch = |e: TchError| Error::torch("read the bytes of", name)(e);
     let flat = tensor.f_detach().and_then(|t| t.f_contiguous()?.f_view(-1)).map_err(torch)?;
     let element = tensor.f_kind().map_err(torch)?.elt_size_in_bytes();
     let n_per_piece = PIECE / element;

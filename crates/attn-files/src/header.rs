@@ -12,49 +12,35 @@ use std::{
     path::Path,
 };
 
-use safetensors::tensor::TensorInfo;
+use safetensors::{Dtype, tensor::TensorInfo};
 use serde::{
     Deserialize, Deserializer, Serializer,
     de::{self, MapAccess, SeqAccess, Visitor},
     ser::SerializeMap,
 };
-use tch::Kind;
 
-use super::{
-    error::{Error, TensorProblem},
-    kind_named,
-};
+use crate::{DTYPES, Error, Stored, TensorProblem};
 
-/// The format's own limit.
-pub(super) const MAX_HEADER: u64 = 100_000_000;
+/// The most bytes of a header, the format's own limit.
+pub const MAX_HEADER: u64 = 100_000_000;
 
 /// LibTorch's iterators hold no more axes.
 const MAX_AXES: usize = 64;
 
-pub(super) const METADATA: &str = "__metadata__";
-
-/// One tensor of a file.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) kind: Kind,
-    pub(super) shape: Vec<i64>,
-    /// From the file's first byte.
-    pub(super) begin: usize,
-    pub(super) len: usize,
-}
+/// The name that the format keeps for the free text of a header.
+pub const METADATA: &str = "__metadata__";
 
 /// What a file says about itself.
 #[derive(Debug)]
-pub(super) struct Header {
-    pub(super) metadata: BTreeMap<String, String>,
-    /// In the order of the data.
-    pub(super) entries: Vec<Entry>,
+pub(crate) struct Header {
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// In the order of the data, as tensors of a first file.
+    pub(crate) tensors: Vec<(String, Stored)>,
 }
 
-/// Reads the header of `file`, all of which must fit: once this returns, every entry lies inside the file, no two
+/// Reads the header of `file`, all of which must fit: once this returns, every tensor lies inside the file, no two
 /// overlap, and every byte belongs to one.
-pub(super) fn read(file: &mut File, file_len: u64, path: &Path) -> Result<Header, Error> {
+pub(crate) fn read(file: &mut File, file_len: u64, path: &Path) -> Result<Header, Error> {
     let bad_len = |header_len| Error::HeaderLength {
         path: path.into(),
         header_len,
@@ -96,28 +82,32 @@ fn parse(text: &[u8], data_len: u64, path: &Path) -> Result<Header, Error> {
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_begin = 8 + text.len();
     let mut end = 0;
-    let mut entries = Vec::with_capacity(tensors.len());
+    let mut stored = Vec::with_capacity(tensors.len());
     for (name, info) in tensors {
-        let entry = check(&info, end, data_len).map_err(|problem| wrong(&name, problem))?;
+        let (dtype, shape) =
+            check(&info, end, data_len).map_err(|problem| wrong(&name, problem))?;
         let (begin, stop) = info.data_offsets;
         end = stop;
         // Both fit: they lie inside the file, which is about to be mapped.
         let (begin, len) = (data_begin + begin as usize, (stop - begin) as usize);
-        entries.push(Entry { name, kind: entry.0, shape: entry.1, begin, len });
+        stored.push((name, Stored { file: 0, dtype, shape, begin, len }));
     }
     if end != data_len {
         return Err(Error::Trailing { path: path.into(), data_len, end });
     }
-    Ok(Header { metadata, entries })
+    Ok(Header { metadata, tensors: stored })
 }
 
-/// The kind and shape of a tensor that begins where the one before it ended.
+/// The element type and shape of a tensor that begins where the one before it ended.
 fn check(
     info: &Info,
     expected_begin: u64,
     data_len: u64,
-) -> Result<(Kind, Vec<i64>), TensorProblem> {
-    let kind = kind_named(&info.dtype).ok_or_else(|| TensorProblem::Dtype(info.dtype.clone()))?;
+) -> Result<(Dtype, Vec<i64>), TensorProblem> {
+    let dtype = DTYPES
+        .into_iter()
+        .find(|known| known.to_string() == info.dtype)
+        .ok_or_else(|| TensorProblem::Dtype(info.dtype.clone()))?;
     let too_large = || TensorProblem::Shape(info.shape.0.clone());
     let shape: Vec<i64> = info
         .shape
@@ -127,7 +117,7 @@ fn check(
         .collect::<Result<_, _>>()
         .map_err(|_| too_large())?;
     // The strides of an empty tensor are computed as if its empty axes had one element; they must not overflow.
-    let element = kind.elt_size_in_bytes() as i64;
+    let element = (dtype.bitsize() / 8) as i64;
     shape
         .iter()
         .try_fold(element, |bytes, &n| bytes.checked_mul(n.max(1)))
@@ -147,11 +137,15 @@ fn check(
     if end > data_len {
         return Err(TensorProblem::CutOff { end, data_len });
     }
-    Ok((kind, shape))
+    Ok((dtype, shape))
 }
 
 /// The bytes before the data: length, and JSON padded with spaces so that the data begins at a multiple of eight.
-pub(super) fn encode(
+///
+/// # Errors
+///
+/// None that a map of text can give.
+pub fn encode(
     metadata: &BTreeMap<String, String>,
     tensors: &[(&str, TensorInfo)],
 ) -> Result<Vec<u8>, serde_json::Error> {
@@ -243,7 +237,7 @@ impl<'de> Deserialize<'de> for Shape {
 }
 
 /// A JSON object as a list of pairs, so that a key that stands twice is seen.
-pub(super) struct Pairs<V>(pub(super) Vec<(String, V)>);
+pub(crate) struct Pairs<V>(pub(crate) Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

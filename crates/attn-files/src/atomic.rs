@@ -15,7 +15,7 @@ use rustix::{
 };
 use tempfile::{Builder, NamedTempFile, TempDir};
 
-use super::error::Error;
+use crate::{Error, is_plain};
 
 /// What the system's mask is taken from, as for any file and folder that a program makes.
 const FILE_MODE: u32 = 0o666;
@@ -27,8 +27,12 @@ const TEMP: &str = ".attn-tmp-";
 /// Longer than it takes a living writer to lock what it has just made.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
-/// Writes a file beside `path`, then puts it in the place of `path` in one step.
-pub(super) fn write_file(
+/// Writes a file beside `path` with `write`, then puts it in the place of `path` in one step.
+///
+/// # Errors
+///
+/// If `path` is no file, `write` fails, or the system refuses. `path` is then as it was.
+pub fn write_file(
     path: &Path,
     write: impl FnOnce(&File) -> Result<(), Error>,
 ) -> Result<(), Error> {
@@ -56,9 +60,10 @@ pub(super) fn write_file(
     sync_folder(parent)
 }
 
-/// A folder in the making, beside the one it will replace. Dropped, it disappears.
+/// A folder in the making, hidden beside the one it will replace. Dropped, it disappears; what a kill leaves, the next writer of the
+/// same folder removes.
 #[derive(Debug)]
-pub(super) struct Staging {
+pub struct Staging {
     folder: TempDir,
     /// Held as long as the folder is being written, so that others can tell it from one left by a kill.
     lock: File,
@@ -68,7 +73,11 @@ pub(super) struct Staging {
 }
 
 /// Where a folder that is written as `dir` will stand, and whether one is there that it replaces.
-pub(super) fn target_of(dir: &Path) -> Result<(PathBuf, bool), Error> {
+///
+/// # Errors
+///
+/// If `dir` is a file, a place where a file system is mounted, or a folder that the working directory lies in.
+pub fn target_of(dir: &Path) -> Result<(PathBuf, bool), Error> {
     let (target, replaces) = match fs::metadata(dir) {
         Ok(metadata) if !metadata.is_dir() => {
             return Err(Error::FileType { path: dir.into(), expected: "folder" });
@@ -95,7 +104,12 @@ pub(super) fn target_of(dir: &Path) -> Result<(PathBuf, bool), Error> {
 }
 
 impl Staging {
-    pub(super) fn new(dir: &Path) -> Result<Self, Error> {
+    /// Begins to write `dir`, which may exist. Missing folders above it are made.
+    ///
+    /// # Errors
+    ///
+    /// As [`target_of`], and if the folder above it cannot be written to.
+    pub fn new(dir: &Path) -> Result<Self, Error> {
         let (target, replaces) = target_of(dir)?;
         let parent = parent_of(&target);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
@@ -112,12 +126,16 @@ impl Staging {
     }
 
     /// A place inside of it for a folder that others write: see [`Self::commit_inner`].
-    pub(super) fn inner(&self) -> PathBuf {
+    pub fn inner(&self) -> PathBuf {
         self.folder.path().join("new")
     }
 
     /// Puts [`Self::inner`] in the folder's place; what the old one holds is gone.
-    pub(super) fn commit_inner(self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// If nothing was written, or the system refuses; what was there is then as it was.
+    pub fn commit_inner(self) -> Result<(), Error> {
         let (inner, target) = (self.inner(), &self.target);
         sync_tree(&inner)?;
         if self.replaces {
@@ -137,20 +155,32 @@ impl Staging {
     }
 
     /// Where `file` will stand, for messages.
-    pub(super) fn shown(&self, file: &str) -> PathBuf {
+    pub fn shown(&self, file: &str) -> PathBuf {
         self.target.join(file)
     }
 
-    pub(super) fn contains(&self, file: &str) -> bool {
+    /// Whether `file` was written.
+    pub fn contains(&self, file: &str) -> bool {
         self.folder.path().join(file).symlink_metadata().is_ok()
     }
 
-    /// Writes `file`, a plain relative path that is not there yet.
-    pub(super) fn write(
+    /// Writes `file`.
+    ///
+    /// # Errors
+    ///
+    /// If `file` is not a plain relative path, is there already, `write` fails, or the system refuses.
+    pub fn write(
         &self,
         file: &str,
         write: impl FnOnce(&File) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let refuse = |reason| Err(Error::FileName { file: file.to_owned(), reason });
+        if !is_plain(file) {
+            return refuse("expected a relative path inside the folder");
+        }
+        if self.contains(file) {
+            return refuse("it has been written already");
+        }
         let path = self.folder.path().join(file);
         let parent = parent_of(&path);
         fs::create_dir_all(parent).map_err(Error::io("create", self.shown(file)))?;
@@ -161,7 +191,11 @@ impl Staging {
 
     /// Puts the folder in its place, with what the old one holds and this does not, but for the files at the top that
     /// are `stale`.
-    pub(super) fn commit(self, stale: impl Fn(&OsStr) -> bool) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// If the old folder cannot be read, is a mount point or holds one, or the system refuses; it is then as it was.
+    pub fn commit(self, stale: impl Fn(&OsStr) -> bool) -> Result<(), Error> {
         let Self { folder, lock, target, replaces } = self;
         if replaces {
             take_over(&target, folder.path(), &stale)?;
@@ -190,7 +224,11 @@ impl Staging {
 }
 
 /// Reserves `len` bytes for `file`, so that a full disk shows at once.
-pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
+///
+/// # Errors
+///
+/// If there is no room, or the file would be larger than files may be.
+pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => Err(e.into()),
         // Not every file system can reserve; there, writing finds out.

@@ -2,8 +2,6 @@
 
 use std::{borrow::Cow, io, path::PathBuf, str::Utf8Error};
 
-use tch::{Kind, TchError};
-
 /// What can go wrong while a model folder or a safetensors file is read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -205,7 +203,7 @@ pub enum Error {
 
     /// A tensor of an element type that is not written.
     #[error(
-        "cannot write tensor `{}` of kind {kind:?}, expected one of {}",
+        "cannot write tensor `{}` of kind {kind}, expected one of {}",
         shown(name),
         known_dtypes()
     )]
@@ -213,7 +211,7 @@ pub enum Error {
         /// The tensor.
         name: String,
         /// Its kind.
-        kind: Kind,
+        kind: String,
     },
 
     /// A file of a folder to be written has a name that leads outside of it, or that is taken.
@@ -248,7 +246,7 @@ pub enum Error {
         name: String,
         /// LibTorch's own words.
         #[source]
-        source: TchError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -305,16 +303,18 @@ pub enum TensorProblem {
 }
 
 impl Error {
-    pub(super) fn io(
-        doing: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Self {
+    /// What makes the system's refusal an error of this crate: `.map_err(Error::io("read", path))`.
+    pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
     }
 
-    pub(super) fn torch(doing: &'static str, name: &str) -> impl FnOnce(TchError) -> Self {
-        move |source| Self::Torch { doing, name: name.to_owned(), source }
+    /// What makes LibTorch's refusal an error of this crate: `.map_err(Error::torch("load", name))`.
+    pub fn torch<E: std::error::Error + Send + Sync + 'static>(
+        doing: &'static str,
+        name: &str,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Torch { doing, name: name.to_owned(), source: source.into() }
     }
 }
 
@@ -332,5 +332,5 @@ fn shown(name: &str) -> String {
 }
 
 fn known_dtypes() -> String {
-    super::KINDS.map(|(dtype, _)| dtype.to_string()).join(", ")
+    crate::DTYPES.map(|dtype| dtype.to_string()).join(", ")
 }
