@@ -25,5 +25,5 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 own=examples/own-kind/Cargo.toml
 cargo fmt --manifest-path "$own" --check
 cargo run --quiet --locked --manifest-path "$own" --target-dir target -- results/models/tiny-mlm >/dev/null
-cargo package --quiet --workspace --allow-dirty --no-verify
+cargo package --quiet --workspace --exclude attn-fuzz --allow-dirty --no-verify
 echo "check: form, lints and documentation are in order"

@@ -109,7 +109,7 @@ fn named(output: Output) -> Vec<(String, Tensor)> {
     tensors
 }
 
-fn read_ids(path: &Path) -> Result<ModelInput> {
+pub(crate) fn read_ids(path: &Path) -> Result<ModelInput> {
     const FIELDS: [&str; 5] =
         ["input_ids", "attention_mask", "position_ids", "token_type_ids", "source"];
     let object = read_object(path, &FIELDS)?;
@@ -172,7 +172,7 @@ fn ids_of(object: &Map<String, Value>, path: &Path) -> Result<ModelInput> {
     })
 }
 
-fn read_mask(path: &Path) -> Result<(&Path, Vec<Vec<i64>>)> {
+pub(crate) fn read_mask(path: &Path) -> Result<(&Path, Vec<Vec<i64>>)> {
     let object = read_object(path, &["mask"])?;
     let shown = path.display();
     let Some(value) = object.get("mask") else {

@@ -790,7 +790,7 @@ mod tests {
                     let written = Written::read(&path, &[]).unwrap();
                     drop(written.parse::<Distill>().unwrap().complete("x").unwrap());
                 }
-                "sweep" => crate::sweep::check_file(&path).unwrap(),
+                "sweep" => assert!(crate::sweep::understand(&path).unwrap().exists()),
                 flags => {
                     let typed = ["attn", flags, "--config", &shown].map(Into::into).to_vec();
                     let program = <crate::args::Args as clap::CommandFactory>::command;

@@ -7,8 +7,6 @@
 
 mod distances;
 mod plan;
-#[cfg(test)]
-pub(crate) use plan::check_file;
 mod report;
 
 use std::{
@@ -35,6 +33,7 @@ use crate::{
     run_dir::{self, RunDir},
     start::{invocation, name_of, quoted},
 };
+pub(crate) use plan::understand;
 pub(crate) use report::{Answers, Line, line as csv_line};
 
 use plan::{Plan, Planned, Status};

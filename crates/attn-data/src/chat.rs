@@ -125,10 +125,14 @@ impl ChatTemplate {
     }
 }
 
+/// Steps after which a template is taken to have no end. A published one takes about 30 a message.
+const FUEL: u64 = 5_000_000;
+
 /// What Jinja has in Python, without the settings that transformers changes for chats.
 pub(crate) fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_fuel(Some(FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {

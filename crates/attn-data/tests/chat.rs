@@ -45,3 +45,13 @@ fn messages_are_printed_as_python_prints_them() {
         assert_eq!(python_repr(&messages(case)), case["repr"].as_str().unwrap());
     }
 }
+
+#[test]
+fn a_template_that_does_not_end_is_refused() {
+    let nested = "{% for i in range(90000) %}".repeat(3) + "x" + &"{% endfor %}".repeat(3);
+    for source in [nested.as_str(), "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"] {
+        let template = ChatTemplate::new(source, Default::default(), "x.jinja").unwrap();
+        let error = template.render(&[Message::new("user", "hi")], true).unwrap_err().to_string();
+        assert!(error.contains("x.jinja"), "{error}");
+    }
+}

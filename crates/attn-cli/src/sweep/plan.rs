@@ -1,6 +1,10 @@
 //! Which runs a sweep is made of, and how far they are.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use attn_data::hub::{Hub, progress_bar};
@@ -16,6 +20,9 @@ use crate::{
     settings::{Distill, Finetune},
     start::{self, RunConfig},
 };
+
+/// Settings beyond which a sweep is a mistake: nobody waits for so many runs.
+const MOST_SETTINGS: usize = 10_000;
 
 /// The file of a sweep.
 #[derive(Debug, Deserialize)]
@@ -141,12 +148,11 @@ impl Finished {
     }
 }
 
-/// Whether `path` is a sweep whose settings can be told, for tests: its runs are not completed.
-#[cfg(test)]
-pub(crate) fn check_file(path: &Path) -> Result<()> {
+/// Tells the settings of the sweep `path`; its runs are not completed. Gives the config that they build on.
+pub(crate) fn understand(path: &Path) -> Result<PathBuf> {
     let file: SweepFile = Written::read(path, &[])?.parse()?;
-    ensure!(path.with_file_name(&file.base).exists(), "`{}` is not there", file.base);
-    settings(&file, &[]).map(drop)
+    settings(&file, &[])?;
+    Ok(path.with_file_name(&file.base))
 }
 
 impl Plan {
@@ -342,6 +348,12 @@ fn settings(file: &SweepFile, sets: &[String]) -> Result<Vec<Setting>> {
         sets.iter().filter_map(|pair| Some(pair.split_once('=')?.0.trim())).collect();
     // What does not vary, `--set` may change as it may any config.
     grid.retain(|(key, values)| values.len() > 1 || !set_keys.contains(&key.as_str()));
+    let counts = grid.iter().map(|(_, values)| values.len());
+    let places = counts.chain([file.run.len().max(1)]).try_fold(1, usize::checked_mul);
+    ensure!(
+        places.is_some_and(|places| places <= MOST_SETTINGS),
+        "the grid has more than {MOST_SETTINGS} places\nhint: name those that are wanted: a [[run]] each"
+    );
     let all = match &file.run[..] {
         [] => product(&grid),
         runs => {

@@ -1,0 +1,17 @@
+//! Feeds bytes to the reader that the variable ATTN_READER names.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use attn_fuzz::{READERS, Reader};
+use libfuzzer_sys::fuzz_target;
+
+static READER: LazyLock<Reader> = LazyLock::new(|| {
+    let name = std::env::var("ATTN_READER").unwrap_or_default();
+    let known: Vec<_> = READERS.iter().map(|it| it.0).collect();
+    let found = READERS.iter().find(|it| it.0 == name);
+    found.unwrap_or_else(|| panic!("ATTN_READER is `{name}`, expected one of {known:?}")).1
+});
+
+fuzz_target!(|data: &[u8]| READER(data));

@@ -1,0 +1,41 @@
+//! Every input of the corpora again: no panic, and no more memory than the bytes are worth.
+
+#![allow(clippy::print_stdout, reason = "what is said last is what broke")]
+
+use std::{fs, path::Path};
+
+use attn_fuzz::READERS;
+use base64::prelude::{BASE64_STANDARD, Engine};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+/// Bytes that a reader may hold at a time, whatever it reads, and for each byte that it reads.
+const ANY: usize = 64 << 20;
+const PER_BYTE: usize = 2_000;
+
+#[test]
+fn whatever_the_corpora_hold_is_understood_or_refused() {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (name, read) in READERS {
+        let file = corpora.join(name).with_extension("base64");
+        let text =
+            fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let mut most = 0;
+        for (line, text) in (1..).zip(text.lines()) {
+            let data = BASE64_STANDARD.decode(text).unwrap();
+            // Said first: an abort says nothing. Shown where the test fails.
+            println!("{name}, line {line}: {} bytes", data.len());
+            let before = HEAP.current_usage();
+            HEAP.reset_peak_usage();
+            read(&data);
+            let taken = HEAP.peak_usage().saturating_sub(before);
+            assert!(taken <= ANY + PER_BYTE * data.len(), "it took {taken} bytes");
+            most = most.max(taken);
+        }
+        let n = text.lines().count();
+        assert!(n >= 3, "the corpus of `{name}` holds next to nothing");
+        println!("{name}: {n} inputs, at most {} KiB", most >> 10);
+    }
+}
