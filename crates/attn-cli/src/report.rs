@@ -21,13 +21,13 @@ use crate::{
     compare::MEASURES,
     monitor::grouped,
     plot::{
-        Figure,
+        Drawn, Figure,
         attention::{Attention, OfLayer},
         in_cell, is_run, names, open, pictures,
     },
     run_dir::{
-        CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, SWEEP_RESULT, check_writable, parent_of,
-        result_in,
+        CONFIG_FILE, ENVIRONMENT_FILE, FIRST_FILES, FIRST_FOLDERS, SUMMARY_FILE, SWEEP_RESULT,
+        SWEEP_TABLE, check_writable, parent_of, result_in,
     },
 };
 
@@ -81,6 +81,8 @@ struct Read {
     path: PathBuf,
     /// A run's summary, or the result itself.
     summary: Value,
+    /// Its pictures.
+    drawn: Vec<Drawn>,
 }
 
 pub(crate) fn run(args: &ReportArgs, out: &mut dyn Write) -> Result<()> {
@@ -187,8 +189,8 @@ impl Found {
             entries.into_iter().filter(|it| !is_link(it)).map(|it| it.path()).collect();
         paths.sort();
         let told_with_it = match is_run(folder) || folder.join(SWEEP_RESULT).exists() {
-            true => &OF_RUNS[..],
-            false => &[],
+            true => OF_RUNS.concat(),
+            false => Vec::new(),
         };
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -213,9 +215,9 @@ impl Found {
 
     /// Takes what can be shown.
     fn keep(&mut self, path: &Path) {
-        match read(path).and_then(|one| Ok((is_shown(&one)?, one))) {
-            Ok((true, one)) => self.all.push(one),
-            Ok((false, _)) => self.left_out.push((path.to_owned(), String::new())),
+        match read(path) {
+            Ok(one) if is_shown(&one) => self.all.push(one),
+            Ok(_) => self.left_out.push((path.to_owned(), String::new())),
             Err(error) => {
                 let why = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
                 let first = why.lines().next().unwrap_or_default().to_owned();
@@ -226,31 +228,18 @@ impl Found {
 }
 
 /// What stands in the folder of a run and is told with it, or tells nothing of what came of it.
-const OF_RUNS: [&str; 14] = [
-    SUMMARY_FILE,
-    SWEEP_CSV,
-    ENVIRONMENT_FILE,
-    "before.json",
-    "untouched.json",
-    "teacher.json",
-    "model",
-    "checkpoints",
-    "best",
-    "plots",
-    "tensorboard",
-    "transfer",
-    "tune",
-    "configs",
+const OF_RUNS: [&[&str]; 3] = [
+    &[SUMMARY_FILE, SWEEP_TABLE, "model", "best", "plots", "configs"],
+    &FIRST_FILES,
+    &FIRST_FOLDERS,
 ];
 
-const SWEEP_CSV: &str = "sweep.csv";
-
 /// Whether a report has figures, pictures or a table of a file.
-fn is_shown(one: &Read) -> Result<bool> {
-    Ok(MEASURES.iter().any(|it| it.find(&one.summary).is_some())
+fn is_shown(one: &Read) -> bool {
+    MEASURES.iter().any(|it| it.find(&one.summary).is_some())
         || tables(&one.summary).next().is_some()
         || one.path.file_name().is_some_and(|it| it == ENVIRONMENT_FILE)
-        || !pictures(&one.path)?.is_empty())
+        || !one.drawn.is_empty()
 }
 
 fn read(path: &Path) -> Result<Read> {
@@ -269,7 +258,11 @@ fn read(path: &Path) -> Result<Read> {
         false => serde_json::from_str(&text)
             .with_context(|| format!("`{}` is not JSON", file.display()))?,
     };
-    Ok(Read { name: String::new(), path: path.to_owned(), summary })
+    let drawn = match path.file_name().is_some_and(|it| it == ENVIRONMENT_FILE) {
+        true => Vec::new(),
+        false => pictures(path).with_context(|| format!("cannot draw `{}`", path.display()))?,
+    };
+    Ok(Read { name: String::new(), path: path.to_owned(), summary, drawn })
 }
 
 /// A line a run with the figures that any of them has.
@@ -336,16 +329,14 @@ fn section(one: &Read) -> Result<Section> {
         blocks.push(Block::Facts(facts));
     }
     blocks.extend(tables(&one.summary).map(Block::Table));
-    let drawn =
-        pictures(&one.path).with_context(|| format!("cannot draw `{}`", one.path.display()))?;
     let n_cells =
-        drawn.iter().flat_map(|it| it.figure.maps()).map(|it| it.values.len().pow(2)).sum();
+        one.drawn.iter().flat_map(|it| it.figure.maps()).map(|it| it.values.len().pow(2)).sum();
     let is_viewed = is_attention(&one.summary) && MOST_CELLS < n_cells;
     if is_viewed {
         let words = "Its maps are in the viewer above; attn plot draws them as a picture.";
         blocks.push(Block::Text(words.into()));
     }
-    for drawn in drawn.into_iter().filter(|_| !is_viewed) {
+    for drawn in one.drawn.iter().filter(|_| !is_viewed) {
         let svg = |theme| drawn.figure.on(theme).svg();
         let (data, left_out) = match data(&drawn.figure) {
             Ok(data) => (data, None),

@@ -38,11 +38,14 @@ pub(crate) const SUMMARY_FILE: &str = "summary.json";
 /// What a sweep came to.
 pub(crate) const SWEEP_RESULT: &str = "sweep.json";
 
+/// The same as a table, a line a run.
+pub(crate) const SWEEP_TABLE: &str = "sweep.csv";
+
 /// What the model says of each row that is reported on.
 pub(crate) const PREDICTIONS_FILE: &str = "predictions.jsonl";
 
 /// What a run writes before its first step.
-const FIRST_FILES: [&str; 6] = [
+pub(crate) const FIRST_FILES: [&str; 6] = [
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     BEFORE_FILE,
@@ -50,7 +53,7 @@ const FIRST_FILES: [&str; 6] = [
     TEACHER_FILE,
     attn_train::METRICS_FILE,
 ];
-const FIRST_FOLDERS: [&str; 6] = [
+pub(crate) const FIRST_FOLDERS: [&str; 6] = [
     checkpoint::FOLDER,
     TOKENIZER_DIR,
     ".tokenizer",

@@ -43,6 +43,7 @@ pub mod blimp;
 pub mod chat;
 pub mod dataset;
 mod error;
+mod guard;
 pub mod hub;
 pub mod needle;
 pub mod prompt;

@@ -22,7 +22,10 @@ use tokenizers::{
     processors::template::TemplateProcessing,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result, Source},
+    guard::guarded,
+};
 
 mod train;
 
@@ -129,7 +132,7 @@ impl TextStream<'_> {
     ///
     /// [`Error::Tokenizer`] where the library refuses.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        let text = self.inner.step(id).map_err(refused("decode ids"))?;
+        let text = guarded(|| self.inner.step(id)).map_err(refused("decode ids"))?;
         Ok(text.unwrap_or_default())
     }
 }
@@ -275,7 +278,7 @@ impl TextTokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        let encoding = self.inner.encode(text, add_special_tokens);
+        let encoding = guarded(|| self.inner.encode(text, add_special_tokens));
         let encoding = encoding.map_err(refused("encode a text"))?;
         let offsets = encoding.get_offsets().iter().map(|&(from, to)| from..to).collect();
         Ok((encoding.get_ids().to_vec(), offsets))
@@ -287,7 +290,7 @@ impl TextTokenizer {
     ///
     /// [`Error::Tokenizer`] where the library refuses.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(refused("decode ids"))
+        guarded(|| self.inner.decode(ids, skip_special)).map_err(refused("decode ids"))
     }
 
     /// Turns ids into text one by one, as they are generated.
@@ -487,10 +490,10 @@ fn encoded(
     input: &Input<'_>,
     add_special_tokens: bool,
 ) -> Result<(Vec<u32>, Option<usize>)> {
-    let encoding = match input.pair {
+    let encoding = guarded(|| match input.pair {
         Some(pair) => tokenizer.encode_fast((input.text, pair), add_special_tokens),
         None => tokenizer.encode_fast(input.text, add_special_tokens),
-    };
+    });
     let encoding = encoding.map_err(refused("encode a text"))?;
     let second_from = encoding.get_type_ids().iter().position(|&segment| segment == 1);
     Ok((encoding.get_ids().to_vec(), second_from))
@@ -500,7 +503,8 @@ fn load(folder: &Path, config: &Value) -> Result<Tokenizer> {
     let has = |name: &str| folder.join(name).is_file();
     if has("tokenizer.json") {
         let path = folder.join("tokenizer.json");
-        return Tokenizer::from_file(&path).map_err(refused(format!("read `{}`", path.display())));
+        return guarded(|| Tokenizer::from_file(&path))
+            .map_err(refused(format!("read `{}`", path.display())));
     }
     let none = |reason: &str, hint| Error::NoTokenizer {
         folder: folder.to_path_buf(),
@@ -634,7 +638,7 @@ fn write_config(config: &Value, folder: &Path) -> Result<()> {
     write_atomically(&folder.join(CONFIG), text.as_bytes())
 }
 
-fn refused(doing: impl Into<String>) -> impl FnOnce(tokenizers::Error) -> Error {
+fn refused(doing: impl Into<String>) -> impl FnOnce(Source) -> Error {
     let doing = doing.into();
     move |source| Error::Tokenizer { doing, source }
 }

@@ -173,7 +173,7 @@ pub(super) fn tell(
         failed: failed.collect(),
     };
     write_result(&dir.join(run_dir::SWEEP_RESULT), &report, None)?;
-    run_dir::write(&dir.join("sweep.csv"), report.csv().as_bytes())?;
+    run_dir::write(&dir.join(run_dir::SWEEP_TABLE), report.csv().as_bytes())?;
     report.print(out)
 }
 

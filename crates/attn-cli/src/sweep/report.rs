@@ -199,7 +199,7 @@ impl Report {
     /// Writes `sweep.json` and `sweep.csv`.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
         write_result(&dir.join(run_dir::SWEEP_RESULT), self, None)?;
-        run_dir::write(&dir.join("sweep.csv"), self.csv().as_bytes())
+        run_dir::write(&dir.join(run_dir::SWEEP_TABLE), self.csv().as_bytes())
     }
 
     /// A line a finished run.

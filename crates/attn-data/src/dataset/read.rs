@@ -21,7 +21,10 @@ use parquet::arrow::{
 use serde_json::Value;
 
 use super::files::{EXTENSIONS, extension};
-use crate::error::{Error, Result, Source};
+use crate::{
+    error::{Error, Result, Source},
+    guard::guarded,
+};
 
 /// Rows decoded at a time.
 const BATCH_ROWS: usize = 1024;
@@ -107,8 +110,9 @@ pub(super) fn classes_in_metadata(path: &Path, label: &str) -> Option<Vec<String
     if extension(&path.to_string_lossy()).map(|kind| EXTENSIONS[kind]) != Some(".parquet") {
         return None;
     }
+    let file = File::open(path).ok()?;
     let metadata =
-        ArrowReaderMetadata::load(&File::open(path).ok()?, ArrowReaderOptions::default()).ok()?;
+        guarded(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::default())).ok()?;
     let description: Value =
         serde_json::from_str(metadata.schema().metadata().get("huggingface")?).ok()?;
     let names = description["info"]["features"][label]["names"].as_array()?;
@@ -116,8 +120,8 @@ pub(super) fn classes_in_metadata(path: &Path, label: &str) -> Option<Vec<String
 }
 
 fn parquet_rows(path: &Path, file: File, columns: &Columns) -> Result<FileRows> {
-    let refused = |source: parquet::errors::ParquetError| unreadable(path, "Parquet", None, source);
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(refused)?;
+    let refused = |source: Source| unreadable(path, "Parquet", None, source);
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(refused)?;
     let schema = Arc::clone(builder.schema());
     let available = || schema.fields().iter().map(|field| field.name().clone()).collect();
     let find = |name: &String| schema.index_of(name).map_err(|_| missing(path, name, available()));
@@ -132,8 +136,8 @@ fn parquet_rows(path: &Path, file: File, columns: &Columns) -> Result<FileRows> 
     check_type(path, &schema, &columns.label, "whole numbers or text", label)?;
 
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let batches =
-        builder.with_projection(mask).with_batch_size(BATCH_ROWS).build().map_err(refused)?;
+    let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
+    let batches = guarded(|| builder.build()).map_err(refused)?;
     Ok(Box::new(BatchRows::new(path, "Parquet", batches, columns)))
 }
 
@@ -243,8 +247,11 @@ impl<I: Iterator<Item = Result<RecordBatch, ArrowError>> + Send + 'static> Itera
                 self.n_before += batch.n_rows as u64;
                 (self.current, self.row) = (None, 0);
             }
-            let converted = self.batches.next()?.and_then(|batch| self.convert(&batch));
-            match converted {
+            let next = guarded(|| {
+                let batch = self.batches.next().transpose()?;
+                batch.map(|batch| self.convert(&batch)).transpose()
+            });
+            match next.transpose()? {
                 Ok(batch) => self.current = Some(batch),
                 Err(error) => {
                     return Some(Err(unreadable(
