@@ -63,6 +63,7 @@ mod verify;
 use std::{
     io::{self, Write},
     process::ExitCode,
+    sync::Arc,
 };
 
 use args::{Args, Command, ScoreHeads};
@@ -79,6 +80,8 @@ enum Outcome {
 
 fn main() -> ExitCode {
     attn_torch::tune_allocator();
+    // A limit on the size of files is an error of the write that meets it, and not the end of the process.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     let typed: Vec<_> = std::env::args_os().collect();
     let is_command = |word: &str| Args::command().find_subcommand(word).is_some();
     let command = typed.iter().filter_map(|it| it.to_str()).find(|it| is_command(it));

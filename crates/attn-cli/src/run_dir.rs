@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     fs::{self, File, TryLockError},
-    io::Write,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process,
@@ -338,18 +337,8 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        // A temporary file is private by default; results are shared like any other file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(parent_of(path))?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write `{}`", path.display()))
+    attn_core::checkpoint::write_file(path, content)
+        .with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 /// Finds out whether a file can be written, before the work that fills it. Makes folders that are missing; keep what is

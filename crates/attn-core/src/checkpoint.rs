@@ -13,6 +13,7 @@ mod atomic;
 mod error;
 mod header;
 mod read;
+mod sums;
 mod write;
 
 use std::path::{Component, Path};
@@ -22,6 +23,7 @@ use tch::Kind;
 
 pub use error::{Error, TensorProblem};
 pub use read::{Checkpoint, read_json, read_metadata, read_tensors};
+pub use sums::{SUMS_FILE, check_sums};
 pub(crate) use write::for_each_piece;
 pub use write::{
     FolderDraft, FolderWriter, WriteOptions, check_folder, write_file, write_folder, write_tensors,

@@ -41,6 +41,17 @@ pub enum Error {
         limit: u64,
     },
 
+    /// A file that has changed since its checksum was taken.
+    #[error("`{}` is damaged: expected {expected}, found {found}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was noted of it.
+        expected: String,
+        /// What it is now.
+        found: String,
+    },
+
     /// A folder where a file was expected, a file where a folder was expected, or a device or pipe.
     #[error("`{}` is not a {expected}", path.display())]
     FileType {

@@ -17,7 +17,7 @@ use super::{
     atomic::{self, Staging},
     dtype_of,
     error::Error,
-    header, is_plain,
+    header, is_plain, sums,
 };
 
 /// Bytes copied from a tensor at a time.
@@ -215,6 +215,15 @@ impl FolderWriter {
         self.write(file, |mut opened| {
             opened.write_all(content).map_err(Error::io("write", self.staging.shown(file)))
         })
+    }
+
+    /// Writes the checksums of all files so far, for [`check_sums`](super::check_sums).
+    ///
+    /// # Errors
+    ///
+    /// If they are there already, or the system refuses.
+    pub fn sums(&self) -> Result<(), Error> {
+        self.file(sums::SUMS_FILE, sums::of(self.staging.path())?.as_bytes())
     }
 
     /// Lets the folder appear in its place, together with the files that the old one holds and this one does not.
