@@ -210,11 +210,9 @@ class Trial:
                     n_killed += 1
                     for it in (out, cache):
                         self.parses(name, it) if it.exists() else None
-                    # Before its config is written a run is no run yet.
+                    # Before its config is written a run is no run yet, and begins anew in the same folder.
                     began = (out / "config.toml").exists() or (out / "sweep.toml").exists()
                     command = go_on if began else begin
-                    if not began and out.exists():
-                        shutil.rmtree(out)
                 elif code == 0:
                     break
                 else:

@@ -35,6 +35,7 @@ mod logging;
 mod memory;
 mod monitor;
 mod needle;
+mod origin;
 mod patch;
 mod perplexity;
 mod plot;

@@ -173,6 +173,10 @@ impl Config {
         };
         let arch = ArchConfig::parse(base, &raw)?;
         let sizes = arch.sizes()?;
+        if sizes.n_layers > MOST_LAYERS {
+            let n = sizes.n_layers;
+            return Err(problem("number of layers", &format!("is {n}, expected at most {MOST_LAYERS}")));
+        }
         let head = read_head(&raw, &arch)?;
         let layers = match section {
             None => read_plain_layers(&raw, &sizes)?,
@@ -392,6 +396,9 @@ fn check_section(section: &AttnSection, base: &str) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Far more than any model has; what is described for each of more layers would fill the memory.
+const MOST_LAYERS: i64 = 65_536;
 
 fn read_head(raw: &Map<String, Value>, arch: &ArchConfig) -> Result<Head, Error> {
     let architectures: Vec<String> = field(raw, "architectures")?.unwrap_or_default();

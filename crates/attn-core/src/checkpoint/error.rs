@@ -63,7 +63,8 @@ pub enum Error {
 
     /// No weights under the names that a model folder gives them.
     #[error(
-        "`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`{}",
+        "`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`{}\n\
+         hint: name the folder that a model was saved to",
         dir.display(),
         if found.is_empty() { String::new() } else { format!(", only `{}`", found.join("`, `")) }
     )]
