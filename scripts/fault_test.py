@@ -430,7 +430,8 @@ class Trial:
         random_init = f"--init random {rows} --out {out}/x.json"
         # Name, ids, command; those that end well are marked.
         for name, given, command in (
-            ("width of 2^40", None, f"eval --model {model('wide', n_embd=1 << 40)} {random_init}"),
+            ("width of 6·2^40", None, f"eval --model {model('wide', n_embd=6 << 40)} {random_init}"),
+            ("width of 6·2^28", None, f"eval --model {model('broad', n_embd=6 << 28)} {random_init}"),
             ("2^31 layers", None, f"eval --model {model('deep', n_layer=1 << 31)} {random_init}"),
             ("10^6 heads of width 0", None, f"eval --model {model('heads', n_head=10**6)} {random_init}"),
             ("no heads", None, f"eval --model {model('none', n_head=0)} {random_init}"),
@@ -605,7 +606,8 @@ def main():
     print(f"{n} faults in {seconds} s, {len(trial.problems)} wrong, {len(trial.skipped)} skipped")
     if args.out:
         report = {"said": trial.said, "wrong": trial.problems, "skipped": trial.skipped}
-        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=2, ensure_ascii=False).replace(str(ROOT), "REPOSITORY")
+        args.out.write_text(text + "\n", encoding="utf-8")
     sys.exit(1 if trial.problems else 0)
 
 

@@ -175,7 +175,10 @@ impl Config {
         let sizes = arch.sizes()?;
         if sizes.n_layers > MOST_LAYERS {
             let n = sizes.n_layers;
-            return Err(problem("number of layers", &format!("is {n}, expected at most {MOST_LAYERS}")));
+            return Err(problem(
+                "number of layers",
+                &format!("is {n}, expected at most {MOST_LAYERS}"),
+            ));
         }
         let head = read_head(&raw, &arch)?;
         let layers = match section {

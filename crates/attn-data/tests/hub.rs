@@ -654,7 +654,11 @@ fn names_of_a_server_that_lead_elsewhere_are_refused() {
         server.set(Faults { commit: Some(commit), ..Faults::default() });
         let error = server.hub(&inside).file(MODEL, "o/m", "config.json", None).unwrap_err();
         assert!(matches!(error, Error::Hub { .. }), "{error:?}");
-        assert!(message(&error).contains("is no commit") || commit.is_empty(), "{}", message(&error));
+        assert!(
+            message(&error).contains("is no commit") || commit.is_empty(),
+            "{}",
+            message(&error)
+        );
     }
     server.set(Faults::default());
 
