@@ -231,13 +231,7 @@ impl RunDir {
 
     /// Removes the checkpoints: a run that has finished needs none.
     pub(crate) fn remove_checkpoints(&self) {
-        let path = self.file(checkpoint::FOLDER);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!("cannot remove `{}`: {error}", path.display());
-            }
-            _ => {}
-        }
+        checkpoint::remove_all(&self.path);
     }
 
     pub(crate) fn path(&self) -> &Path {

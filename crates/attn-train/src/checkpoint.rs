@@ -441,10 +441,31 @@ fn remove_old(run_dir: &Path, state: &TrainState) {
         .collect();
     let unwanted = bests.into_iter().filter(|(step, _)| !wanted.contains(step));
     for (_, dir) in old.into_iter().map(|(_, entry)| entry).chain(unwanted) {
-        if let Err(error) = fs::remove_dir_all(&dir) {
+        if let Err(error) = remove(&dir) {
             tracing::warn!("cannot remove the old checkpoint `{}`: {error}", dir.display());
         }
     }
+}
+
+/// Removes the checkpoints of a run that has finished, and what a kill left of an earlier removal.
+pub fn remove_all(run_dir: &Path) {
+    let folder = run_dir.join(FOLDER);
+    if let Err(error) = remove(&folder) {
+        tracing::warn!("cannot remove `{}`: {error}", folder.display());
+    }
+}
+
+/// Removes a folder, if it is there, under another name: a kill leaves no part of it under its own.
+fn remove(folder: &Path) -> io::Result<()> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = folder.with_file_name(format!(".{name}.attn-tmp-removed"));
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(fs::remove_dir_all(&hidden))?;
+    gone(fs::rename(folder, &hidden))?;
+    gone(fs::remove_dir_all(&hidden))
 }
 
 /// The folders `<prefix><number>` in `dir`, highest number first.
