@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     args::CompareScoresArgs,
     head_names::read_any_scores,
+    origin::Origin,
     plot::write_result,
     run_dir::{SCHEMA, check_writable},
 };
@@ -17,7 +18,8 @@ use crate::{
 #[derive(Serialize)]
 struct Report {
     schema: u32,
-    attn: &'static str,
+    #[serde(flatten)]
+    origin: Origin,
     /// As typed.
     files: Vec<String>,
     n_heads: usize,
@@ -84,7 +86,7 @@ pub(crate) fn run(args: &CompareScoresArgs, out: &mut dyn Write) -> Result<()> {
             files[*a], files[*b]
         )?;
     }
-    let report = Report { schema: SCHEMA, attn: env!("CARGO_PKG_VERSION"), files, n_heads, pairs };
+    let report = Report { schema: SCHEMA, origin: Origin::now()?, files, n_heads, pairs };
     write_result(&args.out, &report, None)?;
     Ok(())
 }

@@ -40,10 +40,34 @@ fn render(error: &anyhow::Error) -> String {
         before = message;
     }
     hints.dedup();
+    if hints.is_empty()
+        && let Some(hint) = advice(error)
+    {
+        hints.push(hint.to_owned());
+    }
     for hint in hints {
         let _ = writeln!(text, "  hint: {hint}");
     }
     text
+}
+
+/// What to do about what the system refused.
+fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    let mut refused = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    Some(match refused.next()?.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk is full: make room there, or name another place; what was written is whole, and a run goes on with --resume"
+        }
+        io::ErrorKind::FileTooLarge => {
+            "files may not grow that large there: look at `ulimit -f`; what was written is whole, and a run goes on with --resume"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "nothing can be written there: name another place",
+        io::ErrorKind::PermissionDenied => {
+            "you may not do this there: look at the permissions, or name another place"
+        }
+        io::ErrorKind::NotFound => "it is not there, or no longer: look at the name",
+        _ => return None,
+    })
 }
 
 fn message(cause: &(dyn Error + 'static)) -> String {
@@ -79,6 +103,15 @@ mod tests {
             "error: cannot evaluate\n  caused by: cannot load `m`\n  caused by: two lists\n      missing:\n        \
              a.weight\n  hint: look there\n"
         );
+    }
+
+    #[test]
+    fn what_the_system_refuses_comes_with_advice_unless_there_is_some() {
+        let full = || Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));
+        let text = render(&full().context("cannot write `x`").unwrap_err());
+        assert!(text.contains("\n  hint: the disk is full: "), "{text}");
+        let text = render(&full().context("cannot write `x`\nhint: own").unwrap_err());
+        assert!(text.ends_with("hint: own\n") && !text.contains("make room"), "{text}");
     }
 
     #[test]

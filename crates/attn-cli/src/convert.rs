@@ -26,6 +26,7 @@ use crate::{
     args::{ConvertArgs, Form, MergeBy, dtype_name},
     config::bundled,
     monitor::{count_every_row, count_every_row_of, grouped},
+    origin::Origin,
     plot::draw_result,
     prune::{Layer, of_layer, warn_of_few_tokens},
     run_dir::SCHEMA,
@@ -57,7 +58,8 @@ const SENSITIVITY_TOKENS: usize = 8192;
 #[derive(Serialize)]
 struct Report {
     schema: u32,
-    attn: &'static str,
+    #[serde(flatten)]
+    origin: Origin,
     model: String,
     method: Method,
     /// Layers that were named.
@@ -460,7 +462,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
         |of: &Model| -> Vec<i64> { of.layers().iter().map(|it| it.dims().n_kv_heads).collect() };
     let report = Report {
         schema: SCHEMA,
-        attn: env!("CARGO_PKG_VERSION"),
+        origin: Origin::now()?,
         model: args.model.clone(),
         method,
         kv_heads_before: kv(&whole),

@@ -127,6 +127,8 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let start = Start::<Distill>::new(args)?;
     if let Some(summary) = start.dir.read_json::<Summary>(SUMMARY_FILE)? {
         tracing::info!("the run in `{}` has finished", start.dir.path().display());
+        // A kill may have come between the summary and its pictures.
+        draw_curves(&start);
         print(&summary, &start, out)?;
         return Ok(Outcome::Done);
     }
@@ -272,9 +274,14 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     start.save(&student, &tokenizer)?;
     draw(&summary, &start)?;
     start.dir.write_json(SUMMARY_FILE, &summary)?;
-    draw_result(&start.dir.file(SUMMARY_FILE), &start.dir.file("plots").join("by-position.png"));
+    draw_curves(&start);
     print(&summary, &start, out)?;
     Ok(Outcome::Done)
+}
+
+/// Draws what the summary holds, beside the other pictures.
+fn draw_curves(start: &Start<Distill>) {
+    draw_result(&start.dir.file(SUMMARY_FILE), &start.dir.file("plots").join("by-position.png"));
 }
 
 /// How many values the attention kinds of a model have of their own.
@@ -523,11 +530,7 @@ impl Work<'_> {
                 finished
             }
         };
-        if let Err(error) = fs::remove_dir_all(dir.join(attn_train::checkpoint::FOLDER))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!("cannot remove the checkpoints in `{}`: {error}", dir.display());
-        }
+        attn_train::checkpoint::remove_all(&dir);
         Ok(StageEnd::Finished(Box::new(finished)))
     }
 

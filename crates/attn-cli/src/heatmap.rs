@@ -21,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     args::{HeatmapArgs, HeatmapMeasure},
+    origin::Recorded,
     plot::{
         self, Figure,
         attention::{Attention, OfLayer, figure, maps},
@@ -195,7 +196,7 @@ impl Drawing<'_> {
     /// Writes the numbers of the pictures, from which `attn plot` draws them again.
     fn keep(&self, name: &str, numbers: &impl Serialize) -> Result<()> {
         let path = self.args.out.join(format!("{name}.json"));
-        write_json(&path, numbers)?;
+        write_json(&path, &Recorded::now(numbers)?)?;
         tracing::info!("wrote `{}`", path.display());
         Ok(())
     }

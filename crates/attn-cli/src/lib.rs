@@ -35,6 +35,7 @@ mod logging;
 mod memory;
 mod monitor;
 mod needle;
+mod origin;
 mod patch;
 mod perplexity;
 mod plot;
@@ -65,6 +66,7 @@ mod verify;
 use std::{
     io::{self, Write},
     process::ExitCode,
+    sync::Arc,
 };
 
 use args::{Args, Command, ScoreHeads};
@@ -82,6 +84,8 @@ enum Outcome {
 /// What the program `attn` does, with what was typed.
 pub fn main() -> ExitCode {
     attn_torch::tune_allocator();
+    // A limit on the size of files is an error of the write that meets it, and not the end of the process.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     let typed: Vec<_> = std::env::args_os().collect();
     let is_command = |word: &str| Args::command().find_subcommand(word).is_some();
     let command = typed.iter().filter_map(|it| it.to_str()).find(|it| is_command(it));

@@ -173,7 +173,9 @@ enum Draw {
 
 impl Drawn {
     fn new(name: impl Into<String>, figure: Figure) -> Self {
-        Self { name: name.into(), figure }
+        // It becomes part of a file's name, and some are names of a result file.
+        let name = name.into().replace(['/', '\\', '\0'], "-");
+        Self { name, figure }
     }
 }
 

@@ -319,6 +319,10 @@ fn keep(tokenizer: &TextTokenizer, start: &Start<Pretrain>) -> Result<()> {
     }
     // Through a folder of another name, so that a kill leaves none that is half written.
     let draft = start.dir.file(".tokenizer");
+    if draft.exists() {
+        let shown = draft.display();
+        fs::remove_dir_all(&draft).with_context(|| format!("cannot remove `{shown}`"))?;
+    }
     tokenizer.save(&draft)?;
     fs::rename(&draft, &dir).with_context(|| format!("cannot create `{}`", dir.display()))
 }

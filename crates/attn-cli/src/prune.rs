@@ -21,6 +21,7 @@ use crate::{
     args::{PruneArgs, RowArgs, dtype_name},
     head_names::{QUERY_HEAD, name, parse, read_scores},
     monitor::grouped,
+    origin::Origin,
     plot::draw_result,
     run_dir::SCHEMA,
     save::{Replace, check_free, write_with},
@@ -44,7 +45,8 @@ const FEW_TOKENS: i64 = 10;
 #[derive(Serialize)]
 struct Report {
     schema: u32,
-    attn: &'static str,
+    #[serde(flatten)]
+    origin: Origin,
     model: String,
     /// The file of the scores, as typed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -220,7 +222,7 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     let report = Report {
         unit: QUERY_HEAD,
         schema: SCHEMA,
-        attn: env!("CARGO_PKG_VERSION"),
+        origin: Origin::now()?,
         model: args.model.clone(),
         scores: args
             .scores

@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     fs::{self, File, TryLockError},
-    io::Write,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process,
@@ -184,6 +183,9 @@ impl RunDir {
             let lock = Lock::take(out)?;
             // Another run may have come and gone since.
             check_empty(out)?;
+            if lock.is_held() {
+                remove_drafts(out);
+            }
             return Ok(Self::new(out.to_owned(), lock, made));
         }
         let mut made = Made::make(Path::new(RUNS))
@@ -232,13 +234,7 @@ impl RunDir {
 
     /// Removes the checkpoints: a run that has finished needs none.
     pub(crate) fn remove_checkpoints(&self) {
-        let path = self.file(checkpoint::FOLDER);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!("cannot remove `{}`: {error}", path.display());
-            }
-            _ => {}
-        }
+        checkpoint::remove_all(&self.path);
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -263,14 +259,12 @@ impl RunDir {
     pub(crate) fn write_environment(&self, model: &Model) -> Result<()> {
         let Environment { libtorch, threads, cpu, device } = Environment::of(model)?;
         let (date, time) = utc(SystemTime::now());
-        let arguments: Vec<String> =
-            std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
         self.write_json(
             ENVIRONMENT_FILE,
             &json!({
                 "schema": SCHEMA,
                 "started_utc": format!("{date}T{time}Z"),
-                "arguments": arguments[1..],
+                "arguments": crate::origin::arguments(),
                 "attn": env!("CARGO_PKG_VERSION"),
                 "commit": commit(),
                 "libtorch": libtorch,
@@ -305,13 +299,30 @@ fn check_empty(out: &Path) -> Result<()> {
     let shown = out.display();
     match fs::read_dir(out) {
         Ok(entries) => ensure!(
-            entries.flatten().all(|entry| entry.file_name() == LOCK_FILE),
+            entries.flatten().all(|entry| {
+                let name = entry.file_name();
+                name == LOCK_FILE || is_draft(&name.to_string_lossy())
+            }),
             "`{shown}` holds something already\nhint: name a new folder, or go on with the run in it: --resume"
         ),
         Err(_) if out.exists() => bail!("`{shown}` is not a folder\nhint: name a new one"),
         Err(_) => {}
     }
     Ok(())
+}
+
+/// Whether a file of this name was being written when a run was killed.
+pub(crate) fn is_draft(name: &str) -> bool {
+    name.starts_with('.') && name.contains(".attn-tmp-")
+}
+
+/// Removes what a run that was killed before it had a config left in a folder.
+fn remove_drafts(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if is_draft(&entry.file_name().to_string_lossy()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// What the run or sweep in a folder came to, where it has ended.
@@ -341,18 +352,8 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        // A temporary file is private by default; results are shared like any other file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(parent_of(path))?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write `{}`", path.display()))
+    attn_core::checkpoint::write_file(path, content)
+        .with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 /// Finds out whether a file can be written, before the work that fills it. Makes folders that are missing; keep what is
@@ -511,7 +512,12 @@ mod tests {
         let killed = dir.path().join("killed");
         fs::create_dir(&killed).unwrap();
         fs::write(killed.join(LOCK_FILE), "").unwrap();
-        RunDir::create(Some(&killed), "x").unwrap();
+        fs::write(killed.join(".config.toml.attn-tmp-Ab1"), "half").unwrap();
+        let run = RunDir::create(Some(&killed), "x").unwrap();
+        assert!(!killed.join(".config.toml.attn-tmp-Ab1").exists());
+        drop(run);
+        fs::write(killed.join(".own"), "").unwrap();
+        assert!(RunDir::create(Some(&killed), "x").is_err(), "only what is ours is no matter");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     args::{ComputeArgs, Init, dtype_name},
+    origin::Origin,
     run_dir::{SCHEMA, device_name},
     surgery::variants,
 };
@@ -23,8 +24,8 @@ pub(crate) struct Subject<'a> {
     attention: Vec<Variant>,
     device: String,
     dtype: &'static str,
-    libtorch: String,
-    attn: &'static str,
+    #[serde(flatten)]
+    origin: Origin,
 }
 
 impl<'a> Subject<'a> {
@@ -38,8 +39,7 @@ impl<'a> Subject<'a> {
             attention: variants(model),
             device: device_name(model.device()),
             dtype: dtype_name(model.kind()),
-            libtorch: attn_torch::libtorch_version()?,
-            attn: env!("CARGO_PKG_VERSION"),
+            origin: Origin::now()?,
         })
     }
 

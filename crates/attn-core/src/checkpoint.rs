@@ -10,6 +10,7 @@
 //! The format: <https://huggingface.co/docs/safetensors>. Its byte order, little-endian, is taken to be the machine's.
 
 mod read;
+mod sums;
 mod write;
 
 use safetensors::Dtype;
@@ -17,6 +18,7 @@ use tch::Kind;
 
 pub use attn_files::{Error, INDEX_FILE, TensorProblem, WEIGHTS_FILE, read_json};
 pub use read::{Checkpoint, read_metadata, read_tensors};
+pub use sums::{SUMS_FILE, check_sums};
 pub(crate) use write::for_each_piece;
 pub use write::{
     FolderDraft, FolderWriter, WriteOptions, check_folder, write_file, write_folder, write_tensors,

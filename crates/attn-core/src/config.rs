@@ -130,7 +130,7 @@ impl Config {
         let (base, section) = section::read(&raw)?;
         let arch = ArchConfig::parse(base, &raw)?;
         let sizes = arch.sizes()?;
-        check_counts(&sizes)?;
+        check_sizes(&sizes)?;
         let head = read_head(&raw, &arch)?;
         let layers = match section {
             None => read_plain_layers(&raw, &sizes)?,
@@ -319,16 +319,20 @@ pub(crate) fn problem(field: &str, problem: &str) -> Error {
     section::problem(field, problem).into()
 }
 
-/// Lists of heads are made before a weight is looked at: a config alone must not fill the memory.
-fn check_counts(Sizes { n_layers, n_heads, .. }: &Sizes) -> Result<(), Error> {
-    const MOST: i64 = 1_000_000;
-    if n_layers.checked_mul((*n_heads).max(1)).is_none_or(|all| all > MOST) {
-        let problem = format!(
-            "are {n_layers} with {n_heads} heads each, expected at most {MOST} heads in all"
-        );
-        return Err(self::problem("layers", &problem));
+/// Refuses what no model has, before lists as long as it are made: everything else about a size is the memory it takes.
+fn check_sizes(sizes: &Sizes) -> Result<(), Error> {
+    let Sizes { hidden_size, n_layers, n_heads, vocab_size, .. } = *sizes;
+    let most = [
+        ("the number of layers", n_layers, 1 << 16),
+        ("the number of heads", n_heads, 1 << 20),
+        ("the number of heads in all layers", n_layers.saturating_mul(n_heads), 1 << 20),
+        ("the hidden size", hidden_size, 1 << 24),
+        ("vocab_size", vocab_size, 1 << 32),
+    ];
+    match most.into_iter().find(|(_, n, most)| n > most) {
+        Some((field, n, most)) => Err(problem(field, &format!("is {n}, expected at most {most}"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn read_head(raw: &Map<String, Value>, arch: &ArchConfig) -> Result<Head, Error> {

@@ -78,7 +78,7 @@ fn update(hash: &mut Sha256, name: &str, tensor: &Tensor) -> Result<(), Error> {
     })?)
 }
 
-fn hexadecimal(hash: Sha256) -> String {
+pub(crate) fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -266,7 +266,12 @@ fn draw(seed: u64, name: &str, shape: &[i64], value: impl Fn(&mut ChaCha8Rng) ->
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(fnv1a(name));
     let n: i64 = shape.iter().product();
-    let values: Vec<f32> = (0..n).map(|_| value(&mut rng) as f32).collect();
+    let mut values: Vec<f32> = Vec::new();
+    // As LibTorch fails where it has no room for a tensor, and not with the end of the process.
+    if values.try_reserve_exact(n as usize).is_err() {
+        panic!("out of memory: `{name}` has {n} values, {shape:?}");
+    }
+    values.extend((0..n).map(|_| value(&mut rng) as f32));
     Tensor::from_slice(&values).view(shape)
 }
 

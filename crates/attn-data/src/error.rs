@@ -203,7 +203,9 @@ pub enum Error {
     },
 
     /// A data path was given, and nothing is there.
-    #[error("there is no data file or folder `{path}`")]
+    #[error(
+        "there is no data file or folder `{path}`\nhint: look at the name; paths in a config are taken from the working directory"
+    )]
     NoSuchData {
         /// The path as the user wrote it.
         path: String,

@@ -645,3 +645,35 @@ fn a_branch_with_a_slash_is_one_revision() {
 
     assert_eq!(files, ["default/train/0000.parquet"]);
 }
+
+#[test]
+fn names_of_a_server_that_lead_elsewhere_are_refused() {
+    let (server, cache) = start();
+    let inside = cache.path().join("a/b/c/hub");
+    for commit in ["../../../../evil", "/evil", "main", ""] {
+        server.set(Faults { commit: Some(commit), ..Faults::default() });
+        let error = server.hub(&inside).file(MODEL, "o/m", "config.json", None).unwrap_err();
+        assert!(matches!(error, Error::Hub { .. }), "{error:?}");
+        assert!(
+            message(&error).contains("is no commit") || commit.is_empty(),
+            "{}",
+            message(&error)
+        );
+    }
+    server.set(Faults::default());
+
+    server.put("datasets/o/d", "data/../../../../evil.parquet", b"x");
+    server.put("datasets/o/d", "/evil.parquet", b"x");
+    let files = server.hub(&inside).list_files(RepoKind::Dataset, "o/d", None).unwrap();
+    assert_eq!(files.len(), 2);
+    for file in files {
+        let error = server.hub(&inside).file(RepoKind::Dataset, "o/d", &file, None).unwrap_err();
+        assert!(matches!(error, Error::FileName { .. }), "{file}: {error:?}");
+    }
+    let made: Vec<String> = fs::read_dir(cache.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "a")
+        .collect();
+    assert!(made.is_empty(), "{made:?}");
+}

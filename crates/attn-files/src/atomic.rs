@@ -2,11 +2,10 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirBuilder, File, Permissions},
+    fs::{self, DirBuilder, File, Permissions, TryLockError},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use rustix::{
@@ -23,9 +22,6 @@ const FOLDER_MODE: u32 = 0o777;
 
 /// Part of every temporary name.
 const TEMP: &str = ".attn-tmp-";
-
-/// Longer than it takes a living writer to lock what it has just made.
-const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
 /// Writes a file beside `path` with `write`, then puts it in the place of `path` in one step.
 ///
@@ -47,13 +43,17 @@ pub fn write_file(
     let parent = parent_of(&target);
     fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     remove_abandoned(&target);
-    let file: NamedTempFile = Builder::new()
-        .prefix(&temp_prefix(&target))
-        .permissions(Permissions::from_mode(FILE_MODE))
-        .tempfile_in(parent)
-        .map_err(Error::io("create a file in", parent))?;
-    // Tells others that this one was not left by a kill.
-    let _ = file.as_file().try_lock();
+    let make = || -> Result<NamedTempFile, Error> {
+        Builder::new()
+            .prefix(&temp_prefix(&target))
+            .permissions(Permissions::from_mode(FILE_MODE))
+            .tempfile_in(parent)
+            .map_err(Error::io("create a file in", parent))
+    };
+    let mut file = make()?;
+    while !is_ours(file.as_file(), file.path()) {
+        file = make()?;
+    }
     write(file.as_file())?;
     file.as_file().sync_all().map_err(Error::io("write", path))?;
     file.persist(&target).map_err(|e| Error::io("replace", path)(e.error))?;
@@ -114,15 +114,23 @@ impl Staging {
         let parent = parent_of(&target);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         remove_abandoned(&target);
-        let folder = Builder::new()
-            .prefix(&temp_prefix(&target))
-            .permissions(Permissions::from_mode(FOLDER_MODE))
-            .tempdir_in(parent)
-            .map_err(Error::io("create a folder in", parent))?;
-        let lock = File::open(folder.path()).map_err(Error::io("open", folder.path()))?;
-        // Some network file systems lock no folders; what a kill leaves there is then left to the user.
-        let _ = lock.try_lock();
-        Ok(Self { folder, lock, target, replaces })
+        loop {
+            let folder = Builder::new()
+                .prefix(&temp_prefix(&target))
+                .permissions(Permissions::from_mode(FOLDER_MODE))
+                .tempdir_in(parent)
+                .map_err(Error::io("create a folder in", parent))?;
+            match File::open(folder.path()) {
+                Ok(lock) if is_ours(&lock, folder.path()) => {
+                    return Ok(Self { folder, lock, target, replaces });
+                }
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io("open", folder.path())(e));
+                }
+                // Another writer has taken it for abandoned, and removes it.
+                _ => {}
+            }
+        }
     }
 
     /// A place inside of it for a folder that others write: see [`Self::commit_inner`].
@@ -152,6 +160,11 @@ impl Staging {
             tracing::warn!("cannot remove `{}`, which has been replaced: {e}", left.display());
         }
         Ok(())
+    }
+
+    /// Where it is written.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where `file` will stand, for messages.
@@ -304,28 +317,44 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what killed writers of `target` left beside it: what bears our name, is not new, and nobody holds.
+/// Locks what was just made under `path`, so that others can tell it from what a kill left. False where another writer was
+/// quicker and removes it.
+fn is_ours(opened: &File, path: &Path) -> bool {
+    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match opened.try_lock() {
+        Ok(()) => opened
+            .metadata()
+            .is_ok_and(|own| path.metadata().is_ok_and(|it| place(own) == place(it))),
+        Err(TryLockError::WouldBlock) => false,
+        // Some network file systems have no such locks; what a kill leaves there is then left to the user.
+        Err(TryLockError::Error(_)) => true,
+    }
+}
+
+/// Removes what killed writers of `target` left beside it: what bears our name and nobody holds.
 fn remove_abandoned(target: &Path) {
     let prefix = temp_prefix(target);
     let Ok(entries) = fs::read_dir(parent_of(target)) else { return };
     for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix));
+        let has_prefix = entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix));
         let Ok(metadata) = entry.metadata() else { continue };
-        let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
-        if !is_ours || metadata.is_symlink() || age.is_none_or(|age| age < ABANDONED_AFTER) {
+        if !has_prefix || metadata.is_symlink() {
             continue;
         }
         let path = entry.path();
-        if File::open(&path).is_ok_and(|held| held.try_lock().is_ok()) {
-            let removed =
-                if metadata.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
-                Ok(()) => {
-                    tracing::info!("removed `{}`, left by a run that was killed", path.display())
-                }
-                Err(e) => {
-                    tracing::warn!("cannot remove `{}`, left by a killed run: {e}", path.display())
-                }
+        // Held while it is removed: who has only just made it sees that, and makes another.
+        let Ok(held) = File::open(&path) else { continue };
+        if held.try_lock().is_err() {
+            continue;
+        }
+        let removed =
+            if metadata.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Ok(()) => tracing::info!("removed `{}`, left by a run that was killed", path.display()),
+            // It was not left: its writer has given it its name since.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => {
+                tracing::warn!("cannot remove `{}`, left by a killed run: {e}", path.display())
             }
         }
     }
@@ -388,25 +417,63 @@ mod tests {
     fn what_a_kill_left_is_removed_and_what_lives_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("model");
-        let make = |name: &str, old: bool| {
+        let make = |name: &str| {
             let path = dir.path().join(name);
             fs::create_dir(&path).unwrap();
             fs::write(path.join("file"), "x").unwrap();
-            let folder = File::open(&path).unwrap();
-            let age = if old { 2 * ABANDONED_AFTER } else { Duration::ZERO };
-            folder.set_modified(std::time::SystemTime::now() - age).unwrap();
-            (path, folder)
+            (path.clone(), File::open(&path).unwrap())
         };
-        let (abandoned, handle) = make(".model.attn-tmp-dead", true);
+        let (abandoned, handle) = make(".model.attn-tmp-dead");
+        // The clock was set back since.
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(86_400);
+        handle.set_modified(later).unwrap();
         drop(handle);
-        let (held, lock) = make(".model.attn-tmp-held", true);
-        lock.try_lock().unwrap();
-        let (new, _) = make(".model.attn-tmp-new", false);
-        let (foreign, _) = make(".model2.attn-tmp-dead", true);
+        let (held, lock) = make(".model.attn-tmp-held");
+        assert!(is_ours(&lock, &held));
+        let (foreign, _) = make(".model2.attn-tmp-dead");
+        let file = dir.path().join(".model.attn-tmp-file");
+        fs::write(&file, "half").unwrap();
 
         remove_abandoned(&target);
 
-        let there = [&abandoned, &held, &new, &foreign].map(|path| path.exists());
-        assert_eq!(there, [false, true, true, true]);
+        let there = [&abandoned, &held, &foreign, &file].map(|path| path.exists());
+        assert_eq!(there, [false, true, true, false]);
+    }
+
+    #[test]
+    fn what_another_writer_removes_is_not_filled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".model.attn-tmp-new");
+        let opened = File::create(&path).unwrap();
+        let other = File::open(&path).unwrap();
+        other.try_lock().unwrap();
+        assert!(!is_ours(&opened, &path), "it is about to be removed");
+
+        fs::remove_file(&path).unwrap();
+        drop(other);
+        assert!(!is_ours(&opened, &path), "it is gone");
+    }
+
+    #[test]
+    fn writers_of_one_target_do_not_remove_each_others_drafts() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("file");
+        std::thread::scope(|scope| {
+            for writer in 0..8_u8 {
+                let target = &target;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        write_file(target, |mut file| {
+                            io::Write::write_all(&mut file, &[writer; 999])
+                                .map_err(Error::io("write", target))
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        let found = fs::read(&target).unwrap();
+        assert_eq!(found, [found[0]; 999]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left");
     }
 }

@@ -39,6 +39,17 @@ pub enum Error {
         limit: u64,
     },
 
+    /// A file that has changed since its checksum was taken.
+    #[error("`{}` is damaged: expected {expected}, found {found}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was noted of it.
+        expected: String,
+        /// What it is now.
+        found: String,
+    },
+
     /// A folder where a file was expected, a file where a folder was expected, or a device or pipe.
     #[error("`{}` is not a {expected}", path.display())]
     FileType {
@@ -50,7 +61,8 @@ pub enum Error {
 
     /// No weights under the names that a model folder gives them.
     #[error(
-        "`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`{}",
+        "`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`{}\n\
+         hint: name the folder that a model was saved to",
         dir.display(),
         if found.is_empty() { String::new() } else { format!(", only `{}`", found.join("`, `")) }
     )]

@@ -4,8 +4,10 @@
 //! <run>/checkpoints/step-000120/   a model folder, with beside it
 //!     train_state.safetensors      AdamW's moments and steps, the state of the random streams
 //!     train_state.json             a TrainState: position, settings, metrics, environment
+//!     SHA256SUMS                   checksums of all of these
 //! <run>/checkpoints/best-000080/   a model folder, with beside it
 //!     best.json                    a Best: its step and metrics
+//!     SHA256SUMS
 //! ```
 //!
 //! With adapters ([`attn_core::lora`]) the folder holds the trained parameters alone, in `trained.safetensors`: the others
@@ -24,7 +26,9 @@ use std::{
 
 use attn_core::{
     Lora, Model,
-    checkpoint::{CONFIG_FILE, Checkpoint, FolderWriter, WriteOptions, read_json, read_tensors},
+    checkpoint::{
+        CONFIG_FILE, Checkpoint, FolderWriter, WriteOptions, check_sums, read_json, read_tensors,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -203,6 +207,7 @@ pub(crate) fn save(
     let writer = model_folder(&dir, model, files)?;
     writer.tensors(TENSORS_FILE, &tensors, &BTreeMap::new())?;
     writer.json(STATE_FILE, &to_map(state))?;
+    writer.sums()?;
     writer.commit()?;
 
     remove_old(run_dir, state);
@@ -219,6 +224,7 @@ pub(crate) fn save_best(
     let dir = best_folder(run_dir, best.step);
     let writer = model_folder(&dir, model, files)?;
     writer.json(BEST_FILE, &to_map(best))?;
+    writer.sums()?;
     writer.commit()?;
     Ok(dir)
 }
@@ -263,7 +269,7 @@ pub(crate) fn resume(
     }
     let mut reasons = Vec::new();
     for (_, dir) in found {
-        let problem = match Stored::read(&dir) {
+        let problem = match Stored::read(&dir).and_then(|it| it.with_best(run_dir)) {
             Ok(stored) => {
                 stored.check(model, now)?;
                 match stored.check_tensors(model, optimizer) {
@@ -284,7 +290,9 @@ pub(crate) fn resume(
 
 /// Puts the best model's weights into `model`.
 pub(crate) fn load_best(run_dir: &Path, model: &Model, best: &Best) -> Result<()> {
-    load_weights(&open_weights(&best_folder(run_dir, best.step))?, model)
+    let dir = best_folder(run_dir, best.step);
+    check_sums(&dir)?;
+    load_weights(&open_weights(&dir)?, model)
 }
 
 /// A checkpoint that was found whole.
@@ -297,13 +305,13 @@ struct Stored {
 }
 
 impl Stored {
-    /// Reads a checkpoint but for the weights' values, of which the header alone is checked (it knows the file's
-    /// length).
+    /// Reads a checkpoint but for the weights' values. Every byte is held against the checksums; a checkpoint of an older
+    /// version has none, and its weights' header alone is checked (it knows the file's length).
     fn read(dir: &Path) -> Result<Self, String> {
-        let failed = |error: &dyn std::error::Error| {
-            let causes = std::iter::successors(Some(error), |error| error.source());
-            causes.map(|cause| cause.to_string().replace('\n', "; ")).collect::<Vec<_>>().join(": ")
-        };
+        let has_sums = check_sums(dir).map_err(|error| chain(&error))?;
+        if !has_sums {
+            tracing::info!("`{}` has no checksums", dir.display());
+        }
         let state: TrainState = from_file(dir, STATE_FILE)?;
         if state.format_version != FORMAT_VERSION {
             return Err(format!(
@@ -311,10 +319,23 @@ impl Stored {
                 state.format_version
             ));
         }
-        let config = read_json(dir, CONFIG_FILE).map_err(|error| failed(&error))?;
-        let weights = open_weights(dir).map_err(|error| failed(&error))?;
-        let tensors = read_tensors(&dir.join(TENSORS_FILE)).map_err(|error| failed(&error))?;
+        let config = read_json(dir, CONFIG_FILE).map_err(|error| chain(&error))?;
+        let weights = open_weights(dir).map_err(|error| chain(&error))?;
+        let tensors = read_tensors(&dir.join(TENSORS_FILE)).map_err(|error| chain(&error))?;
         Ok(Self { state, config, weights, tensors: tensors.into_iter().collect() })
+    }
+
+    /// Itself, where the best model that it refers to is as it was written.
+    fn with_best(self, run_dir: &Path) -> Result<Self, String> {
+        let Some(best) = &self.state.best else { return Ok(self) };
+        let dir = best_folder(run_dir, best.step);
+        // Where the last model is taken, no best one is kept.
+        match dir.exists().then(|| check_sums(&dir)).transpose() {
+            Ok(_) => Ok(self),
+            Err(error) => {
+                Err(format!("the best model of its time cannot be used: {}", chain(&error)))
+            }
+        }
     }
 
     /// Refuses what would make another run of it.
@@ -387,6 +408,12 @@ impl Stored {
     }
 }
 
+/// An error and its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(|cause| cause.to_string().replace('\n', "; ")).collect::<Vec<_>>().join(": ")
+}
+
 fn open_weights(dir: &Path) -> Result<Checkpoint, attn_core::checkpoint::Error> {
     let trained = dir.join(TRAINED_FILE);
     if trained.exists() { Checkpoint::open_file(&trained) } else { Checkpoint::open(dir) }
@@ -414,10 +441,31 @@ fn remove_old(run_dir: &Path, state: &TrainState) {
         .collect();
     let unwanted = bests.into_iter().filter(|(step, _)| !wanted.contains(step));
     for (_, dir) in old.into_iter().map(|(_, entry)| entry).chain(unwanted) {
-        if let Err(error) = fs::remove_dir_all(&dir) {
+        if let Err(error) = remove(&dir) {
             tracing::warn!("cannot remove the old checkpoint `{}`: {error}", dir.display());
         }
     }
+}
+
+/// Removes the checkpoints of a run that has finished, and what a kill left of an earlier removal.
+pub fn remove_all(run_dir: &Path) {
+    let folder = run_dir.join(FOLDER);
+    if let Err(error) = remove(&folder) {
+        tracing::warn!("cannot remove `{}`: {error}", folder.display());
+    }
+}
+
+/// Removes a folder, if it is there, under another name: a kill leaves no part of it under its own.
+fn remove(folder: &Path) -> io::Result<()> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = folder.with_file_name(format!(".{name}.attn-tmp-removed"));
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(fs::remove_dir_all(&hidden))?;
+    gone(fs::rename(folder, &hidden))?;
+    gone(fs::remove_dir_all(&hidden))
 }
 
 /// The folders `<prefix><number>` in `dir`, highest number first.

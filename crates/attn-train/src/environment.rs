@@ -28,20 +28,10 @@ impl Environment {
     ///
     /// Where LibTorch does not describe itself.
     pub fn of(model: &Model) -> Result<Self> {
-        let config = libtorch_config()?;
-        let instructions = config
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("- CPU capability usage: "))
-            .unwrap_or("unknown instructions");
-        let model_name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
-            let line = info.lines().find(|line| line.starts_with("model name"))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        });
-        let cpu = model_name.unwrap_or_else(|| std::env::consts::ARCH.to_owned());
         Ok(Self {
             libtorch: libtorch_version()?,
             threads: tch::get_num_threads(),
-            cpu: format!("{cpu}, {instructions}"),
+            cpu: cpu()?,
             device: device_name(model.device()),
         })
     }
@@ -56,6 +46,25 @@ impl Environment {
         ];
         fields.into_iter().filter(|(_, here, there)| here != there).collect()
     }
+}
+
+/// The processor, and which of its instructions LibTorch uses.
+///
+/// # Errors
+///
+/// Where LibTorch does not describe itself.
+pub fn cpu() -> Result<String> {
+    let config = libtorch_config()?;
+    let instructions = config
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("- CPU capability usage: "))
+        .unwrap_or("unknown instructions");
+    let model_name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
+        let line = info.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    let name = model_name.unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    Ok(format!("{name}, {instructions}"))
 }
 
 fn device_name(device: Device) -> String {

@@ -206,7 +206,11 @@ pub enum Error {
     },
 
     /// None of the checkpoints can be used.
-    #[error("none of the checkpoints in `{}` can be used{}", dir.display(), lines(reasons))]
+    #[error(
+        "none of the checkpoints in `{}` can be used{}\nhint: bring back what is missing, or begin again in another folder",
+        dir.display(),
+        lines(reasons)
+    )]
     NoGoodCheckpoint {
         /// Where they are.
         dir: PathBuf,

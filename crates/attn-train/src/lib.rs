@@ -54,7 +54,7 @@ pub use batch::{Batch, Batches, Examples, Needles, OnPolicy};
 pub use config::{Group, Precision, TrainConfig};
 pub use distill::Distillation;
 pub use divergence::Losses;
-pub use environment::Environment;
+pub use environment::{Environment, cpu};
 pub use error::{BoxError, Error, Place, Result};
 pub use freeze::trainable;
 pub use metrics::{METRICS_FILE, Metric};

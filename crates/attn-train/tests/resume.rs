@@ -575,6 +575,7 @@ fn seconds_add_up_over_the_processes_of_a_run() {
     assert!(saved > 0.0 && saved <= first.elapsed_s, "{saved} {}", first.elapsed_s);
     state["elapsed_s"] = 3600.0.into();
     fs::write(&path, state.to_string()).unwrap();
+    fs::remove_file(path.with_file_name("SHA256SUMS")).unwrap(); // as in one of an older version
 
     let summary = case.run(&mut case.model(1), dir.path(), RESUME).unwrap();
 
@@ -655,8 +656,20 @@ fn a_torn_checkpoint_is_passed_over() {
         let len = fs::metadata(&path).unwrap().len();
         fs::File::options().write(true).open(path).unwrap().set_len(len / 2).unwrap();
     };
+    // One that no header tells of.
+    let flip = |path: PathBuf| {
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.len() - 5;
+        bytes[at] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
     type Damage<'a> = &'a dyn Fn(&Path);
-    let damages: [(&str, Damage<'_>); 7] = [
+    let damages: [(&str, Damage<'_>); 10] = [
+        ("a bit of the weights", &|dir| flip(dir.join("model.safetensors"))),
+        ("a bit of the state", &|dir| flip(dir.join("train_state.safetensors"))),
+        ("a bit of the best model", &|dir| {
+            flip(dir.with_file_name("best-000010/model.safetensors"))
+        }),
         ("weights cut", &|dir| truncate(dir.join("model.safetensors"))),
         ("state cut", &|dir| truncate(dir.join("train_state.safetensors"))),
         ("json cut", &|dir| truncate(dir.join("train_state.json"))),

@@ -1,8 +1,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
@@ -110,29 +110,70 @@ pub(crate) fn encode(image: &RgbImage) -> image::ImageResult<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes beside `path` and renames, so that no reader sees half a file.
+/// Writes beside `path` and renames, so that no reader sees half a file. What a kill leaves beside it is written over by the
+/// next writer.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let scratch = scratch_beside(path)?;
-    let written = File::create(&scratch).and_then(|file| {
+    let (scratch, file) = scratch_beside(path)?;
+    let written = (|| {
+        file.set_len(0)?;
         let mut file = BufWriter::new(file);
         file.write_all(bytes)?;
-        file.into_inner()?.sync_all()?;
+        let file = file.into_inner()?;
+        file.sync_all()?;
+        // Locked until it has its name.
         fs::rename(&scratch, path)
-    });
+    })();
     if written.is_err() {
-        // The first error is the one worth telling; the file may not even exist.
+        // The first error is the one worth telling.
         let _ = fs::remove_file(&scratch);
     }
     written
 }
 
-/// A name in the same folder that no other thread or process uses.
-fn scratch_beside(path: &Path) -> io::Result<PathBuf> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
+/// A file in the same folder that nobody else writes to, be it left by a kill.
+fn scratch_beside(path: &Path) -> io::Result<(PathBuf, File)> {
     let name = path
         .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let scratch = format!(".{}.{}-{number}.tmp", name.to_string_lossy(), process::id());
-    Ok(path.with_file_name(scratch))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?
+        .to_string_lossy();
+    let scratch = path.with_file_name(format!(".{name}.tmp"));
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(&scratch)?;
+        if file.lock().is_err() {
+            // Some network file systems have no locks.
+            let own = path.with_file_name(format!(".{name}.{}.tmp", process::id()));
+            return Ok((own.clone(), File::create(own)?));
+        }
+        // Who held it may have given it its name meanwhile.
+        let place = |it: fs::Metadata| (it.dev(), it.ino());
+        if let Ok(there) = fs::symlink_metadata(&scratch)
+            && place(there) == place(file.metadata()?)
+        {
+            return Ok((scratch, file));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_of_one_picture_leave_one_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.svg");
+        fs::write(dir.path().join(".a.svg.tmp"), vec![b'x'; 100_000]).unwrap(); // left by a kill
+        std::thread::scope(|scope| {
+            for writer in 0..8_u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    (0..20).for_each(|_| write_whole(path, &[writer; 50_000]).unwrap())
+                });
+            }
+        });
+
+        let found = fs::read(&path).unwrap();
+        assert_eq!(found, vec![found[0]; 50_000]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is there");
+    }
 }

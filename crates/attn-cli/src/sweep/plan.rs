@@ -16,7 +16,7 @@ use crate::{
     args::{RunArgs, SweepArgs},
     config::Written,
     distill,
-    run_dir::{CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
+    run_dir::{self, CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
     settings::{Distill, Finetune},
     start::{self, RunConfig},
 };
@@ -330,7 +330,7 @@ fn leftovers(dir: &Path) -> Result<Vec<String>> {
 
 /// Whether a run writes a file of this name before its config. A lock that a killed run left is taken by the next.
 fn is_draft(name: &str) -> bool {
-    name == ENVIRONMENT_FILE || name == LOCK_FILE || name.starts_with(".tmp")
+    name == ENVIRONMENT_FILE || name == LOCK_FILE || run_dir::is_draft(name)
 }
 
 /// Every combination of the grid, under each of the runs that have names where there are any. `sets` go to every run.

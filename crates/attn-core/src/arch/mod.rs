@@ -245,13 +245,13 @@ fn head_dim(hidden_field: &str, hidden_size: i64, n_heads: i64) -> Result<i64, E
     Ok(hidden_size / n_heads)
 }
 
-/// Refuses a size that is not positive.
+/// Refuses a size that is not positive, and one that no product of two would be a number with.
 fn positive(fields: &[(&str, i64)]) -> Result<(), Error> {
-    match fields.iter().find(|(_, value)| *value < 1) {
-        Some((name, value)) => Err(Error::Config {
-            field: (*name).to_owned(),
-            problem: format!("is {value}, expected at least 1"),
-        }),
+    const MOST: i64 = i32::MAX as i64;
+    let refuse = |name: &str, problem| Err(Error::Config { field: name.to_owned(), problem });
+    match fields.iter().find(|(_, value)| !(1..=MOST).contains(value)) {
+        Some((name, value @ ..=0)) => refuse(name, format!("is {value}, expected at least 1")),
+        Some((name, value)) => refuse(name, format!("is {value}, expected at most {MOST}")),
         None => Ok(()),
     }
 }

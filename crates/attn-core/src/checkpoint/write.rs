@@ -15,7 +15,7 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 use tch::{Device, TchError, Tensor};
 
-use super::{CONFIG_FILE, dtype_of};
+use super::{CONFIG_FILE, dtype_of, sums};
 
 /// Bytes copied from a tensor at a time.
 const PIECE: usize = 4 << 20;
@@ -216,6 +216,15 @@ impl FolderWriter {
         self.staging.write(file, |mut opened| {
             opened.write_all(content).map_err(Error::io("write", self.staging.shown(file)))
         })
+    }
+
+    /// Writes the checksums of all files so far, for [`check_sums`](super::check_sums).
+    ///
+    /// # Errors
+    ///
+    /// If they are there already, or the system refuses.
+    pub fn sums(&self) -> Result<(), Error> {
+        self.file(sums::SUMS_FILE, sums::of(self.staging.path())?.as_bytes())
     }
 
     /// Lets the folder appear in its place, together with the files that the old one holds and this one does not.

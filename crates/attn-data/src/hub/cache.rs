@@ -7,11 +7,14 @@
 //! models--OWNER--NAME/snapshots/COMMIT/FILE   ->   ../../blobs/ETAG
 //! models--OWNER--NAME/.no_exist/COMMIT/FILE        an empty file: the commit has no such file
 //! .locks/models--OWNER--NAME/ETAG.lock             locked by who fetches it
+//! .locks/models--OWNER--NAME/new-ref, new-link     a ref or link before it has its name, locked by `names.lock`
 //! ```
+//!
+//! What a kill leaves is gone on with (`.incomplete`) or written over (`new-…`) by the next one: it does not grow.
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -21,6 +24,10 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+
+/// The lock of who gives a ref or a link its name, and how long to wait for it.
+const NAMES: &str = "names";
+const SOON: Duration = Duration::from_millis(1);
 
 pub(super) struct Cache {
     root: PathBuf,
@@ -132,13 +139,14 @@ impl Repository {
         }
         let path = self.root.join("refs").join(revision);
         let folder = path.parent().expect("a file in a folder");
+        let _lock = self.lock(NAMES, || Some(SOON))?;
         let write = || {
             fs::create_dir_all(folder)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            file.write_all(commit.as_bytes())?;
-            file.persist(&path).map_err(|error| error.error)
+            let new = self.locks.join("new-ref");
+            fs::write(&new, commit)?;
+            fs::rename(new, &path)
         };
-        write().map(|_| ()).map_err(Error::io("write", &path))
+        write().map_err(Error::io("write", &path))
     }
 
     /// Where a content stands, and where a part of it does.
@@ -184,13 +192,17 @@ impl Repository {
         let path = self.path(commit, file);
         let folder = path.parent().expect("a file in a folder");
         let up = "../".repeat(file.matches('/').count() + 2);
+        let _lock = self.lock(NAMES, || Some(SOON))?;
         let make = || {
             fs::create_dir_all(folder)?;
             // By way of another name, so that whoever looks finds the old link or the new one.
-            let beside = tempfile::Builder::new().prefix(".link").make_in(folder, |path| {
-                std::os::unix::fs::symlink(format!("{up}blobs/{tag}"), path)
-            })?;
-            beside.persist(&path).map_err(|error| error.error)
+            let new = self.locks.join("new-link");
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            std::os::unix::fs::symlink(format!("{up}blobs/{tag}"), &new)?;
+            fs::rename(new, &path)
         };
         make().map_err(Error::io("write", &path))
     }

@@ -487,6 +487,12 @@ impl Hub {
             info = ask();
         }
         match info {
+            // It becomes a folder's name.
+            Ok((Some(commit), Some(_))) if !cache::is_commit(&commit) => Err(Error::Hub {
+                repo: at.boxed(),
+                file: "its list of files".into(),
+                source: format!("`{commit}` is no commit: expected 40 hexadecimal digits").into(),
+            }),
             Ok((Some(commit), Some(siblings))) => {
                 let mut files: Vec<String> =
                     siblings.into_iter().map(|file| file.rfilename).collect();

@@ -37,6 +37,8 @@ pub(crate) struct Faults {
     pub(crate) store_tag: Option<&'static str>,
     /// Content sent instead of the file's own.
     pub(crate) replace: Option<Vec<u8>>,
+    /// Stands in the description of a repository in the place of its commit.
+    pub(crate) commit: Option<&'static str>,
     /// Answers every request for the description of a repository with this status.
     pub(crate) refuse_api: Option<u16>,
 }
@@ -324,7 +326,7 @@ fn describe(state: &State, rest: &str) -> Response {
         Some((_, files)) => {
             let siblings: Vec<String> =
                 files.iter().map(|file| format!("{{\"rfilename\":\"{file}\"}}")).collect();
-            let commit = commit_of(&revision);
+            let commit = state.faults.commit.map_or_else(|| commit_of(&revision), Into::into);
             let body = format!(
                 "{{\"id\":\"{repo}\",\"sha\":\"{commit}\",\"siblings\":[{}]}}",
                 siblings.join(",")
