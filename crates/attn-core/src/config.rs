@@ -173,6 +173,7 @@ impl Config {
         };
         let arch = ArchConfig::parse(base, &raw)?;
         let sizes = arch.sizes()?;
+        check_sizes(&sizes)?;
         let head = read_head(&raw, &arch)?;
         let layers = match section {
             None => read_plain_layers(&raw, &sizes)?,
@@ -370,6 +371,21 @@ pub(crate) fn field<T: DeserializeOwned>(
     }
 }
 
+/// Refuses what no model has, before lists as long as it are made: everything else about a size is the memory it takes.
+fn check_sizes(sizes: &Sizes) -> Result<(), Error> {
+    let Sizes { hidden_size, n_layers, n_heads, vocab_size, .. } = *sizes;
+    let most = [
+        ("the number of layers", n_layers, 1 << 16),
+        ("the number of heads", n_heads, 1 << 20),
+        ("the hidden size", hidden_size, 1 << 24),
+        ("vocab_size", vocab_size, 1 << 32),
+    ];
+    match most.into_iter().find(|(_, n, most)| n > most) {
+        Some((field, n, most)) => Err(problem(field, &format!("is {n}, expected at most {most}"))),
+        None => Ok(()),
+    }
+}
+
 pub(crate) fn problem(field: &str, problem: &str) -> Error {
     Error::Config { field: field.to_owned(), problem: problem.to_owned() }
 }
@@ -500,5 +516,29 @@ fn write_layer(layer: &LayerSpec) -> LayerSection {
         n_kv_heads: layer.n_kv_heads,
         kept_heads: layer.kept_heads.clone(),
         kv_of_head: layer.kv_of_head.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_before_anything_is_made() {
+        let of = |key: &str, value: i64| {
+            let mut raw = json!({
+                "model_type": "gpt2", "vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8,
+            });
+            raw[key] = json!(value);
+            let Value::Object(raw) = raw else { unreachable!("an object") };
+            Config::from_json(raw).map_err(|error| error.to_string())
+        };
+        assert!(of("n_layer", 2).is_ok());
+        for (key, value) in
+            [("n_layer", i64::MAX), ("n_embd", 1 << 60), ("vocab_size", 1 << 62), ("n_layer", 1 << 17)]
+        {
+            let error = of(key, value).unwrap_err();
+            assert!(error.contains(&format!("is {value}, expected at most")), "{error}");
+        }
     }
 }
