@@ -42,6 +42,10 @@ pub(crate) struct Args {
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Everywhere")]
     pub(crate) verbose: u8,
 
+    /// Begin even where more memory is foreseen than is free: what is foreseen is an upper bound
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) despite_memory: bool,
+
     /// Say nothing on stderr but errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Everywhere")]
     pub(crate) quiet: bool,

@@ -18,6 +18,7 @@ use crate::{
     attended::Attended,
     head_names::warn_of_few,
     heatmap::names,
+    memory::{self, Foreseen, scored},
     monitor::{count_every_row, grouped},
     plot::attention::size,
     plot::write_result,
@@ -66,6 +67,17 @@ pub(crate) fn run(args: &AttentionShiftArgs, out: &mut dyn Write) -> Result<()> 
     if let Some(dir) = &args.plots {
         fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
     }
+    let extent = scored(&texts.batching(&before), &texts.rows);
+    let mut foreseen = Foreseen::computing(&before.config, &args.compute)?;
+    for other in &others {
+        let name = format!("`{}`", other.name);
+        foreseen = foreseen.beside(&name, &other.config, args.compute.dtype.into())?;
+    }
+    let n_models = 1 + others.len() as u64;
+    foreseen
+        .pass(extent)
+        .bounded_attention(extent, 3 * n_models)
+        .check(device, memory::OF_SCORING)?;
     let options = LoadOptions { kind: args.compute.dtype.into(), device, ..LoadOptions::default() };
     let load = |folder: &Folder| {
         load_model(&folder.path, None, &options, &hub)

@@ -16,6 +16,7 @@ use toml::{Table, Value};
 use crate::{
     args::EvalArgs,
     config::Written,
+    memory::{self, Foreseen, batch},
     monitor::{count_every_row, grouped},
     perplexity::begins,
     plot::write_result,
@@ -76,6 +77,12 @@ pub(crate) fn run(args: &EvalArgs, data: &DatasetSpec, out: &mut dyn Write) -> R
         .with_context(|| format!("cannot score `{}`", args.model))?;
     let split = args.rows.split.as_deref().unwrap_or(&data.validation_split);
     let pairs = read(data, split, args.rows.limit, &folder, &hub)?;
+    // Sentences: what a pair takes in tokens is little beside the model.
+    let extent = batch(args.rows.batch_size, Some(8192), 64, usize::MAX);
+    Foreseen::computing(&folder.config, &args.compute)?
+        .pass(extent)
+        .with("predictions, in pieces", memory::PIECES)
+        .check(args.compute.device()?, memory::OF_SCORING)?;
     let model = folder.load(&args.compute, args.seed, &hub)?;
     let batching = Batching {
         batch_size: args.rows.batch_size,

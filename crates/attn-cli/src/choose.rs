@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args::ChooseArgs,
     config::Written,
+    memory::{self, Foreseen},
     monitor::{count_every_row, grouped},
     run_dir::{check_writable, write_json},
     save::{check_free, write},
@@ -118,6 +119,20 @@ pub(crate) fn run(args: &ChooseArgs, out: &mut dyn Write) -> Result<()> {
         "candidates are compared by predictions of tokens, and the task has labels\nhint: name a task of text, such as \
          wikitext-2"
     );
+    let extent = task.extent();
+    let of = &task.folder.config;
+    // Every candidate's own parameters are made beside the model's, and thrown away.
+    let mut all = of.clone();
+    for (layer, tried) in candidates.iter().enumerate() {
+        if let Some(last) = tried.last() {
+            all.set_attention(&[layer], last)?;
+        }
+    }
+    Foreseen::computing(&all, &args.compute)?
+        .pass(extent)
+        .inputs(extent)
+        .with("predictions of both, in pieces", memory::PIECES)
+        .check(args.compute.device()?, memory::OF_SCORING)?;
     let mut model = task.load(&args.compute, args.seed, &hub)?;
     let subject = Subject::new(&args.model, &args.compute, &model)?;
     let rows = task.unlabelled()?;

@@ -25,6 +25,7 @@ use tch::{Device, Kind};
 use crate::{
     args::{ConvertArgs, Form, MergeBy, dtype_name},
     config::bundled,
+    memory::{self, Foreseen},
     monitor::{count_every_row, count_every_row_of, grouped},
     origin::Origin,
     plot::draw_result,
@@ -373,6 +374,35 @@ impl<'a> Source<'a> {
     }
 }
 
+/// What the conversion will hold, before the model is loaded.
+fn foresee(
+    args: &ConvertArgs,
+    asked: &Asked,
+    config: &Config,
+    blocks: Option<&Blocks>,
+) -> Result<()> {
+    let kind = Kind::Float;
+    let mut foreseen = Foreseen::model(config, kind, false)?.copied("the changed model", kind, 1);
+    if asked.dtype != kind {
+        foreseen = foreseen.copied("the parameters as they are written", asked.dtype, 1);
+    }
+    if let Some(blocks) = blocks {
+        let text = blocks.text(&blocks.calibration);
+        let extent = memory::scored(&text.batching, text.rows);
+        foreseen = foreseen.pass(extent).pass(extent).inputs(extent);
+        if config.head == Head::LanguageModel {
+            foreseen = foreseen.with("predictions of both, in pieces", memory::PIECES);
+        }
+        if args.refit || args.compare {
+            foreseen = foreseen.moments(config.layers.len(), 3);
+        }
+    }
+    if asked.needs_moments(args) {
+        foreseen = foreseen.moments(config.layers.len(), 2);
+    }
+    foreseen.check(Device::Cpu, memory::OF_CHANGING)
+}
+
 pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.get().into());
@@ -391,6 +421,7 @@ pub(crate) fn run(args: &ConvertArgs, out: &mut dyn Write) -> Result<()> {
     let asked = Asked::check(args, &config)?;
     let blocks = asked.needs_text(args).then(|| blocks(args, &folder, &hub)).transpose()?;
 
+    foresee(args, &asked, &config, blocks.as_ref())?;
     let options = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
     let whole = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;

@@ -29,11 +29,13 @@ use attn_train::{
     Distillation, Event, Examples, METRICS_FILE, Metric, Run, TeacherCache, train, trainable,
 };
 use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
 
 use crate::{
     Outcome,
     args::RunArgs,
     data::REPORT_STREAM,
+    memory::{self, Foreseen, Training, longest, scored},
     monitor::{Monitor, count_rows, count_rows_of, grouped},
     plot::draw_result,
     plots,
@@ -164,6 +166,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         grouped(n_report)
     );
 
+    foresee(config, &folder, other.as_ref(), [&train_rows, &report], start.device)?;
     let options = LoadOptions { device: start.device, seed: config.seed, ..LoadOptions::default() };
     let load = |folder: &Folder| {
         load_model(&folder.path, None, &options, &start.hub)
@@ -282,6 +285,58 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
 /// Draws what the summary holds, beside the other pictures.
 fn draw_curves(start: &Start<Distill>) {
     draw_result(&start.dir.file(SUMMARY_FILE), &start.dir.file("plots").join("by-position.png"));
+}
+
+/// What the run will hold, before a model is loaded: of the stages the one that takes most.
+fn foresee(
+    config: &Distill,
+    folder: &Folder,
+    other: Option<&Folder>,
+    [train, report]: [&[Encoded]; 2],
+    device: Device,
+) -> Result<()> {
+    let changed = changed(&folder.config, &config.surgery, config.attention.as_ref())?;
+    let scored = scored(&Batching::default(), report);
+    let mut most: Option<Foreseen> = None;
+    for (_, stage) in config.stages() {
+        let model = Foreseen::model(&changed, Kind::Float, false)?;
+        let training = Training {
+            config: &stage.train,
+            lora: stage.lora.as_ref().map(|lora| model.adapters(lora.lora().rank.get())),
+            len: longest(train),
+            n_rows: train.len(),
+            labelled: 0.0,
+            is_language: false,
+            scored,
+            scored_places: 0,
+        };
+        // The teacher's memory is the student's but for what is trained: copied as that begins.
+        let teacher = other.map_or(&folder.config, |other| &other.config);
+        let (rows, len) = memory::batch(
+            stage.train.batch_size,
+            stage.train.max_tokens,
+            training.len,
+            train.len(),
+        );
+        let mut all = model
+            .training(&training)?
+            .beside("the teacher", teacher, Kind::Float)?
+            .pass((rows, len))
+            .with("predictions of both, in pieces", memory::PIECES);
+        if stage.loss.attention_weights > 0.0 {
+            all = all.attention((rows, len), 4);
+        }
+        if stage.loss.attention_output > 0.0 || stage.loss.layer_output > 0.0 {
+            all = all.inputs((rows, len));
+        }
+        if most.as_ref().is_none_or(|most| most.total() < all.total()) {
+            most = Some(all);
+        }
+    }
+    match most {
+        Some(most) => most.check(device, memory::OF_TRAINING),
+        None => Ok(()),
+    }
 }
 
 /// How many values the attention kinds of a model have of their own.

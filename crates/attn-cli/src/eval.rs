@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::{LoadOptions, Model};
+use attn_core::{LoadOptions, Model, config::Head};
 use attn_data::{
     dataset::{DatasetSpec, Example},
     hub::{Hub, progress_bar},
@@ -20,6 +20,7 @@ use crate::{
     args::EvalArgs,
     blimp,
     config::Written,
+    memory::{self, Foreseen},
     monitor::{count_every_row, grouped},
     perplexity::{self, Labelled},
     plot::write_result,
@@ -151,6 +152,26 @@ pub(crate) fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
             Some(folder)
         }
     };
+    let (rows, len) = task.extent();
+    let is_language = task.folder.config.head == Head::LanguageModel;
+    let mut foreseen = Foreseen::computing(&task.folder.config, &args.compute)?.pass((rows, len));
+    if let Some(baseline) = &baseline {
+        let kind = args.compute.dtype.into();
+        foreseen = foreseen
+            .beside("the other model", &baseline.config, kind)?
+            .pass((rows, len))
+            .with("predictions of both, in pieces", memory::PIECES);
+    } else if is_language {
+        foreseen = match (&prompt, task.folder.config.is_causal()) {
+            // Of answers, which are short.
+            (Some(_), _) => foreseen.logits(rows * len.min(32), 3),
+            // All at once, and those of a row as probabilities.
+            (None, true) => foreseen.logits(rows * len, 1).logits(len, 3),
+            // Of hidden tokens, of which some batches have more.
+            (None, false) => foreseen.logits(rows * len / 5 + 16, 3),
+        };
+    }
+    foreseen.check(args.compute.device()?, memory::OF_SCORING)?;
     let model = task.load(&args.compute, args.seed, &hub)?;
 
     let (score, n_rows) = if task.data.label.is_some() {

@@ -15,6 +15,7 @@ use crate::{
     Outcome,
     args::ExplainArgs,
     generate::stop_ids,
+    memory::{self, Foreseen},
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::check_writable,
@@ -67,6 +68,15 @@ pub(crate) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Outcome> {
     same_tokens(&task.folder, &against)?;
     let rows = task.unlabelled()?;
     let masking = task.masking()?;
+    let extent = task.extent();
+    let kind = args.compute.dtype.into();
+    Foreseen::computing(&task.folder.config, &args.compute)?
+        .beside("the other model", &against.config, kind)?
+        .pass(extent)
+        .pass(extent)
+        .cache((args.prompts as u64, task.max_len as u64))
+        .with("predictions of both, in pieces", memory::PIECES)
+        .check(device, memory::OF_SCORING)?;
     let model = task.load(&args.compute, args.seed, &hub)?;
     let options = LoadOptions { kind: model.kind(), device, ..LoadOptions::default() };
     let baseline = load_model(&against.path, None, &options, &hub)

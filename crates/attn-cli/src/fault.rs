@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
+use crate::memory;
+
 /// What the last panic said, and where it was.
 static LAST: Mutex<Option<(String, String)>> = Mutex::new(None);
 
@@ -22,6 +24,18 @@ pub(crate) fn caught<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<
     }));
     let done = panic::catch_unwind(AssertUnwindSafe(work));
     drop(panic::take_hook());
+    let done = done.map(|done| {
+        done.map_err(|error| {
+            // What LibTorch hands back as an error, not as a panic.
+            let ran_out = error.chain().any(|cause| is_memory(&cause.to_string()));
+            let is_told = error.chain().any(|cause| cause.to_string().contains("hint: "));
+            if ran_out && !is_told {
+                error.context(format!("{what} broke off\nhint: {}", of_memory()))
+            } else {
+                error
+            }
+        })
+    });
     done.unwrap_or_else(|_| {
         let last = LAST.lock().ok().and_then(|mut last| last.take());
         let (message, place) = last.unwrap_or_else(|| ("no message".into(), "nowhere".into()));
@@ -42,19 +56,27 @@ fn keep(info: &PanicHookInfo<'_>) {
     }
 }
 
+/// Whether LibTorch says that memory ran out, on the processor or on a GPU.
+fn is_memory(line: &str) -> bool {
+    ["allocate memory", "out of memory"].iter().any(|it| line.contains(it))
+}
+
+fn of_memory() -> String {
+    format!(
+        "memory ran out: lower what is large: {}; what was written is whole, and a run that trained goes on from its last \
+         checkpoint with --resume",
+        memory::to_lower()
+    )
+}
+
 fn error(what: &str, message: &str, place: &str) -> anyhow::Error {
     // Of `called Result::unwrap() on an Err value: Torch("…")`, as tch panics, what LibTorch said.
     let said = message.split_once("Torch(\"").map(|(_, said)| said);
     let line = said.map_or(message, |said| said.split("\\n").next().unwrap_or(said));
     let line = line.lines().next().unwrap_or("no message").trim_end_matches("\")");
     let of = if said.is_some() { "LibTorch: " } else { "" };
-    let is_memory = ["allocate memory", "out of memory"].iter().any(|it| line.contains(it));
-    let hint = match is_memory {
-        true => {
-            "memory ran out: a smaller batch (--batch-size, train.batch_size), shorter rows (--max-len, examples.max_len), or \
-             another --device; what was written is whole, and a run goes on with --resume"
-                .to_owned()
-        }
+    let hint = match is_memory(line) {
+        true => of_memory(),
         false => format!(
             "this is a fault of the program, at {place}: please report it with the command; RUST_BACKTRACE=1 shows more"
         ),
@@ -94,5 +116,14 @@ mod tests {
             "LibTorch: CUDA out of memory. Tried to allocate 2.00 GiB"
         );
         assert!(text.contains("hint: memory ran out") && text.contains("--resume"), "{text}");
+        let handed = || -> Result<()> {
+            Err(anyhow!("LibTorch failed while adding: CUDA out of memory")
+                .context("training failed"))
+        };
+        let text = format!("{:?}", caught("attn finetune", handed).unwrap_err());
+        assert!(
+            text.contains("training failed") && text.contains("hint: memory ran out"),
+            "{text}"
+        );
     }
 }

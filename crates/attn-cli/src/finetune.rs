@@ -27,7 +27,7 @@ use crate::{
     Outcome,
     args::RunArgs,
     data::Data,
-    memory::check_room,
+    memory::{self, Foreseen, Training, batch, longest},
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{self, BEFORE_FILE, RunDir, SUMMARY_FILE, UNTOUCHED_FILE},
@@ -135,6 +135,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         grouped(data.selection.len()),
         grouped(data.report.len())
     );
+    foresee(config, &folder, &data, start.device)?;
     let (mut model, fresh) = load(config, &folder, &data.classes, start.device)?;
     swap(config, &mut model).with_context(|| format!("cannot use the model `{}`", folder.name))?;
     let attention = variants(&model);
@@ -253,6 +254,27 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// What the run will hold, before a model is made.
+fn foresee(config: &Finetune, folder: &Folder, data: &Data, device: Device) -> Result<()> {
+    let changed = changed(&folder.config, &config.surgery, config.attention.as_ref())?;
+    let is_random = config.weights == WeightsChoice::Random;
+    let model = Foreseen::model(&changed, Kind::Float, is_random)?;
+    let rows = &data.train.rows;
+    let n_rows = data.selection.len().max(data.report.len());
+    let scored = batch(config.train.batch_size.max(32), Some(8192), data.max_len as u64, n_rows);
+    let training = Training {
+        config: &config.train,
+        lora: config.lora.as_ref().map(|lora| model.adapters(lora.lora().rank.get())),
+        len: longest(rows),
+        n_rows: rows.len(),
+        labelled: 0.25,
+        is_language: config.prompt.is_some(),
+        scored,
+        scored_places: if config.prompt.is_some() { scored.0 * scored.1 / 4 } else { 0 },
+    };
+    model.training(&training)?.check(device, memory::OF_TRAINING)
+}
+
 /// Loads the model with the head that the config asks for, and says what that changed. With it come the names of the
 /// parameters that were made anew.
 fn load(
@@ -281,7 +303,6 @@ fn load(
                     "the folder holds an adapter\nhint: train it merged: set `lora.save` to `merged` in the run that \
                      makes it, or name its base model"
                 );
-                check_room(&folder.path, &options)?;
                 let (model, report) = Model::load(&folder.path, &options)?;
                 say(&report);
                 Ok((model, report.fresh))

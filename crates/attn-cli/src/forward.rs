@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
-    ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows, checkpoint::write_tensors,
+    Config, ForwardOptions, Gate, LoadOptions, Model, ModelInput, Output, Rows,
+    checkpoint::{read_json, write_tensors},
+    config::Head,
 };
 use attn_data::hub::{Hub, progress_bar};
 use serde_json::{Map, Value};
@@ -13,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     args::{ForwardArgs, dtype_name},
     attention_table,
+    memory::{self, Foreseen},
     run_dir::check_writable,
     texts::{find_folder, load_model},
 };
@@ -27,6 +30,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
     let input = read_ids(&args.input_ids)?;
     let mask = args.head_mask.as_deref().map(read_mask).transpose()?;
     let device = args.compute.device()?;
+    foresee(args, &input, device)?;
     let model = load(args, device)?;
     let gates = match mask {
         Some((path, mask)) => gates(&model, path, &mask)?,
@@ -78,6 +82,33 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
         args.out.display()
     );
     Ok(())
+}
+
+/// What the pass will hold, where the model is at hand: what is wrong with it is said as it is loaded.
+fn foresee(args: &ForwardArgs, input: &ModelInput, device: Device) -> Result<()> {
+    let hub = Hub::from_env();
+    let Ok(folder) = find_folder(&args.model, args.compute.init.is_none(), None, &hub) else {
+        return Ok(());
+    };
+    let Ok(config) = read_json(&folder, "config.json")
+        .map_err(anyhow::Error::from)
+        .and_then(|it| Ok(Config::from_json(it)?))
+    else {
+        return Ok(());
+    };
+    let [rows, len] = input.input_ids.size()[..] else { return Ok(()) };
+    let extent = (rows as u64, len as u64);
+    let mut foreseen = Foreseen::computing(&config, &args.compute)?.pass(extent);
+    if config.head == Head::LanguageModel {
+        foreseen = foreseen.logits(extent.0 * extent.1, 2);
+    }
+    if args.attentions || args.attention_table.is_some() {
+        foreseen = foreseen.attention(extent, 3);
+    }
+    if args.hidden_states {
+        foreseen = foreseen.inputs(extent);
+    }
+    foreseen.check(device, memory::OF_ONE_TEXT)
 }
 
 fn load(args: &ForwardArgs, device: Device) -> Result<Model> {

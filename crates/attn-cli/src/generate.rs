@@ -19,7 +19,11 @@ use attn_data::{
 };
 use serde_json::Value;
 
-use crate::{args::GenerateArgs, texts::Folder};
+use crate::{
+    args::GenerateArgs,
+    memory::{self, Foreseen},
+    texts::Folder,
+};
 
 /// Tokens to write where nothing says otherwise.
 const USUAL_LENGTH: usize = 64;
@@ -40,9 +44,18 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
 
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
-    let model = folder.load(&args.compute, args.seed, &hub)?;
     let tokenizer = &folder.tokenizer;
     let ids = prompt_ids(tokenizer, &text)?;
+    let n_read = ids.len() as u64;
+    let n_new = args.max_new_tokens.map_or(USUAL_LENGTH, |most| most) as u64;
+    // What would not fit the positions of the model is said by itself.
+    let most = u64::try_from(folder.config.sizes.position_table.unwrap_or(i64::MAX)).unwrap_or(0);
+    Foreseen::computing(&folder.config, &args.compute)?
+        .pass((1, n_read))
+        .cache((1, n_read.saturating_add(n_new).min(most)))
+        .logits(1, 4)
+        .check(args.compute.device()?, memory::OF_ONE_TEXT)?;
+    let model = folder.load(&args.compute, args.seed, &hub)?;
     let limits = Limits {
         max_new_tokens: args.max_new_tokens.unwrap_or_else(|| room(&model, ids.len())),
         stop_ids: stop_ids(&folder.path, tokenizer)?,

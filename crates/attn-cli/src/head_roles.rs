@@ -21,6 +21,7 @@ use crate::{
     attended::Attended,
     blimp::{self, Pairs},
     head_names::{numbered, warn_of_few},
+    memory::{self, Foreseen, scored},
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::check_writable,
@@ -114,6 +115,12 @@ pub(crate) fn run(args: &HeadRolesArgs, out: &mut dyn Write) -> Result<()> {
         .map(|source| Trees::read(source, args, &folder, &hub))
         .transpose()?;
     let pairs = args.blimp.map(|limit| read_pairs(limit, args, &folder, &hub)).transpose()?;
+    // Texts are read few enough at a time for their attention to fit.
+    let extent = scored(&texts.batching(&folder), &texts.rows);
+    Foreseen::computing(&folder.config, &args.compute)?
+        .pass(extent)
+        .bounded_attention(extent, 4)
+        .check(args.compute.device()?, memory::OF_SCORING)?;
     let model = folder.load(&args.compute, args.seed, &hub)?;
 
     let batching = texts.batching(&folder);

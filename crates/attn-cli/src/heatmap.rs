@@ -21,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     args::{HeatmapArgs, HeatmapMeasure},
+    memory::{self, Foreseen},
     origin::Recorded,
     plot::{
         self, Figure,
@@ -55,6 +56,12 @@ pub(crate) fn run(args: &HeatmapArgs, out: &mut dyn Write) -> Result<()> {
     let rows = encode(&folder.tokenizer, &[(0, &example)], max_len, "typed")?;
     let batch = Batch::from(collate(&[&rows[0]], folder.tokenizer.fill_id(), Side::Right));
 
+    let extent = (1, batch.rows.cols.max(1) as u64);
+    // Attention of all layers, and what is drawn of it once more, in 64 bits and as text.
+    Foreseen::model(&folder.config, Kind::Float, false)?
+        .pass(extent)
+        .attention(extent, 6)
+        .check(Device::Cpu, memory::OF_ONE_TEXT)?;
     let options = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
     let model = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;

@@ -22,6 +22,7 @@ use crate::{
     blimp,
     distill::Summary,
     generate::stop_ids,
+    memory::{self, Foreseen, scored},
     monitor::count_every_row,
     run_dir::{self, TEACHER_FILE},
     surgery::{describe, variants},
@@ -108,6 +109,15 @@ pub(crate) fn run(args: &LeaderboardArgs, out: &mut dyn Write) -> Result<()> {
             Some(blimp::read(&spec, &spec.validation_split, Some(limit), &folder, &hub)?)
         }
     };
+    let extent = scored(&Batching::default(), &rows);
+    // The teacher is read in f32.
+    Foreseen::model(&folder.config, Kind::Float, false)?
+        .beside("a student", &folder.config, Kind::Float)?
+        .pass(extent)
+        .pass(extent)
+        .cache((args.prompts as u64, max_len as u64))
+        .with("predictions of both, in pieces", memory::PIECES)
+        .check(device, memory::OF_SCORING)?;
     let options = LoadOptions { kind: args.compute.dtype.into(), device, ..LoadOptions::default() };
     // As it taught: in f32.
     let as_taught = LoadOptions { kind: Kind::Float, ..options.clone() };

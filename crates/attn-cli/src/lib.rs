@@ -98,6 +98,9 @@ pub fn main() -> ExitCode {
         }
     };
     logging::init(args.verbose, args.quiet);
+    if args.despite_memory {
+        memory::begin_anyway();
+    }
     match fault::caught(&command, || run(args)) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::FAILURE,
@@ -119,7 +122,9 @@ fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Pretrain(args) => outcome = pretrain::run(&args, &mut out)?,
         Command::Distill(args) => outcome = distill::run(&args, &mut out)?,
         Command::Sweep(sweep) => {
-            outcome = sweep::run(&sweep, &logging::flags(args.verbose, args.quiet), &mut out)?;
+            let mut flags = logging::flags(args.verbose, args.quiet);
+            flags.extend(args.despite_memory.then_some("--despite-memory"));
+            outcome = sweep::run(&sweep, &flags, &mut out)?;
         }
         Command::Eval(args) => eval::run(&args, &mut out)?,
         Command::Explain(args) => outcome = explain::run(&args, &mut out)?,

@@ -27,6 +27,7 @@ use crate::{
     args::NeedleArgs,
     haystack::{Hiding, Place, answering, draw_grid, short_name},
     head_names::{QUERY_HEAD, read_scores},
+    memory::{self, Foreseen},
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::check_writable,
@@ -150,6 +151,15 @@ pub(crate) fn run(args: &NeedleArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(dir) = pictures {
         fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
     }
+    let longest =
+        documents.iter().map(|(_, document)| document.ids.len() as u64).max().unwrap_or(1);
+    let extent = memory::batch(args.batch_size, Some(8192), longest, documents.len());
+    let written = longest + args.documents.max_new_tokens as u64;
+    Foreseen::computing(&folder.config, &args.compute)?
+        .pass(extent)
+        .cache((extent.0, written))
+        .logits(extent.0 * 64, 3)
+        .check(args.compute.device()?, memory::OF_NEEDLES)?;
     let model = folder.load(&args.compute, args.seed, &hub)?;
 
     let pad_id = folder.tokenizer.fill_id();

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::{
     args::{PatchArgs, PatchBy},
     head_names::QUERY_HEAD,
+    memory::{self, Foreseen},
     plot::write_result,
     run_dir::check_writable,
     subject::Subject,
@@ -83,6 +84,14 @@ pub(crate) fn run(args: &PatchArgs, out: &mut dyn Write) -> Result<()> {
     );
     let right = one_token(tokenizer, &args.answer, "--answer")?;
     let wrong = one_token(tokenizer, &args.wrong, "--wrong")?;
+    let len = clean.len() as u64;
+    // Copies share a pass of some thousand tokens.
+    let rows = (4096 / len).max(1);
+    Foreseen::computing(&folder.config, &args.compute)?
+        .pass((rows, len))
+        .inputs((2, len))
+        .logits(rows, 2)
+        .check(args.compute.device()?, memory::OF_ONE_TEXT)?;
     let model = folder.load(&args.compute, args.seed, &hub)?;
     let by = match args.by {
         PatchBy::Head => Patching::Heads,

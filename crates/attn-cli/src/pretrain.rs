@@ -26,11 +26,12 @@ use attn_train::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::{
     Outcome,
     args::RunArgs,
+    memory::{self, Foreseen, Training, longest, scored},
     monitor::{Monitor, count_rows, grouped},
     plots,
     run_dir::{BEFORE_FILE, SUMMARY_FILE, TOKENIZER_DIR},
@@ -187,6 +188,19 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
             Some(masking(&tokenizer, model_config.sizes.vocab_size, config.mask_rate)?)
         }
     };
+    let batching = Batching {
+        batch_size: config.train.batch_size,
+        pad_id: tokenizer.fill_id(),
+        ..Batching::default()
+    };
+    foresee(
+        config,
+        &model_config,
+        base.is_none(),
+        [&train_rows, &held_out],
+        &batching,
+        start.device,
+    )?;
     let mut model = init(config, base.as_ref(), model_config, &start)?;
     if !start.resume {
         start.write_config()?;
@@ -196,11 +210,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let scorer = Scorer {
         held_out,
         documents,
-        batching: Batching {
-            batch_size: config.train.batch_size,
-            pad_id: tokenizer.fill_id(),
-            ..Batching::default()
-        },
+        batching,
         masking: masking.clone(),
         seed: config.train.seed,
         stop: Arc::clone(&start.stop),
@@ -410,6 +420,40 @@ fn check_attention(made: &Config, name: &str, config: &Pretrain) -> Result<()> {
     );
     let changed = changed(made, &config.surgery, config.attention.as_ref())?;
     refuse_two_texts(&changed, name, "pre-training")
+}
+
+/// What the run will hold, before a model is made.
+fn foresee(
+    config: &Pretrain,
+    made: &Config,
+    is_random: bool,
+    [train, held]: [&[Encoded]; 2],
+    batching: &Batching,
+    device: Device,
+) -> Result<()> {
+    let changed = changed(made, &config.surgery, config.attention.as_ref())?;
+    let model = Foreseen::model(&changed, Kind::Float, is_random)?;
+    let scored = scored(batching, held);
+    let share = match config.objective {
+        ObjectiveChoice::Causal => 1.0,
+        // Drawn: some batches hide more.
+        ObjectiveChoice::Masked => (1.3 * config.mask_rate).min(1.0),
+    };
+    let training = Training {
+        config: &config.train,
+        lora: None,
+        // Documents with needles are as long as rows may be.
+        len: match &config.needles {
+            Some(_) => config.examples.max_len.map_or(longest(train), |most| most as u64),
+            None => longest(train),
+        },
+        n_rows: train.len(),
+        labelled: share,
+        is_language: true,
+        scored,
+        scored_places: ((scored.0 * scored.1) as f64 * share) as u64,
+    };
+    model.training(&training)?.check(device, memory::OF_TRAINING)
 }
 
 fn init(

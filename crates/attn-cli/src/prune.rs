@@ -20,6 +20,7 @@ use tch::{Device, Kind};
 use crate::{
     args::{PruneArgs, RowArgs, dtype_name},
     head_names::{QUERY_HEAD, name, parse, read_scores},
+    memory::{self, Foreseen},
     monitor::grouped,
     origin::Origin,
     plot::draw_result,
@@ -168,6 +169,20 @@ pub(crate) fn run(args: &PruneArgs, out: &mut dyn Write) -> Result<()> {
     });
     let calibration = refit_args.as_ref().map(|rows| read_rows(args, rows, &hub)).transpose()?;
 
+    // The model with fewer heads shares what is not theirs, unless what is left is fitted anew.
+    let mut foreseen = Foreseen::model(&config, Kind::Float, false)?.copied(
+        "the model without heads",
+        Kind::Float,
+        1,
+    );
+    if calibration.is_some() {
+        let len = args.max_len.map_or(config.sizes.max_positions as u64, |most| most as u64);
+        foreseen = foreseen
+            .copied("the model without heads, fitted anew", Kind::Float, 1)
+            .pass(memory::batch(ROWS, None, len, ROWS))
+            .moments(config.layers.len(), 3);
+    }
+    foreseen.check(Device::Cpu, memory::OF_CHANGING)?;
     let options = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
     let whole = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;

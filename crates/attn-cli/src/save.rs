@@ -16,6 +16,7 @@ use tch::Device;
 
 use crate::{
     args::{SaveArgs, dtype_name},
+    memory::{self, Foreseen},
     monitor::grouped,
     run_dir::read_json,
     texts::{Folder, load_model},
@@ -26,6 +27,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut dyn Write) -> Result<()> {
     check_free(&args.out)?;
     let hub = Hub::from_env().with_progress(progress_bar());
     let folder = Folder::open(&args.model, true, None, &hub)?;
+    // An adapter is merged in f32, and a layer is copied as it is written.
+    Foreseen::model(&folder.config, args.dtype.into(), false)?
+        .check(Device::Cpu, memory::OF_CHANGING)?;
     let options =
         LoadOptions { kind: args.dtype.into(), device: Device::Cpu, ..LoadOptions::default() };
     let model = load_model(&folder.path, None, &options, &hub)

@@ -24,6 +24,7 @@ use serde_json::Value;
 use crate::{
     args::{Gates, ScoreHeadsArgs, ScoreMethod, ScoreNormalize},
     head_names::{QUERY_HEAD, loss_and_rows, numbered, range, warn_of_few},
+    memory::{self, Foreseen, batch},
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::{self, check_writable},
@@ -125,6 +126,13 @@ pub(crate) fn run(args: &ScoreHeadsArgs, out: &mut dyn Write) -> Result<()> {
             "`--keep` is {keep}, and the model has {n_heads} heads\nhint: heads that stay, fewer than all"
         );
     }
+    let (most, len) = task.extent();
+    let (rows, len) = batch(most as usize, Some(MAX_TOKENS), len, usize::MAX);
+    let of = &task.folder.config;
+    Foreseen::computing(of, &args.compute)?
+        .backward((rows, len))
+        .row_loss((rows, len), of, 4)
+        .check(args.compute.device()?, memory::OF_SCORING)?;
     let model = task.load(&args.compute, args.seed, &hub)?;
 
     let masking = task.masking()?;

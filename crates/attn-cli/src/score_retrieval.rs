@@ -19,6 +19,7 @@ use crate::{
     args::RetrievalArgs,
     haystack::{Hiding, Place, answering},
     head_names::{QUERY_HEAD, numbered, range},
+    memory::{self, Foreseen},
     monitor::{count_every_row, grouped},
     plot::write_result,
     run_dir::check_writable,
@@ -98,6 +99,15 @@ pub(crate) fn run(args: &RetrievalArgs, out: &mut dyn Write) -> Result<()> {
     let source = (needles.haystack.as_str(), args.split.as_deref(), args.set.as_slice());
     let hiding = Hiding::open(source, &needles.documents, &folder, &hub)?;
     let documents = hiding.documents(&needles.documents, &folder.tokenizer, args.seed)?;
+    let longest =
+        documents.iter().map(|(_, document)| document.ids.len() as u64).max().unwrap_or(1);
+    let extent = (1, longest + needles.documents.max_new_tokens as u64);
+    Foreseen::computing(&folder.config, &args.compute)?
+        .pass(extent)
+        .cache(extent)
+        .inputs(extent)
+        .logits(64, 3)
+        .check(args.compute.device()?, memory::OF_NEEDLES)?;
     let model = folder.load(&args.compute, args.seed, &hub)?;
 
     let min_recall = (writes && !needles.keep_failures).then_some(needles.min_recall / 100.0);

@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use crate::{
     args::{SwapArgs, dtype_name},
     config::Written,
+    memory::{self, Foreseen},
     monitor::grouped,
     save::{check_free, write},
     surgery::{describe, variants},
@@ -30,12 +31,17 @@ pub(crate) fn run(args: &SwapArgs, out: &mut dyn Write) -> Result<()> {
     };
     // What cannot be is refused before the weights are read.
     folder.config.set_attention(&layers, &variant)?;
+    let dtype = Kind::from(args.dtype);
+    let mut foreseen = Foreseen::model(&folder.config, Kind::Float, false)?;
+    if dtype != Kind::Float {
+        foreseen = foreseen.copied("the parameters as they are written", dtype, 1);
+    }
+    foreseen.check(Device::Cpu, memory::OF_CHANGING)?;
     let options = LoadOptions { device: Device::Cpu, seed: args.seed, ..LoadOptions::default() };
     let mut model = load_model(&folder.path, None, &options, &hub)
         .with_context(|| format!("cannot load the model `{}`", args.model))?;
     let before = n_parameters(&model);
     model.swap(&layers, &variant, args.seed)?;
-    let dtype = Kind::from(args.dtype);
     if dtype != model.kind() {
         model.to_kind(dtype);
     }

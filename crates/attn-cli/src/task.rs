@@ -15,6 +15,7 @@ use toml::{Table, Value};
 use crate::{
     args::{ComputeArgs, RowArgs},
     config::Written,
+    memory::batch,
     scoring::{check_model, max_prompt_len},
     texts::{Folder, Split, encode, max_len, read_split},
 };
@@ -136,6 +137,21 @@ impl<'a> Task<'a> {
     /// Loads the model, or makes its weights anew.
     pub(crate) fn load(&self, compute: &ComputeArgs, seed: u64, hub: &Hub) -> Result<Model> {
         self.folder.load(compute, seed, hub)
+    }
+
+    /// The most rows and tokens that share a pass.
+    pub(crate) fn extent(&self) -> (u64, u64) {
+        let batching = self.batching();
+        // Texts that are joined are as long as they may be, others perhaps shorter: a token is a byte at least.
+        let longest = self
+            .texts
+            .iter()
+            .map(|text| text.text.len() + text.pair.as_ref().map_or(0, String::len))
+            .max();
+        let bytes = if self.packs() { usize::MAX } else { longest.unwrap_or(0) + 16 };
+        let len = self.max_len.min(bytes) as u64;
+        let n_rows = if self.packs() { usize::MAX } else { self.texts.len() };
+        batch(batching.batch_size, batching.max_tokens, len, n_rows)
     }
 
     /// How rows share a pass.

@@ -22,7 +22,6 @@ use crate::{
     args::{ComputeArgs, Init},
     config::find_path,
     data::name_column,
-    memory::check_room,
     monitor::grouped,
 };
 
@@ -162,7 +161,6 @@ pub(crate) fn load_model(
         return Ok(Model::init(config()?, options)?);
     }
     if !is_adapter(path) {
-        check_room(path, options)?;
         return Ok(Model::load(path, options)?.0);
     }
     let adapter = read_json(path, ADAPTER_FILE)?;

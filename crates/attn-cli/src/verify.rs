@@ -22,6 +22,7 @@ use crate::{
     Outcome,
     args::VerifyArgs,
     config::bundled,
+    memory::{self, Foreseen},
     plot::in_cell,
     run_dir::{check_writable, parent_of, write_json},
     subject::Subject,
@@ -195,6 +196,20 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
     let n_tokens = rows[0].len();
     let ids: Vec<i64> = rows.iter().flatten().map(|&id| i64::from(id)).collect();
 
+    let extent = (N_ROWS as u64, n_tokens as u64);
+    let mut foreseen = Foreseen::computing(&folder.config, &args.compute)?;
+    if let Some(against) = &against {
+        foreseen = foreseen.beside("the other model", &against.config, Kind::Double)?;
+    }
+    foreseen = foreseen
+        .copied("the model in f64", Kind::Double, 1)
+        .wide_pass(extent, true)
+        .row_loss(extent, &folder.config, 6);
+    let (_, n_gradients) = SIZES[args.size()];
+    if n_gradients > 0 {
+        foreseen = foreseen.copied("gradients in f64", Kind::Double, 1);
+    }
+    foreseen.check(args.compute.device()?, memory::OF_VERIFYING)?;
     // Whatever is left over or missing in the file is an error of loading, and named there.
     let model = folder.load(&args.compute, args.seed, &hub)?;
     let mut lines = Lines { all: Vec::new(), out };

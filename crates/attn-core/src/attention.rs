@@ -284,6 +284,36 @@ pub struct Selection {
     pub margin: Tensor,
 }
 
+/// A pass over one text, by what [`Attention::held`] depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holds {
+    /// Tokens.
+    pub n_tokens: i64,
+    /// Whether a backward pass follows.
+    pub trains: bool,
+    /// Whether weights are dropped.
+    pub dropout: bool,
+    /// Whether texts of a batch differ in length, so that a mask says which tokens are real.
+    pub is_padded: bool,
+}
+
+impl Holds {
+    /// Values of weights that are made because some are dropped: three kept of each where it trains, and two at work.
+    pub fn dropped_pairs(&self, dims: &Dims) -> i64 {
+        let times = if self.trains { 3 } else { 2 };
+        let pairs = dims.n_heads.saturating_mul(self.n_tokens.saturating_mul(self.n_tokens));
+        if self.dropout { pairs.saturating_mul(times) } else { 0 }
+    }
+
+    /// Values of a mask by pairs, which a kind makes of a padded batch.
+    pub fn masked_pairs(&self) -> i64 {
+        if self.is_padded { self.n_tokens.saturating_mul(self.n_tokens) } else { 0 }
+    }
+}
+
+/// Values that a kind holds for each channel of its heads and token, where it does not say: alone, and where it trains.
+const HELD_PER_CHANNEL: [i64; 2] = [34, 68];
+
 /// Which masks a kind can serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Masks {
@@ -319,6 +349,14 @@ pub trait Attention: std::fmt::Debug + Send {
     /// over keys count as a state that goes from token to token; exponentials, masks and the multiplication by gates are left
     /// out.
     fn flops(&self, n_tokens: i64) -> i64;
+
+    /// How many values [`Self::forward`] over one text holds beside q, k, v and z: at once while it runs, or where it trains what it
+    /// keeps for the backward pass. An upper bound, by which commands foresee what memory they need; the one here is above all
+    /// kinds of this crate.
+    fn held(&self, dims: &Dims, pass: Holds) -> i64 {
+        let channels = HELD_PER_CHANNEL[usize::from(pass.trains)] * dims.n_heads * dims.head_dim;
+        channels * pass.n_tokens + pass.dropped_pairs(dims) + pass.masked_pairs()
+    }
 
     /// Which masks [`Self::forward`] can serve.
     fn masks(&self) -> Masks {

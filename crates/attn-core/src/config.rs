@@ -404,3 +404,30 @@ fn write_layer(layer: &LayerSpec) -> section::Layer {
         kv_of_head: layer.kv_of_head.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_before_anything_is_made() {
+        let of = |key: &str, value: i64| {
+            let mut raw = json!({
+                "model_type": "gpt2", "vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8,
+            });
+            raw[key] = json!(value);
+            let Value::Object(raw) = raw else { unreachable!("an object") };
+            Config::from_json(raw).map_err(|error| error.to_string())
+        };
+        assert!(of("n_layer", 2).is_ok());
+        for (key, value) in [
+            ("n_layer", i64::MAX),
+            ("n_embd", 1 << 60),
+            ("vocab_size", 1 << 62),
+            ("n_layer", 1 << 17),
+        ] {
+            let error = of(key, value).unwrap_err();
+            assert!(error.contains(&format!("is {value}, expected at most")), "{error}");
+        }
+    }
+}

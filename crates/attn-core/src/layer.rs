@@ -264,6 +264,11 @@ impl AttnLayer {
         projections + mixing
     }
 
+    /// Whether weights of attention are dropped in training.
+    pub(crate) fn drops(&self) -> bool {
+        self.dropout > 0.0
+    }
+
     /// What `config.json` says of this layer.
     pub fn spec(&self) -> LayerSpec {
         LayerSpec {

@@ -26,6 +26,7 @@ mod linear;
 pub mod lora;
 pub mod mask;
 mod model;
+pub mod need;
 pub mod nn;
 mod pairs;
 mod refit;

@@ -79,7 +79,7 @@ pub use retrieval::{
     band, closed, draw_heads, over_trials, query_focused, retrieval,
 };
 pub use roles::{
-    HeadRoles, Known, Measure, POSITIONAL, Positional, RoleScore, head_roles,
+    HeadRoles, Known, MAX_WEIGHTS, Measure, POSITIONAL, Positional, RoleScore, head_roles,
     phenomena::{Phenomena, Phenomenon, n_passes, phenomena},
     repeats,
     syntax::{Direction, MIN_CASES, Relation, Syntax, n_relations, syntax},

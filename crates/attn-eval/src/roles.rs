@@ -59,7 +59,7 @@ const MEASURES: [Measurement; 3] = [
 pub const POSITIONAL: f64 = 0.9;
 
 /// Most attention weights of a pass, all layers together.
-const MAX_WEIGHTS: usize = 1 << 26;
+pub const MAX_WEIGHTS: usize = 1 << 26;
 
 pub(crate) const CONFIDENCE: f64 = 0.95;
 

@@ -256,6 +256,12 @@ impl Architecture for Llama {
         self.norm.forward(x)
     }
 
+    /// What each norm scales, and the activated half of the feed-forward layer.
+    fn kept_beside(&self) -> i64 {
+        let inner = |block: &Block| block.gate.out_in().size()[0];
+        2 * self.tokens.weight.size()[1] + self.blocks.first().map_or(0, inner)
+    }
+
     fn tied(&self) -> Option<&str> {
         matches!(self.head, DecoderHead::Tied(_)).then(|| self.tokens.name())
     }

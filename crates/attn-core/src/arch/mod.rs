@@ -113,6 +113,11 @@ pub trait Architecture: std::fmt::Debug + Send {
         None
     }
 
+    /// Values of a token that a block keeps for its backward pass beside what goes into its matrices and comes out of them.
+    fn kept_beside(&self) -> i64 {
+        0
+    }
+
     /// The attention layers.
     fn layers(&self) -> Vec<&AttnLayer>;
 

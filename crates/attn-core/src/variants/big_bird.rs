@@ -210,6 +210,8 @@ impl Attention for BigBird {
         pairs::weighing(&self.dims, (0..n_blocks(n_tokens, block)).map(n_pairs).sum())
     }
 
+    super::holds!(1, 4);
+
     fn masks(&self) -> Masks {
         Masks::Contiguous // Blocks count from the first real token.
     }

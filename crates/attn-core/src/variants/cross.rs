@@ -72,6 +72,8 @@ impl Attention for Cross {
         self.0.flops(n_tokens)
     }
 
+    super::holds!(1, 1);
+
     fn needs_source(&self) -> bool {
         true
     }

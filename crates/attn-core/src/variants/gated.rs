@@ -70,6 +70,8 @@ impl Attention for Gated {
         self.softmax.flops(n_tokens) + pairs::projecting(dims, n_tokens, dims.n_heads)
     }
 
+    super::holds!(1, 2);
+
     fn visit(&self, f: &mut Visitor<'_>) {
         f(&self.weight.name, &self.weight.tensor);
         f(&self.bias.name, &self.bias.tensor);

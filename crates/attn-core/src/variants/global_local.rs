@@ -96,6 +96,8 @@ impl Attention for GlobalLocal {
         pairs::weighing(dims, n_pairs)
     }
 
+    super::holds!(1, 2);
+
     fn masks(&self) -> Masks {
         self.local.masks()
     }

@@ -99,6 +99,8 @@ impl Attention for Hedgehog {
         linear::flops(self, n_tokens, self.maps.q.tensor.size()[2])
     }
 
+    super::holds_features!(|it| it.maps.q.tensor.size()[2], 7, 18);
+
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())
     }

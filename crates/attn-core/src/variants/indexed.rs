@@ -30,7 +30,9 @@ use tch::{Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, Selection, State},
+    attention::{
+        Attention, AttnInput, Dims, Holds, KvCache, Own, Param, Projections, Selection, State,
+    },
     blocks::{choose, piece, wide},
     mask::to_bias,
     nn::{self, Visitor},
@@ -289,6 +291,16 @@ impl Attention for Indexed {
             + keys
             + pairs::projecting(dims, n_tokens, n_heads * (width + 1))
             + 2 * n_heads * (width + 1) * n_seen
+    }
+
+    /// In training the index is held against the attention of every pair (`tests/need.rs`).
+    fn held(&self, dims: &Dims, pass: Holds) -> i64 {
+        let pairs = if pass.trains { 10 * pass.n_tokens * pass.n_tokens } else { 0 };
+        let channels = if pass.trains { 12 } else { 4 };
+        channels * dims.n_heads * dims.head_dim * pass.n_tokens
+            + pairs
+            + pass.dropped_pairs(dims)
+            + pass.masked_pairs()
     }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {

@@ -155,6 +155,8 @@ impl Attention for Latent {
         self.heads.flops(n_tokens) + of_matrices
     }
 
+    super::holds!(1, 6);
+
     fn has_own_values(&self) -> bool {
         true // of keys as well
     }

@@ -551,6 +551,8 @@ impl Attention for MaskMixture {
         pairs::weighing(&self.dims, n_pairs)
     }
 
+    super::holds!(2, 6);
+
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.
     }

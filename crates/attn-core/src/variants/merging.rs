@@ -388,6 +388,8 @@ impl Attention for Merging {
         self.softmax.flops(n_tokens) + one(&self.key) + one(&self.value)
     }
 
+    super::holds!(1, 8);
+
     fn has_own_values(&self) -> bool {
         true
     }

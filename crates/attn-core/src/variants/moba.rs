@@ -191,6 +191,8 @@ impl Attention for Moba {
             + 2 * dims.head_dim * dims.n_heads * n_compared
     }
 
+    super::holds!(1, 1);
+
     fn masks(&self) -> Masks {
         Masks::Contiguous // Blocks count from the first real token.
     }

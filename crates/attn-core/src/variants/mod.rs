@@ -55,6 +55,33 @@ macro_rules! follows_dims {
 }
 use follows_dims;
 
+/// `held` of an [`Attention`](crate::attention::Attention) that holds so many values for each channel of its heads and token: while it
+/// runs alone, and where it trains. With dropout a kind may make every weight, and three times keep it. Measured (`tests/need.rs`).
+macro_rules! holds {
+    ($alone:expr, $training:expr) => {
+        fn held(&self, dims: &crate::attention::Dims, pass: crate::attention::Holds) -> i64 {
+            let channels: i64 = if pass.trains { $training } else { $alone };
+            channels * dims.n_heads * dims.head_dim * pass.n_tokens
+                + pass.dropped_pairs(dims)
+                + pass.masked_pairs()
+        }
+    };
+}
+use holds;
+
+/// As [`holds`], for each feature of a kind that makes `$n` features of queries and of keys.
+macro_rules! holds_features {
+    ($n:expr, $alone:expr, $training:expr) => {
+        fn held(&self, dims: &crate::attention::Dims, pass: crate::attention::Holds) -> i64 {
+            let n_features: fn(&Self) -> i64 = $n;
+            let times: i64 = if pass.trains { $training } else { $alone };
+            (times * n_features(self) + 4 * dims.head_dim) * dims.n_heads * pass.n_tokens
+                + pass.masked_pairs()
+        }
+    };
+}
+use holds_features;
+
 /// Lists the variants. To add one: write `<name>.rs` beside this file, then name it here and in the `mod` lines above
 /// (rustfmt does not follow a `mod` inside a macro call).
 macro_rules! variants {

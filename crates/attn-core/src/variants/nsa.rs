@@ -42,7 +42,8 @@ use super::{softmax::Softmax, window::Window};
 use crate::{
     Error,
     attention::{
-        Attention, AttnInput, Dims, KvCache, Masks, Own, Param, Projections, Selection, State,
+        Attention, AttnInput, Dims, Holds, KvCache, Masks, Own, Param, Projections, Selection,
+        State,
     },
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::{Mask, to_bias},
@@ -662,6 +663,14 @@ impl Attention for Nsa {
         pairs::weighing(&self.dims, n_summarized + n_selected + n_near)
             + pairs::projecting(&self.dims, n_tokens, 3 * n_heads + 4 * n_kv_heads * head_dim)
             + 4 * (self.length + 1) * head_dim * head_dim * n_kv_heads * n_summaries
+    }
+
+    /// As three kinds: each branch makes its own weights where some are dropped.
+    fn held(&self, dims: &Dims, pass: Holds) -> i64 {
+        let channels = if pass.trains { 13 } else { 4 };
+        channels * dims.n_heads * dims.head_dim * pass.n_tokens
+            + 3 * pass.dropped_pairs(dims)
+            + pass.masked_pairs()
     }
 
     fn masks(&self) -> Masks {

@@ -159,6 +159,15 @@ impl Performer {
         Self { config, dims, drawn: Mutex::new(None) }
     }
 
+    /// Features of a query or key.
+    fn n_features(&self) -> i64 {
+        let times = match self.config.features {
+            Features::Positive | Features::Relu => 1,
+            Features::Hyperbolic | Features::Trigonometric => 2,
+        };
+        times * i64::from(self.config.n_features.get())
+    }
+
     /// The projections as `[head_dim, n_features]`, in the kind of `x` and on its device.
     fn drawn(&self, x: &Tensor, stream: Stream) -> Tensor {
         let key = (self.config.draw(stream), stream.layer, x.kind(), x.device());
@@ -281,6 +290,8 @@ impl Attention for Performer {
     fn flops(&self, n_tokens: i64) -> i64 {
         linear::flops(self, n_tokens, i64::from(self.config.n_features.get()))
     }
+
+    super::holds_features!(Self::n_features, 3, 8);
 
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())

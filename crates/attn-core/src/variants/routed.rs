@@ -189,6 +189,8 @@ impl Attention for Routed {
         self.softmax.flops(n_tokens) + pairs::projecting(dims, n_choices, dims.n_heads)
     }
 
+    super::holds!(1, 2);
+
     fn selection(&self, input: &AttnInput) -> Option<Selection> {
         let logits = self.logits(input.hidden, input.mask);
         let size = [logits.size()[0], logits.size()[1], input.q.size()[2]];

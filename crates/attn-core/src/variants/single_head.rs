@@ -333,6 +333,8 @@ impl Attention for SingleHead {
             + pairs::projecting(&self.dims, n_tokens, 2 * own)
     }
 
+    super::holds!(1, 1);
+
     fn cache<'s>(&self, _: &'s mut dyn State) -> Option<&'s KvCache> {
         None // What is kept are the one head's keys.
     }

@@ -83,6 +83,8 @@ impl Attention for Sinks {
         pairs::weighing(&self.dims, self.band.n_pairs(n_tokens, self.dims.causal))
     }
 
+    super::holds!(1, 2);
+
     fn masks(&self) -> Masks {
         Masks::Contiguous // The first tokens are those of the text, and distances are counted in it.
     }

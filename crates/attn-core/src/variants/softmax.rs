@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Holds, Own, Projections},
     mask::{Mask, to_bias},
     pairs,
 };
@@ -108,6 +108,11 @@ impl Attention for Softmax {
     /// 4 · head_dim · n_heads · pairs that the mask shows.
     fn flops(&self, n_tokens: i64) -> i64 {
         pairs::weighing(&self.dims, pairs::n_seen(n_tokens, self.dims.causal))
+    }
+
+    /// The fused kernel holds a sum for each query, and a mask of padding; with dropout every weight is made.
+    fn held(&self, dims: &Dims, pass: Holds) -> i64 {
+        dims.n_heads * pass.n_tokens + pass.dropped_pairs(dims) + pass.masked_pairs()
     }
 
     super::follows_dims!();

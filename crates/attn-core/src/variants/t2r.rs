@@ -117,6 +117,8 @@ impl Attention for T2r {
         linear::flops(self, n_tokens, self.n_features())
     }
 
+    super::holds_features!(|it| it.maps.q.tensor.size()[2], 5, 7);
+
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())
     }

@@ -88,6 +88,8 @@ impl Attention for Window {
         pairs::weighing(&self.dims, self.band().n_pairs(n_tokens, self.dims.causal))
     }
 
+    super::holds!(1, 2);
+
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.
     }

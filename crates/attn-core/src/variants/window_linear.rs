@@ -281,6 +281,8 @@ impl Attention for WindowLinear {
             + 4 * (2 * n_columns) * (head_dim + 1) * n_heads * n_far
     }
 
+    super::holds_features!(|it| it.maps.q.tensor.size()[2], 17, 34);
+
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.
     }

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Runs under Miri and the sanitizers what can be run under them. By hand: half an hour of a core.
+#
+#   miri   unit tests of attn-viz and attn-data that map no file, start no thread of a C library and ask no network: undefined
+#          behaviour of Rust code. Wants a nightly toolchain with `miri` and `rust-src`.
+#   asan   the C++ kernels of attn-torch that stand alone, without LibTorch (scripts/sanitize_kernels.cpp): addresses and undefined
+#          behaviour of C++ code. Wants g++.
+#
+# Usage: scripts/sanitize.sh [miri|asan]...     (both where none is named)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ $# -gt 0 ] || set -- asan miri
+
+asan() {
+  local bin=target/sanitize_kernels kernels=crates/attn-torch/cpp
+  mkdir -p target
+  # As build.rs compiles them, once for each level of instructions, with both sanitizers and no way past a finding.
+  for level in "" "-mavx2 -mfma"; do
+    # shellcheck disable=SC2086  # a list of flags
+    g++ -std=c++17 -O1 -g -fno-omit-frame-pointer -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
+      $level -DATTN_ISA=sanitized -I"$kernels" "$kernels"/*_kernels.cpp scripts/sanitize_kernels.cpp -o "$bin"
+    ASAN_OPTIONS=detect_leaks=1 "$bin"
+    # A buffer that is too short is found: that the sanitizers are at work.
+    if "$bin" short 2>/dev/null; then
+      echo "error: a read past a buffer was not found" >&2
+      exit 1
+    fi
+    echo "asan: kernels with '${level:-the plain instructions}' are in order"
+  done
+}
+
+miri() {
+  if ! cargo +nightly miri --version >/dev/null 2>&1; then
+    echo 'SKIPPED: miri is not installed; "rustup component add miri rust-src --toolchain nightly"' >&2
+    return
+  fi
+  # Files and clocks are the system's; what Miri is asked for is in memory.
+  export MIRIFLAGS="-Zmiri-disable-isolation" CARGO_TARGET_DIR=target/miri
+  cargo +nightly miri test -p attn-viz --lib
+  cargo +nightly miri test -p attn-data --lib -- batch:: select:: needle:: prompt::
+}
+
+for what in "$@"; do
+  case $what in
+    miri | asan) "$what" ;;
+    *)
+      echo "error: \`$what\` is neither miri nor asan" >&2
+      exit 2
+      ;;
+  esac
+done
