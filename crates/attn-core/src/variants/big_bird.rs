@@ -24,7 +24,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, Stream},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, Stream},
     banded,
     blocks::{ChosenBlocks, n_blocks, query_positions},
     pairs,
@@ -208,6 +208,13 @@ impl Attention for BigBird {
             size(own) * keys - hidden
         };
         pairs::weighing(&self.dims, (0..n_blocks(n_tokens, block)).map(n_pairs).sum())
+    }
+
+    fn nature(&self) -> Nature {
+        let n_random: i64 = self.config.n_random.into();
+        let n_window: i64 = self.config.n_window.get().into();
+        let reach = self.block() * (self.n_global() + n_window + n_random);
+        Nature { reach, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     fn masks(&self) -> Masks {

@@ -21,7 +21,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections},
 };
 
 /// Settings of [`Cross`]: none.
@@ -70,6 +70,10 @@ impl Attention for Cross {
     /// As softmax attention to a source of as many tokens: 4 · head_dim · n_heads · n².
     fn flops(&self, n_tokens: i64) -> i64 {
         self.0.flops(n_tokens)
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     fn needs_source(&self) -> bool {

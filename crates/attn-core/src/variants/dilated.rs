@@ -17,7 +17,7 @@ use tch::Tensor;
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, State},
     banded::{self, Band, FirstAndLast},
     pairs,
 };
@@ -78,6 +78,15 @@ impl Attention for Dilated {
     /// 4 · head_dim · n_heads · pairs m · dilation apart, m less than `size`.
     fn flops(&self, n_tokens: i64) -> i64 {
         pairs::weighing(&self.dims, self.band.n_pairs(n_tokens, self.dims.causal))
+    }
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.band.reach(),
+            chooses: false,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {

@@ -14,7 +14,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Param, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Param, Projections},
     nn::Visitor,
     pairs,
     weights::Init,
@@ -68,6 +68,10 @@ impl Attention for Gated {
     fn flops(&self, n_tokens: i64) -> i64 {
         let dims = &self.softmax.dims;
         self.softmax.flops(n_tokens) + pairs::projecting(dims, n_tokens, dims.n_heads)
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     fn visit(&self, f: &mut Visitor<'_>) {

@@ -20,7 +20,7 @@ use tch::Tensor;
 use super::sinks::Sinks;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, State},
     banded::{self, Band},
     pairs,
 };
@@ -94,6 +94,15 @@ impl Attention for GlobalLocal {
             n_pairs += n_far(n_tokens, n_pairs) - n_far(n_global, n_global * n_global);
         }
         pairs::weighing(dims, n_pairs)
+    }
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.local.nature().reach,
+            chooses: false,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {

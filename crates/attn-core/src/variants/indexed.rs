@@ -30,7 +30,9 @@ use tch::{Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, Selection, State},
+    attention::{
+        Attention, AttnInput, Dims, KvCache, Nature, Own, Param, Projections, Selection, State,
+    },
     blocks::{choose, piece, wide},
     mask::to_bias,
     nn::{self, Visitor},
@@ -289,6 +291,10 @@ impl Attention for Indexed {
             + keys
             + pairs::projecting(dims, n_tokens, n_heads * (width + 1))
             + 2 * n_heads * (width + 1) * n_seen
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: self.top_k, chooses: true, reads_coordinates: false, has_own_slopes: true }
     }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {

@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Nature, Own, Param, Projections, State},
     mask::Mask,
     nn::Visitor,
     weights::Init,
@@ -153,6 +153,10 @@ impl Attention for Latent {
     fn flops(&self, n_tokens: i64) -> i64 {
         let of_matrices = 4 * self.dims.n_heads * self.dims.head_dim * width(&self.dims) * n_tokens;
         self.heads.flops(n_tokens) + of_matrices
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
     }
 
     fn has_own_values(&self) -> bool {

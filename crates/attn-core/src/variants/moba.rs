@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, Selection},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, Selection},
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::to_bias,
     pairs,
@@ -189,6 +189,15 @@ impl Attention for Moba {
         };
         pairs::weighing(dims, pairs::n_in_blocks(n_tokens, dims.causal, *block, *top_k))
             + 2 * dims.head_dim * dims.n_heads * n_compared
+    }
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.block * self.top_k,
+            chooses: true,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {

@@ -42,7 +42,8 @@ use super::{softmax::Softmax, window::Window};
 use crate::{
     Error,
     attention::{
-        Attention, AttnInput, Dims, KvCache, Masks, Own, Param, Projections, Selection, State,
+        Attention, AttnInput, Dims, KvCache, Masks, Nature, Own, Param, Projections, Selection,
+        State,
     },
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::{Mask, to_bias},
@@ -662,6 +663,16 @@ impl Attention for Nsa {
         pairs::weighing(&self.dims, n_summarized + n_selected + n_near)
             + pairs::projecting(&self.dims, n_tokens, 3 * n_heads + 4 * n_kv_heads * head_dim)
             + 4 * (self.length + 1) * head_dim * head_dim * n_kv_heads * n_summaries
+    }
+
+    fn nature(&self) -> Nature {
+        let chosen = self.n_selected * self.block;
+        Nature {
+            reach: self.window.size.max(self.length).max(chosen),
+            chooses: true,
+            reads_coordinates: true,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {

@@ -39,7 +39,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections, State, Stream},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections, State, Stream},
     feature_map::orthonormal_rows,
     linear::{self, Kernel, LinearState},
     stretches,
@@ -280,6 +280,10 @@ impl Attention for Performer {
     /// then sums of keys and values, and queries against them. Keys have n_kv_heads where the layer is evenly grouped.
     fn flops(&self, n_tokens: i64) -> i64 {
         linear::flops(self, n_tokens, i64::from(self.config.n_features.get()))
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
     }
 
     fn start(&self) -> Box<dyn State> {

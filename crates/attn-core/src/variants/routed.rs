@@ -30,7 +30,7 @@ use tch::{Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Param, Projections, Routes, Selection},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Param, Projections, Routes, Selection},
     blocks::wide,
     mask::Mask,
     nn::Visitor,
@@ -187,6 +187,10 @@ impl Attention for Routed {
         let dims = &self.softmax.dims;
         let n_choices = if self.config.by == By::Text { 1 } else { n_tokens };
         self.softmax.flops(n_tokens) + pairs::projecting(dims, n_choices, dims.n_heads)
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: true, reads_coordinates: false, has_own_slopes: true }
     }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {

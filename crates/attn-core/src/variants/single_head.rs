@@ -36,7 +36,7 @@ use tch::{Device, Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Nature, Own, Param, Projections, State},
     nn::Visitor,
     pairs,
     rotary::rotate,
@@ -331,6 +331,10 @@ impl Attention for SingleHead {
         let n_pairs = pairs::n_seen(n_tokens, causal);
         2 * (width + n_kv_heads * head_dim) * n_pairs
             + pairs::projecting(&self.dims, n_tokens, 2 * own)
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     fn cache<'s>(&self, _: &'s mut dyn State) -> Option<&'s KvCache> {

@@ -20,7 +20,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, State},
     banded::{self, Band, FirstAndLast},
     pairs,
 };
@@ -81,6 +81,15 @@ impl Attention for Sinks {
     /// 4 · head_dim · n_heads · pairs less than `window` apart or with a sink.
     fn flops(&self, n_tokens: i64) -> i64 {
         pairs::weighing(&self.dims, self.band.n_pairs(n_tokens, self.dims.causal))
+    }
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.band.reach().max(self.band.first),
+            chooses: false,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {

@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections},
     mask::{Mask, to_bias},
     pairs,
 };
@@ -108,6 +108,10 @@ impl Attention for Softmax {
     /// 4 · head_dim · n_heads · pairs that the mask shows.
     fn flops(&self, n_tokens: i64) -> i64 {
         pairs::weighing(&self.dims, pairs::n_seen(n_tokens, self.dims.causal))
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     super::follows_dims!();

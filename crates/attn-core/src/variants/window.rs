@@ -17,7 +17,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Masks, Nature, Own, Projections, State},
     banded::{self, Band},
     pairs,
 };
@@ -86,6 +86,10 @@ impl Attention for Window {
     /// 4 · head_dim · n_heads · pairs less than `size` apart.
     fn flops(&self, n_tokens: i64) -> i64 {
         pairs::weighing(&self.dims, self.band().n_pairs(n_tokens, self.dims.causal))
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: self.size, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     fn masks(&self) -> Masks {

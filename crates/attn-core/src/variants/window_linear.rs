@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Param, Projections, State},
     banded::Band,
     feature_map::{Activation, HeadMaps, project},
     linear::{pad_rows, wide, with_ones},
@@ -279,6 +279,15 @@ impl Attention for WindowLinear {
         pairs::weighing(&self.dims, near)
             + 4 * head_dim * n_columns * n_heads * n_tokens
             + 4 * (2 * n_columns) * (head_dim + 1) * n_heads * n_far
+    }
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.window,
+            chooses: false,
+            reads_coordinates: true,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {
