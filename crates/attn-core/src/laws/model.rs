@@ -973,8 +973,8 @@ mod tests {
         let model = |tied| Model::init(config(tied), &LoadOptions::default()).unwrap();
         assert!(tied_weights(&[("it", &model(true))]).unwrap().held());
         assert!(matches!(tied_weights(&[("it", &model(false))]), Err(Error::Refused { .. })));
-        let Model { arch, .. } = model(true);
-        let copying = Model { arch: Box::new(Copying(arch)), ..model(true) };
+        let mut copying = model(true);
+        copying.arch = Box::new(Copying(model(true).arch));
         let verdict = tied_weights(&[("one", &model(true)), ("other", &copying)]).unwrap();
         assert!(!verdict.held() && verdict.place.starts_with("other: "), "{verdict}");
     }
