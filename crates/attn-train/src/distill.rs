@@ -266,7 +266,9 @@ impl Objective for Distillation<'_> {
     /// Of the divergences of whole predictions, where the teacher runs and attends to nothing but its own text.
     fn laws(&self, ids: &Tensor) -> Result<Vec<Verdict>> {
         let losses = self.losses.of_whole_predictions();
-        if self.cache.is_some() || self.teacher.needs_source() || losses.validate().is_err() {
+        // An adapter cannot be on two models.
+        let is_alone = self.teacher.lora().is_none() && !self.teacher.needs_source();
+        if self.cache.is_some() || !is_alone || losses.validate().is_err() {
             return Ok(Vec::new());
         }
         let student = another(self.teacher)?;
