@@ -38,6 +38,12 @@ impl Verdict {
     pub fn held(&self) -> bool {
         self.error <= self.tolerance
     }
+
+    /// Of two verdicts on one law the worse.
+    #[must_use]
+    pub fn or_worse(self, other: Self) -> Self {
+        if other.error > self.error || other.error.is_nan() { other } else { self }
+    }
 }
 
 impl std::fmt::Display for Verdict {

@@ -185,7 +185,9 @@ pub fn model_decoding(model: &Model, ids: &Tensor) -> Result<Verdict, Error> {
             .hidden_states
             .pop()
             .expect("hidden states were asked for");
-        worst.see(relative_rms(&hidden, &full.narrow(1, t, 1)), || format!("token {t}"));
+        worst.see(relative_rms(&hidden, &full.narrow(1, t, 1)), || {
+            format!("token {t} of {}, rows {}", ids.size()[1], ids.size()[0])
+        });
     }
     Ok(worst.verdict("steps_equal_a_full_pass", model_tolerance(model.kind())))
 }
@@ -871,6 +873,54 @@ pub fn model_gradients<E: From<Error>>(
         worst.see(f64::NAN, || "no gradient at all".into());
     }
     Ok(worst.verdict("gradients_are_those_of_finite_differences", TOLERANCE))
+}
+
+/// Where one of two models has more key/value heads in a layer than the other, and each is a copy of one of the other's, the layer makes the
+/// same of the same input: copies stand beside each other, where the query heads look for them. `ids`: what the other reads.
+///
+/// # Errors
+/// Where a model cannot run on `ids`; [`Error::Refused`] where no layer has more heads than the other's, or they are no copies.
+pub fn copied_kv_heads(model: &Model, other: &Model, ids: &Tensor) -> Result<Verdict, Error> {
+    let heads = |of: &AttnLayer| {
+        let Projections { k, v, .. } = of.projections();
+        let n = of.dims().n_kv_heads;
+        let parts = [Some(k.0), k.1, Some(v.0), v.1].into_iter().flatten();
+        Tensor::cat(&parts.map(|x| x.reshape([n, -1])).collect::<Vec<_>>(), 1) // [n, all of a head]
+    };
+    let are_copies = |more: &AttnLayer, fewer: &AttnLayer| {
+        let (more, fewer) = (heads(more), heads(fewer));
+        let is_one_of =
+            |head: i64| (0..fewer.size()[0]).any(|old| more.get(head).equal(&fewer.get(old)));
+        more.size()[1] == fewer.size()[1] && (0..more.size()[0]).all(is_one_of)
+    };
+    let (own, others) = (model.layers(), other.layers());
+    let input = with_source(other, ModelInput::new(ids.shallow_clone()));
+    let options = ForwardOptions { attention_inputs: true, ..hidden_alone(other) };
+    let mut inputs = None;
+    let mut worst = Worst::new();
+    for (layer, (&a, &b)) in own.iter().zip(&others).enumerate() {
+        let n = [a, b].map(|it| it.dims().n_kv_heads);
+        let copies = if n[0] > n[1] { are_copies(a, b) } else { are_copies(b, a) };
+        if n[0] == n[1] || n.contains(&0) || a.variant() != b.variant() || !copies {
+            continue;
+        }
+        let read = match &inputs {
+            Some(read) => read,
+            None => inputs.insert(other.forward(&input, &options)?.attention_inputs),
+        };
+        let made = |of: &Model| -> Result<Tensor, Error> {
+            let x = [read[layer].shallow_clone()];
+            let found = of.attend(&input, &[layer], &x, &ForwardOptions::default())?;
+            Ok(of.layers()[layer].put_out(&found.z[0], false))
+        };
+        worst.see(relative_rms(&made(model)?, &made(other)?), || {
+            format!("layer {layer}, {} key/value heads in place of {}", n[0], n[1])
+        });
+    }
+    if inputs.is_none() {
+        return Err(says_nothing(model, "no layer has more key/value heads that are all copies"));
+    }
+    Ok(worst.verdict("copied_key_value_heads_compute_the_same", model_tolerance(model.kind())))
 }
 
 /// How far the hidden states of two models are apart on the same ids, relative rms: what enters the first block, then what leaves
