@@ -244,7 +244,7 @@ const FAULTS: &[Fault] = &[
         plant: one_late,
         flags: "--quick --against teacher",
         law: "predictions_are_nearest_where_they_are_aligned",
-        place: "-1: 0",
+        place: "-1: 1e−8",
     },
     Fault {
         what: "copied key/value heads in the wrong order",
