@@ -92,7 +92,7 @@ pub fn a_loss_is_what_it_is_called(
     Ok(Verdict {
         law: "a_loss_is_what_it_is_called",
         // Below what rounding makes of it nothing is left to tell.
-        error: (found - expected).abs() / expected.abs().max(1e-3),
+        error: (found - expected).abs() / expected.abs().max(1e-2),
         tolerance,
         place: format!("{found:.6}, and by its definition {expected:.6}"),
     })

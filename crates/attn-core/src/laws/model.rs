@@ -563,6 +563,9 @@ pub fn turned_queries_and_keys(
     same_hidden(model, &changed, ids, "turned_queries_and_keys_change_nothing", layers)
 }
 
+/// Gives layers of a model so many key/value heads.
+pub type Merging<'a> = &'a dyn Fn(&mut Model, &[(usize, i64)]) -> Result<(), Error>;
+
 /// Makes key/value heads alike two by two, and has `merge` make one of each two, as [`merge_kv`](crate::merge_kv) does: how many heads the
 /// layers are to have is what it is given. Layers of another number of heads than an even one, and those whose kind has values of its own,
 /// are passed over.
@@ -573,7 +576,7 @@ pub fn merged_twins(
     model: &Model,
     ids: &Tensor,
     layers: &[usize],
-    merge: &dyn Fn(&mut Model, &[(usize, i64)]) -> Result<(), Error>,
+    merge: Merging<'_>,
 ) -> Result<Verdict, Error> {
     let mut twins = model.alias()?;
     let mut tried = Vec::new();
