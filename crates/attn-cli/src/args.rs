@@ -913,19 +913,23 @@ pub(crate) struct ExplainArgs {
 }
 
 const VERIFY_HELP: &str = "\
-A line a law: whether it held, the largest error with what is allowed, and where it was. Of the folder: every
-tensor used, values finite, layers of their own, tokens that come back, saved and loaded again to the bit. Of the
-model: no future seen, by the model and by each layer; predictions of the next token; padding, batches and gates
-of one change nothing; decoding is a full pass. Of heads: one that is removed is one that is masked, its columns
-of the output projection are its own, values may be turned and shared ones repeated. Of training: gradients are
-those of finite differences, a step moves what is trained alone. Of each attention kind its own laws, in f64.
+A line a law: whether it held, the largest error with what is allowed, and where it was. Of the folder: config,
+tokenizer and embedding fit, every tensor used, tied weights one, values finite, layers of their own, tokens that
+come back, saved and loaded again to the bit. Of the model: no future seen, by the model and by each layer;
+predictions of the next token; padding in front and behind, batches and gates of one change nothing; decoding is a
+full pass. Of heads: one that is removed is one that is masked, its columns of the output projection are its own,
+values may be turned, queries and keys together, shared heads repeated, heads that are alike merged. Of training:
+gradients of its loss are those of finite differences, a step moves what is trained alone. Of each attention kind
+its own laws, in f64.
 
 --quick reads 32 tokens a row, and leaves out heads, training, decoding, kinds, and all that needs a second model in
-memory; --full tries every head, more parameters, and texts of up to 512 tokens: of a large model an hour. With --against: whether predictions fit best where they are aligned, and in which block hidden
-states first leave the other model's. The text is the bundled one unless --text names another.
+memory; --full tries every head, more parameters, and texts of up to 512 tokens: of a large model an hour. With
+--against: whether predictions fit best where they are aligned, whether the loss of distillation is the KL from the
+other model to this one, whether key/value heads that are copies compute the same, and in which block hidden states
+first leave the other model's. The text is the bundled one unless --text names another.
 
-The exit code is 0 where no law is broken, 1 where one is (OUT.json is written all the same), or where the model
-cannot be loaded, which is an error of its own.
+The exit code is 0 where no law is broken, 1 where one is (OUT.json is written all the same), or where the folder
+cannot be loaded: OUT.json then holds the law that it breaks, and the error says why.
 
 Examples:
   attn verify --model results/models/wikitext-gpt2

@@ -153,6 +153,7 @@ impl Hiding {
                                 self.haystack.document(&recipe, tokenizer, seed, index)?
                             }
                         };
+                        document.check_depth(0, wanted_depth, tokenizer)?;
                         let (needle, answer) = (&document.needles[0], &document.answers[0]);
                         let ids = &document.ids[answer.tokens.clone()];
                         let expected = tokenizer.decode(ids, false)?;

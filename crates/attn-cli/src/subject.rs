@@ -19,9 +19,10 @@ pub(crate) struct Subject<'a> {
     model: &'a str,
     /// Whether the weights were made at random from the config, for comparison.
     random_weights: bool,
-    model_type: &'static str,
+    /// Absent of a model that could not be loaded, as the next.
+    model_type: Option<&'static str>,
     /// Attention kind of each layer, with its settings.
-    attention: Vec<Variant>,
+    attention: Option<Vec<Variant>>,
     device: String,
     dtype: &'static str,
     #[serde(flatten)]
@@ -32,13 +33,22 @@ impl<'a> Subject<'a> {
     /// `name` is what the user called it.
     pub(crate) fn new(name: &'a str, compute: &ComputeArgs, model: &Model) -> Result<Self> {
         Ok(Self {
+            model_type: Some(model.config().base_model_type()),
+            attention: Some(variants(model)),
+            ..Self::unloaded(name, compute)?
+        })
+    }
+
+    /// A model that could not be loaded.
+    pub(crate) fn unloaded(name: &'a str, compute: &ComputeArgs) -> Result<Self> {
+        Ok(Self {
             schema: SCHEMA,
             model: name,
             random_weights: compute.init == Some(Init::Random),
-            model_type: model.config().base_model_type(),
-            attention: variants(model),
-            device: device_name(model.device()),
-            dtype: dtype_name(model.kind()),
+            model_type: None,
+            attention: None,
+            device: device_name(compute.device()?),
+            dtype: dtype_name(compute.dtype.into()),
             origin: Origin::now()?,
         })
     }

@@ -4,17 +4,22 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use attn_core::{
-    Error, LoadOptions, Model, Variant,
+    Error, ForwardOptions, LoadOptions, Merge, Model, ModelInput, Variant,
+    attention::Stream,
     config::Head,
     laws::{self, ProbeSize},
+    merge_kv,
 };
 use attn_data::{
-    batch::Encoded,
+    batch::{Encoded, Side, collate, mask_tokens},
     hub::{Hub, progress_bar},
     tokenizer::TextTokenizer,
 };
 use attn_eval::{Batching, kl_by_shift};
-use attn_train::a_step_moves_what_is_trained_alone;
+use attn_train::{
+    Batch, CausalLm, Classification, Distillation, Losses, MaskedLm, Objective,
+    a_loss_is_what_it_is_called, a_step_moves_what_is_trained_alone,
+};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -26,7 +31,7 @@ use crate::{
     plot::in_cell,
     run_dir::{check_writable, parent_of, write_json},
     subject::Subject,
-    texts::{Folder, load_model, same_tokens},
+    texts::{Folder, find_folder, load_model, same_tokens},
 };
 
 /// The text that is read where none is named.
@@ -41,6 +46,7 @@ const SIZES: [(usize, usize); 3] = [(32, 0), (96, 8), (512, 64)];
 /// Tokens on which what needs several passes is tried.
 const SHORT: i64 = 24;
 
+const FITS: &str = "config_tokenizer_and_embedding_fit";
 const FILLED: &str = "every_tensor_is_used_and_every_parameter_filled";
 
 /// Most tokens on which kinds are tried by themselves.
@@ -178,6 +184,11 @@ impl Lines<'_> {
         })
     }
 
+    /// A law that tells by a word.
+    fn held(&mut self, law: &str, place: String) -> Result<()> {
+        self.count(law, 0, place)
+    }
+
     fn n(&self, found: Found) -> usize {
         self.all.iter().filter(|line| line.found == found).count()
     }
@@ -185,8 +196,15 @@ impl Lines<'_> {
 
 pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
     let _made = args.out.as_deref().map(check_writable).transpose()?;
+    args.compute.device()?;
     let hub = Hub::from_env().with_progress(progress_bar());
-    let folder = Folder::open(&args.model, args.compute.init.is_none(), None, &hub)?;
+    let has_weights = args.compute.init.is_none();
+    let folder = match Folder::open(&args.model, has_weights, None, &hub) {
+        Err(error) if find_folder(&args.model, has_weights, None, &hub).is_ok() => {
+            return unloadable(args, FITS, error, out);
+        }
+        opened => opened?,
+    };
     let against = args.against.as_ref().map(|name| Folder::open(name, true, None, &hub));
     let against = against.transpose()?;
     if let Some(against) = &against {
@@ -210,14 +228,22 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         foreseen = foreseen.copied("gradients in f64", Kind::Double, 1);
     }
     foreseen.check(args.compute.device()?, memory::OF_VERIFYING)?;
-    // Whatever is left over or missing in the file is an error of loading, and named there.
-    let model = folder.load(&args.compute, args.seed, &hub)?;
+    let model = match folder.load(&args.compute, args.seed, &hub) {
+        // Whatever is left over or missing in the file; where there is no room for it, the folder may be sound.
+        Err(error) if error.chain().any(is_of_the_folder) => {
+            return unloadable(args, FILLED, error, out);
+        }
+        loaded => loaded?,
+    };
     let mut lines = Lines { all: Vec::new(), out };
-    let name = args.text.as_ref().map_or(TEXT.into(), |path| path.display().to_string());
+    let name = text_name(args);
     writeln!(lines.out, "{} on {N_ROWS} rows of {n_tokens} tokens of {name}", args.model)?;
     writeln!(lines.out, "{:<8} {:<47} {:<18} where", "", "law", "error, of allowed")?;
+    let vocab_size = model.config().sizes.vocab_size;
+    let n_ids = folder.tokenizer.vocab_size();
+    lines.held(FITS, format!("{n_ids} tokens, {vocab_size} rows of the embedding"))?;
     match args.compute.init {
-        None => lines.count(FILLED, 0, format!("{} parameters", model.parameters().len()))?,
+        None => lines.held(FILLED, format!("{} parameters", model.parameters().len()))?,
         Some(_) => lines.not_run(FILLED, "the weights are random by request")?,
     }
     let ids = Tensor::from_slice(&ids).view([-1, n_tokens as i64]).to_device(model.device());
@@ -261,6 +287,51 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         tracing::info!("wrote `{}`", path.display());
     }
     Ok(if n_broken > 0 { Outcome::Failed } else { Outcome::Done })
+}
+
+/// What the text is called.
+fn text_name(args: &VerifyArgs) -> String {
+    args.text.as_ref().map_or(TEXT.into(), |path| path.display().to_string())
+}
+
+/// Whether an error is of what a folder holds.
+fn is_of_the_folder(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<Error>() || cause.is::<attn_core::checkpoint::Error>()
+}
+
+/// Says which law a folder breaks that is no model, in OUT.json as well, and hands back why.
+fn unloadable(
+    args: &VerifyArgs,
+    law: &str,
+    error: anyhow::Error,
+    out: &mut dyn Write,
+) -> Result<Outcome> {
+    let mut lines = Lines { all: Vec::new(), out };
+    let cause = error.root_cause().to_string();
+    let told = cause.lines().map(str::trim).filter(|line| !line.starts_with("hint: "));
+    let place = told.take(8).collect::<Vec<_>>().join(" ");
+    lines.add(Line {
+        law: law.into(),
+        found: Found::Broken,
+        error: None,
+        tolerance: Some(0.0),
+        place,
+    })?;
+    if let Some(path) = &args.out {
+        let report = Report {
+            subject: Subject::unloaded(&args.model, &args.compute)?,
+            text: text_name(args),
+            n_tokens: 0,
+            against: args.against.as_deref(),
+            n_held: 0,
+            n_broken: 1,
+            n_not_run: 0,
+            laws: lines.all,
+            apart_by_layer: None,
+        };
+        write_json(path, &report)?;
+    }
+    Err(error)
 }
 
 /// The text, and rows of its tokens, all of one length.
@@ -383,27 +454,48 @@ fn of_model(
         })?;
     }
     // Where numbers decide what is attended to, one that is rounded may tip over: these are tried in f64.
-    let wide = match args.quick {
-        true => None,
-        false => Some(wide(args, folder, model, hub)?),
+    let chooses = model.layers().iter().any(|layer| layer.kind().nature().chooses);
+    let wide = match chooses && !args.quick {
+        true => Some(wide(args, folder, model, hub)?),
+        false => None,
     };
-    let chooses = model.layers().iter().any(|layer| laws::chooses(layer.variant()));
-    let own = model;
-    let model = match &wide {
-        Some(wide) if chooses => wide,
-        _ => model,
-    };
-    lines.law("padding_changes_nothing", || laws::model_padding(model, &short))?;
-    lines.law("a_batch_equals_its_rows", || laws::model_batch(model, &short))?;
-    lines.law("open_gates_change_no_bit", || laws::open_gates(model, &short))?;
-    let Some(wide) = &wide else { return Ok(()) };
-    if is_causal {
-        let one = ids.narrow(0, 0, 1);
-        lines.law("steps_equal_a_full_pass", || laws::model_decoding(model, &short))?;
-        // Single texts go another way than batches, and long ones leave a window.
-        lines.law("steps_equal_a_full_pass", || laws::model_decoding(model, &one))?;
-        lines.law("a_beginning_and_steps_equal_a_full_pass", || laws::model_prefill(model, ids))?;
+    let tried = wide.as_ref().unwrap_or(model);
+    lines.law("padding_changes_nothing", || laws::model_padding(tried, &short))?;
+    lines.law("a_batch_equals_its_rows", || laws::model_batch(tried, &short))?;
+    lines.law("open_gates_change_no_bit", || laws::open_gates(tried, &short))?;
+    if args.quick {
+        return lines.law(TIED, || laws::tied_weights(&[("in memory", model)]));
     }
+    if is_causal {
+        // Single texts go another way than batches, and long ones leave a window.
+        let one = ids.narrow(0, 0, 1);
+        lines.law("steps_equal_a_full_pass", || {
+            let together = laws::model_decoding(tried, &short)?;
+            Ok(together.or_worse(laws::model_decoding(tried, &one)?))
+        })?;
+        lines.law("a_beginning_and_steps_equal_a_full_pass", || laws::model_prefill(tried, ids))?;
+    }
+    of_heads(args, tried, &short, lines)?;
+    of_training(args, model, &short, lines)?;
+    of_kinds(model, lines)?;
+    // Not before: it is as large as two of the model.
+    let wide = match wide {
+        Some(wide) => wide,
+        None => self::wide(args, folder, model, hub)?,
+    };
+    const ROUNDING: &str = "rounding_stays_small";
+    match model.kind() {
+        Kind::Double => lines.not_run(ROUNDING, "the model is in f64")?,
+        _ if chooses => lines.not_run(ROUNDING, "what is rounded chooses something else")?,
+        _ => lines.law(ROUNDING, || laws::model_precision(model, &wide, &short))?,
+    }
+    of_slopes(args, folder, &wide, &short, lines)
+}
+
+const TIED: &str = "tied_weights_are_one";
+
+/// What holds of the heads of each layer.
+fn of_heads(args: &VerifyArgs, model: &Model, short: &Tensor, lines: &mut Lines<'_>) -> Result<()> {
     let layers = model.layers();
     let n_heads = |layer: usize| layers[layer].dims().n_heads;
     let heads: Vec<(usize, i64)> = (0..layers.len())
@@ -414,39 +506,135 @@ fn of_model(
             false => Vec::new(),
         })
         .collect();
-    let all: Vec<usize> = (0..layers.len()).collect();
-    lines.law("a_removed_head_is_a_masked_one", || laws::removed_heads(model, &short, &heads))?;
-    lines.law("the_output_columns_of_a_head_are_its_own", || {
-        laws::head_slices(model, &short, &heads)
+    let closed = laws::closed_heads(model, short, &heads)?;
+    lines.law("a_removed_head_is_a_masked_one", || {
+        laws::removed_heads(model, short, &heads, &closed)
     })?;
-    const TURNED: &str = "turned_values_change_nothing";
-    match model.kind() {
-        Kind::Half | Kind::BFloat16 => lines.not_run(TURNED, "16 bits round them anew")?,
-        _ => lines.law(TURNED, || laws::turned_values(model, &short, &all))?,
+    lines.law("the_output_columns_of_a_head_are_its_own", || {
+        laws::head_slices(model, short, &heads, &closed)
+    })?;
+    drop(closed);
+    let all: Vec<usize> = (0..layers.len()).collect();
+    let turned: [(&str, fn(&Model, &Tensor, &[usize]) -> Result<laws::Verdict, Error>); 2] = [
+        ("turned_values_change_nothing", laws::turned_values),
+        ("turned_queries_and_keys_change_nothing", laws::turned_queries_and_keys),
+    ];
+    for (name, law) in turned {
+        match model.kind() {
+            Kind::Half | Kind::BFloat16 => lines.not_run(name, "16 bits round them anew")?,
+            _ => lines.law(name, || law(model, short, &all))?,
+        }
     }
     lines.law("repeated_key_value_heads_change_nothing", || {
-        laws::repeated_kv_heads(model, &short, &all)
+        laws::repeated_kv_heads(model, short, &all)
     })?;
+    lines.law("heads_that_are_alike_merge_into_one", || {
+        laws::merged_twins(model, short, &all, &|model, wanted| {
+            merge_kv(model, wanted, Merge::Mean, None).map(drop)
+        })
+    })
+}
+
+/// What holds of a model that is saved, and of one that is trained.
+fn of_training(
+    args: &VerifyArgs,
+    model: &Model,
+    short: &Tensor,
+    lines: &mut Lines<'_>,
+) -> Result<()> {
+    const SAVED: &str = "what_is_saved_is_loaded_again";
+    const STEP: &str = "a_step_moves_what_is_trained_alone";
     // Beside the result where there is one: a folder for temporary files may be small.
     let beside = args.out.as_deref().map_or_else(std::env::temp_dir, |it| parent_of(it).to_owned());
     let dir = tempfile::tempdir_in(beside).context("cannot make a folder to save the model in")?;
-    lines.law("what_is_saved_is_loaded_again", || {
-        laws::saved_and_loaded(own, &short, &dir.path().join("model"))
-    })?;
-    drop(dir);
-    let step = a_step_moves_what_is_trained_alone(own, &short)
-        .context("cannot try `a_step_moves_what_is_trained_alone`")?;
-    lines.verdict(&step)?;
-    of_kinds(own, lines)?;
-    const ROUNDING: &str = "rounding_stays_small";
-    match own.kind() {
-        Kind::Double => lines.not_run(ROUNDING, "the model is in f64")?,
-        _ if chooses => lines.not_run(ROUNDING, "what is rounded chooses something else")?,
-        _ => lines.law(ROUNDING, || laws::model_precision(own, wide, &short))?,
-    }
-    let (_, n_gradients) = SIZES[args.size()];
+    let again = laws::saved(model, &dir.path().join("model"));
+    let is_same = match &again {
+        Ok(again) => {
+            let verdict = laws::saved_and_loaded(model, again, short);
+            let is_same = verdict.as_ref().is_ok_and(laws::Verdict::held);
+            lines.law(SAVED, || verdict)?;
+            lines
+                .law(TIED, || laws::tied_weights(&[("in memory", model), ("as loaded", again)]))?;
+            is_same
+        }
+        Err(_) => false,
+    };
+    let before: Vec<Tensor> = match again {
+        // What is there twice already need not be copied.
+        Ok(again) if is_same => again.parameters().into_iter().map(|it| it.1).collect(),
+        Ok(_) => copies(model),
+        Err(error) => {
+            lines.law(SAVED, || Err(error))?;
+            lines.law(TIED, || laws::tied_weights(&[("in memory", model)]))?;
+            copies(model)
+        }
+    };
+    let step = a_step_moves_what_is_trained_alone(model, &before, short)
+        .with_context(|| format!("cannot try `{STEP}`"))?;
+    lines.verdict(&step)
+}
+
+fn copies(model: &Model) -> Vec<Tensor> {
+    model.parameters().into_iter().map(|it| it.1.detach().copy()).collect()
+}
+
+/// The gradients of the loss that the model would be trained by, `wide` in `f64`. Where a kind learns by slopes of its own, which are no
+/// derivatives, those of what it computes outside of training.
+fn of_slopes(
+    args: &VerifyArgs,
+    folder: &Folder,
+    wide: &Model,
+    short: &Tensor,
+    lines: &mut Lines<'_>,
+) -> Result<()> {
+    let (_, n) = SIZES[args.size()];
+    let has_own_slopes = wide.layers().iter().any(|layer| layer.kind().nature().has_own_slopes);
+    let objective: Option<&dyn Objective> = match wide.config().head {
+        _ if has_own_slopes || wide.needs_source() => None,
+        Head::Bare => None,
+        Head::LanguageModel if wide.config().is_causal() => Some(&CausalLm),
+        Head::LanguageModel => Some(&MaskedLm),
+        Head::Classifier { .. } => Some(&Classification),
+    };
+    let rows: Vec<Vec<i64>> = Vec::try_from(short).context("ids have two axes")?;
+    let rows: Vec<Encoded> = rows
+        .into_iter()
+        .enumerate()
+        .map(|(index, ids)| {
+            let ids = ids.into_iter().map(|id| id as u32).collect(); // of the vocabulary
+            Encoded { ids, label: Some(0), index, second_from: None }
+        })
+        .collect();
+    let rows = collate(&rows.iter().collect::<Vec<_>>(), folder.tokenizer.fill_id(), Side::Right);
+    let batch = match folder.masking()? {
+        Some(masking) => {
+            let masked = mask_tokens(&rows, &masking, 0, 0)?;
+            Batch::masked(rows, masked)
+        }
+        None => rows.into(),
+    };
+    let loss = |model: &Model| match objective {
+        Some(objective) => {
+            // The same dropout each time.
+            tch::manual_seed(0);
+            objective.loss(model, &batch, Stream::default())
+        }
+        None => {
+            let input = laws::with_source(model, ModelInput::new(short.shallow_clone()));
+            let logits = model.forward(&input, &ForwardOptions::default())?.logits;
+            Ok(logits.square().mean(Kind::Double))
+        }
+    };
     lines.law("gradients_are_those_of_finite_differences", || {
-        laws::model_gradients(wide, &short, n_gradients)
+        match laws::model_gradients(wide, short, n, loss) {
+            Ok(mut verdict) => {
+                let of = objective.map_or("mean square of logits", |it| it.name());
+                verdict.place = format!("{}, {of}", verdict.place);
+                Ok(verdict)
+            }
+            Err(attn_train::Error::Core(error)) => Err(error),
+            Err(error) => Err(Error::Input { name: "batch", problem: error.to_string() }),
+        }
     })
 }
 
@@ -464,15 +652,14 @@ fn wide(args: &VerifyArgs, folder: &Folder, model: &Model, hub: &Hub) -> Result<
 
 /// The laws of the attention kinds at work, on random projections.
 fn of_kinds(model: &Model, lines: &mut Lines<'_>) -> Result<()> {
-    let mut kinds: Vec<&Variant> = Vec::new();
+    let mut kinds: Vec<(&Variant, i64)> = Vec::new();
     for layer in model.layers() {
-        if !kinds.contains(&layer.variant()) {
-            kinds.push(layer.variant());
+        if !kinds.iter().any(|(variant, _)| *variant == layer.variant()) {
+            kinds.push((layer.variant(), layer.kind().nature().reach));
         }
     }
-    for variant in kinds {
+    for (variant, reach) in kinds {
         let law = format!("{}_keeps_the_laws_of_kinds", variant.name());
-        let reach = laws::reach(variant);
         // Twice what it attends to and some: else it would attend to all of the probe.
         let seq_len = (2 * reach + 17).max(ProbeSize::default().seq_len);
         if seq_len > LONGEST_PROBE {
@@ -527,6 +714,21 @@ fn held_against(
     } else {
         lines.not_run(ALIGNED, "the two do not both predict next tokens")?;
     }
+    const LOSS: &str = "a_loss_is_what_it_is_called";
+    let kl = Losses { forward_kl: 1.0, ..Losses::default() };
+    let loss = |teacher: &Model, student: &Model, batch: &Batch| {
+        Distillation::new(teacher, student, &kl)?.loss(student, batch, Stream::default())
+    };
+    match a_loss_is_what_it_is_called(&kl, other, model, ids, &loss) {
+        Ok(verdict) => lines.verdict(&verdict)?,
+        Err(error @ attn_train::Error::Teacher { .. }) => {
+            lines.not_run(LOSS, &error.to_string())?
+        }
+        Err(error) => return Err(error).context(format!("cannot try `{LOSS}`")),
+    }
+    lines.law("copied_key_value_heads_compute_the_same", || {
+        laws::copied_kv_heads(model, other, ids)
+    })?;
     match laws::apart_by_layer(model, other, ids) {
         Err(error @ Error::Input { .. }) => {
             lines.not_run("hidden_states_can_be_compared", &error.to_string())?;

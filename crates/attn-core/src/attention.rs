@@ -274,6 +274,20 @@ pub struct AttnInput<'a> {
     pub selection: Option<&'a Tensor>,
 }
 
+/// What laws have to know of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nature {
+    /// Tokens of the longest text that is attended to whole, by its settings: the longest window, or all that may be chosen together.
+    /// Longer ones show what is left out. 0 where the length of a text is nothing to it.
+    pub reach: i64,
+    /// Whether numbers decide what is attended to, so that rounding may tip a choice over: [`Attention::selection`] says which.
+    pub chooses: bool,
+    /// Whether q and k count by more than their products: turned both by the same rotation, they may give another z.
+    pub reads_coordinates: bool,
+    /// Whether a training pass has slopes that are not its derivative: a step that learns, a loss of which some parameters alone learn.
+    pub has_own_slopes: bool,
+}
+
 /// What a discontinuous kind chose to attend to.
 #[derive(Debug)]
 pub struct Selection {
@@ -358,12 +372,15 @@ pub trait Attention: std::fmt::Debug + Send {
         channels * pass.n_tokens + pass.dropped_pairs(dims) + pass.masked_pairs()
     }
 
+    /// What laws have to know of the kind. There is no default: what a kind forgets to say would be left untried.
+    fn nature(&self) -> Nature;
+
     /// Which masks [`Self::forward`] can serve.
     fn masks(&self) -> Masks {
         Masks::Any
     }
 
-    /// What [`Self::forward`] chooses to attend to, for kinds that choose: a small change of the input may change it at
+    /// What [`Self::forward`] chooses to attend to, for kinds that choose ([`Nature::chooses`]): a small change of the input may change it at
     /// once. Outside of training gradients do not flow through it.
     fn selection(&self, _: &AttnInput) -> Option<Selection> {
         None

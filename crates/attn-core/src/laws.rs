@@ -38,6 +38,12 @@ impl Verdict {
     pub fn held(&self) -> bool {
         self.error <= self.tolerance
     }
+
+    /// Of two verdicts on one law the worse.
+    #[must_use]
+    pub fn or_worse(self, other: Self) -> Self {
+        if other.error > self.error || other.error.is_nan() { other } else { self }
+    }
 }
 
 impl std::fmt::Display for Verdict {
@@ -239,27 +245,6 @@ fn normals(seed: u64) -> impl FnMut(&[i64]) -> Tensor {
         let values: Vec<f64> = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
         Tensor::from_slice(&values).view(size)
     }
-}
-
-/// Whether numbers decide what `variant` attends to, so that rounding may tip a choice over. Kinds that the probe's size cannot have are
-/// said to.
-pub fn chooses(variant: &Variant) -> bool {
-    let probe = LayerProbe::new(ProbeSize { seq_len: 64, ..ProbeSize::default() }, true, false, 1);
-    let causal = probe
-        .build(variant)
-        .or_else(|_| LayerProbe::new(ProbeSize::default(), false, false, 1).build(variant));
-    causal.map_or(true, |kind| {
-        probe.with_input(&Mask::new(probe.dims.causal), |input| kind.selection(input).is_some())
-    })
-}
-
-/// How many tokens `variant` attends to at once by its settings, 0 where none says: the longest window or block.
-pub fn reach(variant: &Variant) -> i64 {
-    let settings = serde_json::to_value(variant).unwrap_or_default();
-    let of = |name: &str| settings.get(name).and_then(serde_json::Value::as_i64).unwrap_or(0);
-    let one = ["size", "window", "block", "select_block", "compress_block", "n_global", "n_sinks"];
-    let longest = one.map(of).into_iter().max().unwrap_or(0);
-    longest.max(of("size") * of("dilation")).max(of("block") * of("n_window"))
 }
 
 /// A law of one attention kind: the kind, built for the probe, and the probe.

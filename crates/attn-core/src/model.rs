@@ -548,6 +548,26 @@ impl Model {
         Ok(Self::of(self.config.clone(), arch, self.kind, self.device))
     }
 
+    /// As [`Self::alias`], and without dropout: a training pass is then the same each time.
+    ///
+    /// # Errors
+    /// As [`Self::alias`].
+    pub fn alias_without_dropout(&self) -> Result<Self, Error> {
+        let mut raw = self.config.to_json(self.kind);
+        for (field, value) in &mut raw {
+            if field.contains("drop") && value.is_number() {
+                *value = 0.0.into();
+            }
+        }
+        let mut alias = self.alias()?;
+        let config = Config::from_json(raw)?;
+        let mut weights =
+            Weights::shared(alias.parameters().into_iter().collect(), self.kind, self.device);
+        alias.arch = config.arch.clone().build(&config, &mut weights)?;
+        alias.config = config;
+        Ok(alias)
+    }
+
     /// Gives the parameters whose names `is_named` memory of their own, shared with no [`Self::alias`]; their values stay.
     pub fn own(&mut self, is_named: &dyn Fn(&str) -> bool) {
         self.arch.visit(&mut |name, tensor| {

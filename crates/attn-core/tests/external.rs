@@ -2,7 +2,7 @@
 
 use attn_core::{
     Config, Error, ForwardOptions, LoadOptions, Model, ModelInput, Variant,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections},
     checkpoint::WriteOptions,
     external::{self, Kind, Settings},
     laws,
@@ -29,6 +29,10 @@ impl Attention for Scaled {
 
     fn flops(&self, n_tokens: i64) -> i64 {
         self.softmax.flops(n_tokens)
+    }
+
+    fn nature(&self) -> Nature {
+        self.softmax.nature()
     }
 
     fn visit(&self, _: &mut Visitor<'_>) {}

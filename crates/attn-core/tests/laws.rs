@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use attn_core::{
     Error, Variant,
-    attention::{Attention, AttnInput, Dims, KvCache, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Nature, State},
     laws::{self, LayerProbe, ProbeSize, Verdict},
     mask::Mask,
     testing::{Probe, assert_close, relative_rms},
@@ -327,6 +327,10 @@ impl Attention for Broken {
         self.softmax.flops(n_tokens)
     }
 
+    fn nature(&self) -> Nature {
+        self.softmax.nature()
+    }
+
     fn step(&self, input: &AttnInput, state: &mut dyn State) -> Tensor {
         if self.how == How::ForgetsTheCache {
             return self
@@ -402,6 +406,10 @@ impl Attention for Leaky {
         self.0.flops(n_tokens)
     }
 
+    fn nature(&self) -> Nature {
+        self.0.nature()
+    }
+
     fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), Error> {
         self.0.select_heads(heads, dims)
     }
@@ -409,6 +417,31 @@ impl Attention for Leaky {
     fn regroup_kv(&mut self, groups: &[Vec<i64>], dims: &Dims) -> Result<(), Error> {
         self.0.regroup_kv(groups, dims)
     }
+}
+
+/// What a kind says of itself is true of it: whether it chooses, and that a text within its reach is the last that it attends to whole.
+#[test]
+fn a_kind_knows_its_nature() {
+    let mut n_reaching = 0;
+    for variant in attn_core::testing::kinds() {
+        let causal = is_causal(&variant);
+        let probe = Probe::new(6, [2, 40, 40], 4, 2, causal);
+        let kind = built(&variant, &probe);
+        let nature = kind.nature();
+        let selection = kind.selection(&probe.input(&Mask::new(causal)));
+        assert_eq!(nature.chooses, selection.is_some(), "{variant:?}");
+        if nature.reach == 0 {
+            continue;
+        }
+        n_reaching += 1;
+        let settings = serde_json::to_value(&variant).unwrap();
+        let longest = ["size", "window", "block", "select_block", "compress_block", "top_k"]
+            .iter()
+            .filter_map(|name| settings[name].as_i64())
+            .max();
+        assert!(longest.is_none_or(|longest| nature.reach >= longest), "{variant:?}: {nature:?}");
+    }
+    assert!(n_reaching >= 8, "{n_reaching}");
 }
 
 #[test]

@@ -13,11 +13,12 @@ use std::{
 };
 
 use attn_core::{
-    Error, LoadOptions, Model, Variant, WantedHead,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    Error, ForwardOptions, LoadOptions, Merge, Model, ModelInput, Variant, WantedHead,
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections},
     external::{self, Settings},
     laws::{self, Verdict},
     mask::Mask,
+    merge_kv,
     nn::Visitor,
     testing::random_ids,
 };
@@ -41,6 +42,16 @@ impl Attention for Faulty {
         let run = |input: &AttnInput| self.softmax.forward(input);
         match &self.fault[..] {
             "sees_everything" => run(&AttnInput { mask: &Mask::new(false), ..*input }),
+            // Sees what is hidden, and nothing else; where nothing is hidden, all alike.
+            "reverses_the_mask" => {
+                let [q_len, k_len] = [input.q, input.k].map(|x| x.size()[2]);
+                let hidden = input.mask.allowed(q_len, k_len, input.q.device()).logical_not();
+                let bias = attn_core::mask::to_bias(&hidden, input.q.kind());
+                let [k, v] = [input.k, input.v].map(|x| self.dims.expand_kv(x));
+                let scores = input.q.matmul(&k.transpose(-2, -1)) * self.dims.scale + bias;
+                scores.softmax(-1, input.q.kind()).matmul(&v)
+            }
+            "looks_at_coordinates" => run(&AttnInput { q: &input.q.tanh(), ..*input }),
             "bends_values" => run(input).tanh(),
             "keeps_no_slope" => run(&AttnInput { k: &input.k.detach(), ..*input }),
             // Heads by the numbers that they once had.
@@ -64,6 +75,10 @@ impl Attention for Faulty {
 
     fn flops(&self, n_tokens: i64) -> i64 {
         self.softmax.flops(n_tokens)
+    }
+
+    fn nature(&self) -> Nature {
+        self.softmax.nature()
     }
 
     fn visit(&self, _: &mut Visitor<'_>) {}
@@ -103,11 +118,11 @@ fn faulty(base: &str, fault: &str) -> Model {
     model
 }
 
-/// All of them. That of slices of the output projection has no fault here: what a kind does cannot break it, only what stands
-/// around it can, as a gate of the wrong head.
-const LAWS: [&str; 15] = [
+/// All of them.
+const LAWS: [&str; 18] = [
     "every_parameter_is_finite",
     "every_layer_has_an_attention_of_its_own",
+    "tied_weights_are_one",
     "no_layer_sees_the_future",
     "padding_changes_nothing",
     "a_batch_equals_its_rows",
@@ -115,7 +130,9 @@ const LAWS: [&str; 15] = [
     "a_removed_head_is_a_masked_one",
     "the_output_columns_of_a_head_are_its_own",
     "turned_values_change_nothing",
+    "turned_queries_and_keys_change_nothing",
     "repeated_key_value_heads_change_nothing",
+    "heads_that_are_alike_merge_into_one",
     "what_is_saved_is_loaded_again",
     "gradients_are_those_of_finite_differences",
     "a_causal_model_ignores_the_future",
@@ -125,9 +142,22 @@ const LAWS: [&str; 15] = [
 
 const HEADS: [(usize, i64); 2] = [(0, 3), (1, 1)];
 
+fn mean(model: &mut Model, wanted: &[(usize, i64)]) -> Result<(), Error> {
+    merge_kv(model, wanted, Merge::Mean, None).map(drop)
+}
+
+/// A loss that every output has a part in.
+fn loss(model: &Model, ids: &Tensor) -> Result<Tensor, Error> {
+    let input = laws::with_source(model, ModelInput::new(ids.shallow_clone()));
+    let logits = model.forward(&input, &ForwardOptions::default())?.logits;
+    Ok(logits.logsumexp([-1i64].as_slice(), false).mean(Kind::Double))
+}
+
 /// All laws of a model in `f64` that say something of it.
 fn verdicts(model: &Model, ids: &Tensor, dir: &Path) -> Vec<Verdict> {
     let found: Vec<Result<Verdict, Error>> = tch::no_grad(|| {
+        let closed = laws::closed_heads(model, ids, &HEADS).unwrap();
+        let again = laws::saved(model, dir).unwrap();
         vec![
             Ok(laws::finite_parameters(model)),
             Ok(laws::layers_of_their_own(model)),
@@ -135,12 +165,15 @@ fn verdicts(model: &Model, ids: &Tensor, dir: &Path) -> Vec<Verdict> {
             laws::model_padding(model, ids),
             laws::model_batch(model, ids),
             laws::open_gates(model, ids),
-            laws::removed_heads(model, ids, &HEADS),
-            laws::head_slices(model, ids, &HEADS),
+            laws::removed_heads(model, ids, &HEADS, &closed),
+            laws::head_slices(model, ids, &HEADS, &closed),
             laws::turned_values(model, ids, &[0, 1]),
+            laws::turned_queries_and_keys(model, ids, &[0, 1]),
             laws::repeated_kv_heads(model, ids, &[0, 1]),
-            laws::saved_and_loaded(model, ids, dir),
-            laws::model_gradients(model, ids, 12),
+            laws::merged_twins(model, ids, &[0, 1], &mean),
+            laws::saved_and_loaded(model, &again, ids),
+            laws::tied_weights(&[("in memory", model), ("as loaded", &again)]),
+            laws::model_gradients(model, ids, 12, |model| loss(model, ids)),
         ]
     });
     let is_causal = model.config().is_causal();
@@ -203,7 +236,12 @@ fn every_law_has_a_fault_that_breaks_it() {
         ("distilbert", "sees_everything", "a_batch_equals_its_rows"),
         ("bert", "sees_everything", "padding_changes_nothing"),
         ("llama", "is_never_the_same", "open_gates_change_no_bit"),
+        ("distilbert", "reverses_the_mask", "padding_changes_nothing"),
+        ("bert", "reverses_the_mask", "a_batch_equals_its_rows"),
+        ("gpt2", "reverses_the_mask", "no_layer_sees_the_future"),
         ("bert", "bends_values", "turned_values_change_nothing"),
+        ("gpt2", "looks_at_coordinates", "turned_queries_and_keys_change_nothing"),
+        ("llama", "looks_at_coordinates", "turned_queries_and_keys_change_nothing"),
         ("gpt2", "keeps_no_slope", "gradients_are_those_of_finite_differences"),
         ("llama", "counts_old_heads", "a_removed_head_is_a_masked_one"),
         ("llama", "tells_key_heads_apart", "repeated_key_value_heads_change_nothing"),
@@ -225,6 +263,85 @@ fn every_law_has_a_fault_that_breaks_it() {
     tch::no_grad(|| queries(1).copy_(&queries(0)));
     let verdict = laws::layers_of_their_own(&one);
     assert_eq!((verdict.held(), &verdict.place[..]), (false, "layers 0 and 1 are one"));
+}
+
+/// The last hidden states with `change` made to the parameter of the first layer whose name holds `part`, laid out `[out, in]`.
+fn with_changed(base: &str, part: &str, ids: &Tensor, change: impl Fn(&Tensor)) -> Tensor {
+    let model = model(base);
+    let (_, tensor) = model.parameters().into_iter().find(|it| it.0.contains(part)).unwrap();
+    let is_in_out = base == "gpt2" && tensor.dim() == 2;
+    tch::no_grad(|| change(&if is_in_out { tensor.tr() } else { tensor }));
+    let options = ForwardOptions { hidden_states: true, ..ForwardOptions::default() };
+    let input = ModelInput::new(ids.shallow_clone());
+    model.forward(&input, &options).unwrap().hidden_states.pop().unwrap()
+}
+
+/// How notebooks left heads out, each in its own wrong way.
+#[test]
+fn a_head_that_is_left_out_wrongly_is_named() {
+    let ids = random_ids(5, [3, 17], 50);
+    let (d, head) = (6, 2); // 24 channels by 4 heads
+    let model = model("gpt2");
+    let broken = |left_out: Tensor| -> Vec<&'static str> {
+        let (heads, left_out) = ([(0, head)], [left_out]);
+        let all = tch::no_grad(|| {
+            [laws::removed_heads, laws::head_slices]
+                .map(|law| law(&model, &ids, &heads, &left_out).unwrap())
+        });
+        all.iter().filter(|it| !it.held()).map(|it| it.law).collect()
+    };
+    let zero = |x: Tensor| drop(x.shallow_clone().zero_());
+    let both = ["a_removed_head_is_a_masked_one", "the_output_columns_of_a_head_are_its_own"];
+
+    let right = with_changed("gpt2", "h.0.attn.c_proj.weight", &ids, |out| {
+        zero(out.narrow(1, head * d, d));
+    });
+    assert!(broken(right).is_empty());
+    // Rows of the output projection in place of its columns: what comes out behind it, cut into as many slices as there are heads.
+    let behind = with_changed("gpt2", "h.0.attn.c_proj.weight", &ids, |out| {
+        zero(out.narrow(0, head * d, d));
+    });
+    assert_eq!(broken(behind), both, "slices after the output projection");
+    // The values' matrix read as if it were laid out the other way.
+    let rows = with_changed("gpt2", "h.0.attn.c_attn.weight", &ids, |qkv| {
+        zero(qkv.narrow(0, 48, 24).narrow(1, head * d, d));
+    });
+    assert_eq!(broken(rows), both, "rows instead of heads");
+    // Queries of zeros: the head then looks everywhere alike.
+    let uniform = with_changed("gpt2", "h.0.attn.c_attn.weight", &ids, |qkv| {
+        zero(qkv.narrow(0, head * d, d));
+    });
+    assert_eq!(broken(uniform), both, "uniform attention in place of none");
+    let beside = tch::no_grad(|| laws::closed_heads(&model, &ids, &[(0, head + 1)])).unwrap();
+    assert_eq!(broken(beside.into_iter().next().unwrap()), both, "the gate of the head beside");
+}
+
+/// Every second row of a projection, where every second head was meant.
+#[test]
+fn rows_taken_for_heads_are_named_where_heads_are_merged() {
+    let ids = random_ids(5, [3, 17], 50);
+    let every_second_row = |model: &mut Model, wanted: &[(usize, i64)]| -> Result<(), Error> {
+        for &(layer, n) in wanted {
+            let of = model.layers()[layer];
+            let second = |(weight, bias): (Tensor, Option<Tensor>)| {
+                (weight.slice(0, 0, None, 2), bias.map(|bias| bias.slice(0, 0, None, 2)))
+            };
+            let Projections { q, k, v } = of.projections();
+            let new = Projections { q, k: second(k), v: second(v) };
+            let groups: Vec<Vec<i64>> = (0..n).map(|g| vec![2 * g, 2 * g + 1]).collect();
+            let out = of.out().out_in();
+            model.regroup_kv(layer, &groups, new, &out)?;
+        }
+        Ok(())
+    };
+    for base in ["gpt2", "llama"] {
+        let model = model(base);
+        let found = tch::no_grad(|| {
+            let merged = |merge| laws::merged_twins(&model, &ids, &[0, 1], merge).unwrap();
+            [merged(&mean), merged(&every_second_row)]
+        });
+        assert!(found[0].held() && !found[1].held(), "{base}: {found:?}");
+    }
 }
 
 #[test]
@@ -252,7 +369,8 @@ fn a_model_in_f32_is_what_it_is_in_f64_and_no_other() {
         tch::no_grad(|| tensor.shallow_clone().copy_(&(tensor * 1.01)));
         let verdict = tch::no_grad(|| laws::model_precision(&narrow, &wide, &ids)).unwrap();
         assert!(!verdict.held(), "{base}: {verdict}");
-        assert!(matches!(laws::model_gradients(&narrow, &ids, 1), Err(Error::Refused { .. })));
+        let refused = laws::model_gradients(&narrow, &ids, 1, |model| loss(model, &ids));
+        assert!(matches!(refused, Err(Error::Refused { .. })));
     }
 }
 

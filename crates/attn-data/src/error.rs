@@ -461,6 +461,20 @@ pub enum Error {
         expected: usize,
     },
 
+    /// A needle that does not stand where it was to.
+    #[error(
+        "a needle was to stand at {wanted:.2} of its document and stands at {found:.2}, further off than its sentences are long \
+         ({allowed:.2})\nhint: needles are put between sentences: take longer documents, or a text whose sentences end in full stops"
+    )]
+    Misplaced {
+        /// Where it was to stand, as a share of the text around it.
+        wanted: f64,
+        /// Where it stands.
+        found: f64,
+        /// How far off it may be.
+        allowed: f64,
+    },
+
     /// A line of a file of needles that says no needle.
     #[error("line {line} of `{}` is no needle: {problem}", path.display())]
     Needle {

@@ -617,6 +617,41 @@ impl Document {
     }
 }
 
+/// Furthest that a needle may be from where it was to stand, whatever the length of sentences.
+const MOST_OFF: f64 = 0.25;
+
+impl Document {
+    /// Checks that the needle numbered `needle` stands where it was to, at `wanted` of the text around it: no further off than the longest
+    /// sentence or other needle of the document, and never by more than a quarter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Misplaced`] where it does not, [`Error::Tokenizer`] where the library refuses.
+    pub fn check_depth(&self, needle: usize, wanted: f64, tokenizer: &TextTokenizer) -> Result<()> {
+        let (_, offsets) = tokenizer.offsets(&self.text[..self.context_len], false)?;
+        let n_tokens = |bytes: Range<usize>| tokens_of(&offsets, &bytes).len();
+        let own = &self.needles[needle].bytes;
+        let (before, behind) = (n_tokens(0..own.start), n_tokens(own.end..self.context_len));
+        let around = (before + behind).max(1) as f64;
+        let found = before as f64 / around;
+        let pieces = [0..own.start, own.end..self.context_len].map(|part| {
+            let mut end = part.start;
+            let lengths = sentences(&self.text[part]).into_iter().map(|sentence| {
+                end += sentence.len();
+                n_tokens(end - sentence.len()..end)
+            });
+            lengths.max().unwrap_or(0)
+        });
+        let others = self.needles.iter().map(|it| n_tokens(it.bytes.clone()));
+        let longest = pieces.into_iter().chain(others).max().unwrap_or(0);
+        let allowed = (longest as f64 / around).min(MOST_OFF);
+        match (found - wanted).abs() <= allowed {
+            true => Ok(()),
+            false => Err(Error::Misplaced { wanted, found, allowed }),
+        }
+    }
+}
+
 /// A needle in its document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Needle {
@@ -801,6 +836,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_needle_at_another_depth_is_noticed() {
+        let (haystack, tokenizer) = haystack();
+        let depths = [0.0, 0.3, 0.5, 0.8, 1.0];
+        for (kind, distractors) in [(NeedleKind::Passkey, 0), (NeedleKind::Sentence, 3)] {
+            for (index, at) in (0..).zip(depths) {
+                let recipe = Recipe { depth: Some(at), distractors, ..recipe(kind, 1, 800) };
+                let document = haystack.document(&recipe, &tokenizer, 0, index).unwrap();
+                for wanted in depths {
+                    let found = document.check_depth(0, wanted, &tokenizer);
+                    let is_misplaced = matches!(found, Err(Error::Misplaced { .. }));
+                    assert_eq!(
+                        is_misplaced,
+                        wanted != at,
+                        "at {at}, wanted at {wanted}: {found:?}"
+                    );
+                }
+            }
+        }
+        // No sentence ends, so the needle can stand in front or behind alone.
+        let words = text().replace(['.', '\n'], " ");
+        let endless = Haystack::new(&[&words[..4000]], &tokenizer).unwrap();
+        let recipe = Recipe { depth: Some(0.4), ..recipe(NeedleKind::Passkey, 1, 800) };
+        let document = endless.document(&recipe, &tokenizer, 0, 0).unwrap();
+        assert_eq!(document.needles[0].depth, 0.0);
+        let error = document.check_depth(0, 0.4, &tokenizer).unwrap_err().to_string();
+        assert!(
+            error.contains("was to stand at 0.40") && error.contains("stands at 0.00"),
+            "{error}"
+        );
     }
 
     #[test]

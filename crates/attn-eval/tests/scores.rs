@@ -6,7 +6,7 @@ use std::{num::NonZeroU32, ops::ControlFlow};
 
 use attn_core::{
     ForwardOptions, Model, ModelInput, Variant,
-    attention::{Attention, AttnInput, Dims},
+    attention::{Attention, AttnInput, Dims, Nature},
     generate::{Limits, Sampling, generate},
     testing::plant,
     variants::window,
@@ -593,6 +593,10 @@ impl Attention for Leaky {
 
     fn flops(&self, n_tokens: i64) -> i64 {
         self.0.flops(n_tokens)
+    }
+
+    fn nature(&self) -> Nature {
+        self.0.nature()
     }
 
     fn select_heads(&mut self, heads: &[i64], dims: &Dims) -> Result<(), attn_core::Error> {

@@ -7,6 +7,7 @@ use attn_core::{
     attention::Stream,
     config::Head,
     generate::{Limits, Sampling, generate},
+    laws::Verdict,
 };
 use attn_data::batch::IGNORED;
 use attn_torch::{BoxError, Forward, Function, apply};
@@ -18,6 +19,7 @@ use crate::{
     divergence::{CHUNK_BYTES, Losses, OfFeatures, Target, Teacher},
     error::{Error, Result},
     objective::{Objective, wide, with_own},
+    probe::{a_loss_is_what_it_is_called, another},
     teacher_cache::TeacherCache,
 };
 
@@ -259,6 +261,21 @@ impl Objective for Distillation<'_> {
             Head::Classifier { .. } => batch.rows.rows,
             _ => compared(batch).iter().filter(|&&is_compared| is_compared == 1).count(),
         }
+    }
+
+    /// Of the divergences of whole predictions, where the teacher runs and attends to nothing but its own text.
+    fn laws(&self, ids: &Tensor) -> Result<Vec<Verdict>> {
+        let losses = self.losses.of_whole_predictions();
+        // An adapter cannot be on two models.
+        let is_alone = self.teacher.lora().is_none() && !self.teacher.needs_source();
+        if self.cache.is_some() || !is_alone || losses.validate().is_err() {
+            return Ok(Vec::new());
+        }
+        let student = another(self.teacher)?;
+        let loss = |teacher: &Model, student: &Model, batch: &Batch| {
+            Distillation::new(teacher, student, &losses)?.loss(student, batch, Stream::default())
+        };
+        Ok(vec![a_loss_is_what_it_is_called(&losses, self.teacher, &student, ids, &loss)?])
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {

@@ -157,6 +157,21 @@ impl Losses {
         self.weights()[..4].iter().any(|(_, weight)| *weight > 0.0)
     }
 
+    /// Those alone that compare the predictions of every token.
+    pub(crate) fn of_whole_predictions(&self) -> Self {
+        let Self { forward_kl, reverse_kl, jensen_shannon, total_variation, .. } = *self;
+        let (beta, temperature) = (self.beta, self.temperature);
+        Self {
+            forward_kl,
+            reverse_kl,
+            jensen_shannon,
+            total_variation,
+            beta,
+            temperature,
+            ..Self::default()
+        }
+    }
+
     /// Refuses what gradient checkpointing does not keep: it runs blocks without their heads' outputs and attention weights,
     /// but for those that are run by themselves, on the teacher's inputs.
     ///

@@ -59,7 +59,7 @@ pub use error::{BoxError, Error, Place, Result};
 pub use freeze::trainable;
 pub use metrics::{METRICS_FILE, Metric};
 pub use objective::{CausalLm, Classification, Completion, MaskedLm, Objective};
-pub use probe::a_step_moves_what_is_trained_alone;
+pub use probe::{a_loss_is_what_it_is_called, a_step_moves_what_is_trained_alone};
 pub use progress::{Event, Progress};
 pub use run::{Best, Evaluate, LawCheck, Outcome, Run, Summary};
 pub use schedule::Schedule;

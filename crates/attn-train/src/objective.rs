@@ -1,6 +1,6 @@
 //! What a run minimizes.
 
-use attn_core::{ForwardOptions, Model, Output, attention::Stream, config::Head};
+use attn_core::{ForwardOptions, Model, Output, attention::Stream, config::Head, laws::Verdict};
 use attn_data::batch::IGNORED;
 use tch::{Kind, Reduction, Tensor};
 
@@ -31,6 +31,15 @@ pub trait Objective {
     ///
     /// Where the model cannot run on the batch, or the batch lacks labels.
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor>;
+
+    /// What has to hold of the loss itself before the first step, tried on a few tokens, `[batch, seq_len]`. Nothing unless it says so.
+    ///
+    /// # Errors
+    ///
+    /// Where a model cannot run on `ids`.
+    fn laws(&self, _ids: &Tensor) -> Result<Vec<Verdict>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Cross-entropy of the right class, mean over the labelled rows.

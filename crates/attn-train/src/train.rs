@@ -174,7 +174,7 @@ impl<'a, 'm> Session<'a, 'm> {
         }
 
         non_finite::check_parameters(model, state.step)?;
-        let verdicts = check_laws(run.laws, model, &first)?;
+        let verdicts = check_laws(run.laws, run.objective, model, &first)?;
         let metrics = match &run.dir {
             Some(dir) => Some(MetricsFile::open(dir, state.metrics_bytes, config.seed)?),
             None => None,

@@ -5,7 +5,7 @@ use std::{error::Error, path::Path};
 
 use attn_core::{
     Error as Refusal, LoadOptions, Model, Variant,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections},
     external::{self, Kind, Settings},
     laws::{self, ProbeSize},
     nn::Visitor,
@@ -36,6 +36,10 @@ impl Attention for Itself {
 
     fn flops(&self, _: i64) -> i64 {
         0
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     fn visit(&self, _: &mut Visitor<'_>) {}

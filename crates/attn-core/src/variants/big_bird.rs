@@ -24,7 +24,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, Stream},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, Stream},
     banded,
     blocks::{ChosenBlocks, n_blocks, query_positions},
     pairs,
@@ -211,6 +211,13 @@ impl Attention for BigBird {
     }
 
     super::holds!(1, 4);
+
+    fn nature(&self) -> Nature {
+        let n_random: i64 = self.config.n_random.into();
+        let n_window: i64 = self.config.n_window.get().into();
+        let reach = self.block() * (self.n_global() + n_window + n_random);
+        Nature { reach, chooses: false, reads_coordinates: false, has_own_slopes: false }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // Blocks count from the first real token.

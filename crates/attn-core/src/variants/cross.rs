@@ -21,7 +21,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections},
 };
 
 /// Settings of [`Cross`]: none.
@@ -73,6 +73,10 @@ impl Attention for Cross {
     }
 
     super::holds!(1, 1);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
+    }
 
     fn needs_source(&self) -> bool {
         true

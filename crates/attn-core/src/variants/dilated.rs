@@ -17,7 +17,7 @@ use tch::Tensor;
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, State},
     banded::{self, Band, FirstAndLast},
     pairs,
 };
@@ -81,6 +81,15 @@ impl Attention for Dilated {
     }
 
     super::holds!(1, 2);
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.band.reach(),
+            chooses: false,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.

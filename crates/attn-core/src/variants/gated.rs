@@ -14,7 +14,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Param, Projections},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Param, Projections},
     nn::Visitor,
     pairs,
     weights::Init,
@@ -71,6 +71,10 @@ impl Attention for Gated {
     }
 
     super::holds!(1, 2);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
+    }
 
     fn visit(&self, f: &mut Visitor<'_>) {
         f(&self.weight.name, &self.weight.tensor);

@@ -20,7 +20,7 @@ use tch::Tensor;
 use super::sinks::Sinks;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, State},
     banded::{self, Band},
     pairs,
 };
@@ -97,6 +97,15 @@ impl Attention for GlobalLocal {
     }
 
     super::holds!(1, 2);
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.local.nature().reach,
+            chooses: false,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
+    }
 
     fn masks(&self) -> Masks {
         self.local.masks()

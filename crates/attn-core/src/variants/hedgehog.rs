@@ -21,7 +21,7 @@ use tch::Tensor;
 pub use crate::feature_map::Activation;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections, State, Stream},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections, State, Stream},
     feature_map::{HeadMaps, project},
     linear::{self, Features, Kernel, LinearState},
     nn::Visitor,
@@ -100,6 +100,10 @@ impl Attention for Hedgehog {
     }
 
     super::holds_features!(|it| it.maps.q.tensor.size()[2], 7, 18);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
+    }
 
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())

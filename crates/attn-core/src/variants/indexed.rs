@@ -31,7 +31,8 @@ use super::softmax::Softmax;
 use crate::{
     Error,
     attention::{
-        Attention, AttnInput, Dims, Holds, KvCache, Own, Param, Projections, Selection, State,
+        Attention, AttnInput, Dims, Holds, KvCache, Nature, Own, Param, Projections, Selection,
+        State,
     },
     blocks::{choose, piece, wide},
     mask::to_bias,
@@ -301,6 +302,10 @@ impl Attention for Indexed {
             + pairs
             + pass.dropped_pairs(dims)
             + pass.masked_pairs()
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: self.top_k, chooses: true, reads_coordinates: false, has_own_slopes: true }
     }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {

@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Nature, Own, Param, Projections, State},
     mask::Mask,
     nn::Visitor,
     weights::Init,
@@ -156,6 +156,10 @@ impl Attention for Latent {
     }
 
     super::holds!(1, 6);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
+    }
 
     fn has_own_values(&self) -> bool {
         true // of keys as well

@@ -35,7 +35,9 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Combination, Dims, Masks, Own, Param, Projections, State},
+    attention::{
+        Attention, AttnInput, Combination, Dims, Masks, Nature, Own, Param, Projections, State,
+    },
     banded::{self, Band, Blocks, FirstAndLast},
     mask::{hidden_score, to_bias},
     nn::Visitor,
@@ -552,6 +554,18 @@ impl Attention for MaskMixture {
     }
 
     super::holds!(2, 6);
+
+    fn nature(&self) -> Nature {
+        let of = |basis: &Basis| match *basis {
+            Basis::Shift(by) => by.abs() + 1,
+            Basis::Window(size) => size.get().into(),
+            Basis::Dilated { stride, size } => i64::from(stride.get()) * i64::from(size.get()),
+            Basis::First(n) => n.get().into(),
+            Basis::All => 0,
+        };
+        let reach = self.config.basis.iter().map(of).max().unwrap_or(0);
+        Nature { reach, chooses: false, reads_coordinates: false, has_own_slopes: false }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.

@@ -34,7 +34,7 @@ use super::softmax::Softmax;
 use crate::{
     Error,
     attention::{
-        Attention, AttnInput, Dims, KvCache, LearnedHeads, Own, Param, Projections, State,
+        Attention, AttnInput, Dims, KvCache, LearnedHeads, Nature, Own, Param, Projections, State,
     },
     blocks::wide,
     kv_heads::{
@@ -389,6 +389,10 @@ impl Attention for Merging {
     }
 
     super::holds!(1, 8);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
+    }
 
     fn has_own_values(&self) -> bool {
         true

@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, Selection},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, Selection},
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::to_bias,
     pairs,
@@ -192,6 +192,15 @@ impl Attention for Moba {
     }
 
     super::holds!(1, 1);
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.block * self.top_k,
+            chooses: true,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // Blocks count from the first real token.

@@ -42,8 +42,8 @@ use super::{softmax::Softmax, window::Window};
 use crate::{
     Error,
     attention::{
-        Attention, AttnInput, Dims, Holds, KvCache, Masks, Own, Param, Projections, Selection,
-        State,
+        Attention, AttnInput, Dims, Holds, KvCache, Masks, Nature, Own, Param, Projections,
+        Selection, State,
     },
     blocks::{self, ChosenBlocks, choose, chosen_keys, n_blocks, query_positions, wide},
     mask::{Mask, to_bias},
@@ -671,6 +671,16 @@ impl Attention for Nsa {
         channels * dims.n_heads * dims.head_dim * pass.n_tokens
             + 3 * pass.dropped_pairs(dims)
             + pass.masked_pairs()
+    }
+
+    fn nature(&self) -> Nature {
+        let chosen = self.n_selected * self.block;
+        Nature {
+            reach: self.window.size.max(self.length).max(chosen),
+            chooses: true,
+            reads_coordinates: true,
+            has_own_slopes: false,
+        }
     }
 
     fn masks(&self) -> Masks {

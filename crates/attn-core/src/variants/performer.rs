@@ -39,7 +39,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Projections, State, Stream},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Projections, State, Stream},
     feature_map::orthonormal_rows,
     linear::{self, Kernel, LinearState},
     stretches,
@@ -292,6 +292,10 @@ impl Attention for Performer {
     }
 
     super::holds_features!(Self::n_features, 3, 8);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
+    }
 
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())

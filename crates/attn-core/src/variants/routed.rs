@@ -30,7 +30,7 @@ use tch::{Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Param, Projections, Routes, Selection},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Param, Projections, Routes, Selection},
     blocks::wide,
     mask::Mask,
     nn::Visitor,
@@ -190,6 +190,10 @@ impl Attention for Routed {
     }
 
     super::holds!(1, 2);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: true, reads_coordinates: false, has_own_slopes: true }
+    }
 
     fn selection(&self, input: &AttnInput) -> Option<Selection> {
         let logits = self.logits(input.hidden, input.mask);

@@ -36,7 +36,7 @@ use tch::{Device, Kind, Tensor};
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Nature, Own, Param, Projections, State},
     nn::Visitor,
     pairs,
     rotary::rotate,
@@ -334,6 +334,10 @@ impl Attention for SingleHead {
     }
 
     super::holds!(1, 1);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
+    }
 
     fn cache<'s>(&self, _: &'s mut dyn State) -> Option<&'s KvCache> {
         None // What is kept are the one head's keys.

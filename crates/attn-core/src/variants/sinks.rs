@@ -20,7 +20,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Projections, State},
     banded::{self, Band, FirstAndLast},
     pairs,
 };
@@ -84,6 +84,15 @@ impl Attention for Sinks {
     }
 
     super::holds!(1, 2);
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.band.reach().max(self.band.first),
+            chooses: false,
+            reads_coordinates: false,
+            has_own_slopes: false,
+        }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // The first tokens are those of the text, and distances are counted in it.

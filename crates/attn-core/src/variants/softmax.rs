@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Holds, Own, Projections},
+    attention::{Attention, AttnInput, Dims, Holds, Nature, Own, Projections},
     mask::{Mask, to_bias},
     pairs,
 };
@@ -113,6 +113,10 @@ impl Attention for Softmax {
     /// The fused kernel holds a sum for each query, and a mask of padding; with dropout every weight is made.
     fn held(&self, dims: &Dims, pass: Holds) -> i64 {
         dims.n_heads * pass.n_tokens + pass.dropped_pairs(dims) + pass.masked_pairs()
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: false, has_own_slopes: false }
     }
 
     super::follows_dims!();

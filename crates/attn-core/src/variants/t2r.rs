@@ -19,7 +19,7 @@ use tch::Tensor;
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Own, Param, Projections, State, Stream},
+    attention::{Attention, AttnInput, Dims, Nature, Own, Param, Projections, State, Stream},
     feature_map::{HeadMaps, orthogonal_start, project},
     linear::{self, Features, Kernel, LinearState},
     nn::Visitor,
@@ -118,6 +118,10 @@ impl Attention for T2r {
     }
 
     super::holds_features!(|it| it.maps.q.tensor.size()[2], 5, 7);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: 0, chooses: false, reads_coordinates: true, has_own_slopes: false }
+    }
 
     fn start(&self) -> Box<dyn State> {
         Box::new(LinearState::default())

@@ -17,7 +17,7 @@ use tch::Tensor;
 use super::softmax::Softmax;
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, KvCache, Masks, Own, Projections, State},
+    attention::{Attention, AttnInput, Dims, KvCache, Masks, Nature, Own, Projections, State},
     banded::{self, Band},
     pairs,
 };
@@ -89,6 +89,10 @@ impl Attention for Window {
     }
 
     super::holds!(1, 2);
+
+    fn nature(&self) -> Nature {
+        Nature { reach: self.size, chooses: false, reads_coordinates: false, has_own_slopes: false }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.

@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error,
-    attention::{Attention, AttnInput, Dims, Masks, Own, Param, Projections, State},
+    attention::{Attention, AttnInput, Dims, Masks, Nature, Own, Param, Projections, State},
     banded::Band,
     feature_map::{Activation, HeadMaps, project},
     linear::{pad_rows, wide, with_ones},
@@ -282,6 +282,15 @@ impl Attention for WindowLinear {
     }
 
     super::holds_features!(|it| it.maps.q.tensor.size()[2], 17, 34);
+
+    fn nature(&self) -> Nature {
+        Nature {
+            reach: self.window,
+            chooses: false,
+            reads_coordinates: true,
+            has_own_slopes: false,
+        }
+    }
 
     fn masks(&self) -> Masks {
         Masks::Contiguous // A distance across a hole is not a distance between tokens.
