@@ -147,7 +147,7 @@ COMMANDS = [
 
 def environment(**more):
     """Nothing is fetched, and threads that wait for each other on a busy machine do not slow the tests down."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **more}
 
 
 def prepare(attn, folder):
