@@ -147,7 +147,9 @@ COMMANDS = [
 
 def environment(**more):
     """Nothing is fetched, and threads that wait for each other on a busy machine do not slow the tests down."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
+    # With RUST_BACKTRACE an error has the whole panic above it.
+    own = {name: value for name, value in os.environ.items() if name != "RUST_BACKTRACE"}
+    return {**own, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **more}
 
 
 def prepare(attn, folder):

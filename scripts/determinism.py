@@ -188,7 +188,7 @@ def main():
         for name, command, suffix in tried:
             if name in ("finetune", "pretrain", "distill"):
                 other = place(args.threads[0], "other", name)
-                trial.run(name, command + " --set seed=12345", suffix, other, args.threads[0])
+                trial.run(name, f"{command} --set {'' if name == 'distill' else 'train.'}seed=12345", suffix, other, args.threads[0])
                 found = trial.same(name, place(args.threads[0], "one", name), other, "another seed")
                 if not any("model.safetensors" in it for it in found):
                     trial.wrong(name, "another seed gives the same weights")

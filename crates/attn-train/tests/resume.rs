@@ -664,12 +664,9 @@ fn a_torn_checkpoint_is_passed_over() {
         fs::write(path, bytes).unwrap();
     };
     type Damage<'a> = &'a dyn Fn(&Path);
-    let damages: [(&str, Damage<'_>); 10] = [
+    let damages: [(&str, Damage<'_>); 9] = [
         ("a bit of the weights", &|dir| flip(dir.join("model.safetensors"))),
         ("a bit of the state", &|dir| flip(dir.join("train_state.safetensors"))),
-        ("a bit of the best model", &|dir| {
-            flip(dir.with_file_name("best-000010/model.safetensors"))
-        }),
         ("weights cut", &|dir| truncate(dir.join("model.safetensors"))),
         ("state cut", &|dir| truncate(dir.join("train_state.safetensors"))),
         ("json cut", &|dir| truncate(dir.join("train_state.json"))),
@@ -723,7 +720,7 @@ fn without_a_good_checkpoint_nothing_is_resumed() {
 
     let Error::NoGoodCheckpoint { reasons, .. } = &error else { panic!("{error}") };
     assert_eq!(reasons.len(), 2);
-    assert!(reasons[0].contains("cannot read `train_state.json`"), "{error}");
+    assert!(reasons[0].contains("train_state.json`: No such file"), "{error}");
     assert_same(&weights(&model), &before);
 }
 
