@@ -534,9 +534,12 @@ mod tests {
             Config::from_json(raw).map_err(|error| error.to_string())
         };
         assert!(of("n_layer", 2).is_ok());
-        for (key, value) in
-            [("n_layer", i64::MAX), ("n_embd", 1 << 60), ("vocab_size", 1 << 62), ("n_layer", 1 << 17)]
-        {
+        for (key, value) in [
+            ("n_layer", i64::MAX),
+            ("n_embd", 1 << 60),
+            ("vocab_size", 1 << 62),
+            ("n_layer", 1 << 17),
+        ] {
             let error = of(key, value).unwrap_err();
             assert!(error.contains(&format!("is {value}, expected at most")), "{error}");
         }
