@@ -15,17 +15,19 @@ asan() {
   local bin=target/sanitize_kernels kernels=crates/attn-torch/cpp
   mkdir -p target
   # As build.rs compiles them, once for each level of instructions, with both sanitizers and no way past a finding.
-  for level in "" "-mavx2 -mfma"; do
+  for level in ${LEVELS:-plain avx2}; do
+    local flags=""
+    [ "$level" = plain ] || flags="-mavx2 -mfma"
     # shellcheck disable=SC2086  # a list of flags
     g++ -std=c++17 -O1 -g -fno-omit-frame-pointer -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
-      $level -DATTN_ISA=sanitized -I"$kernels" "$kernels"/*_kernels.cpp scripts/sanitize_kernels.cpp -o "$bin"
+      $flags -DATTN_ISA=sanitized -I"$kernels" "$kernels"/*_kernels.cpp scripts/sanitize_kernels.cpp -o "$bin"
     ASAN_OPTIONS=detect_leaks=1 "$bin"
     # A buffer that is too short is found: that the sanitizers are at work.
     if "$bin" short 2>/dev/null; then
       echo "error: a read past a buffer was not found" >&2
       exit 1
     fi
-    echo "asan: kernels with '${level:-the plain instructions}' are in order"
+    echo "asan: kernels for $level instructions are in order"
   done
 }
 
@@ -36,6 +38,11 @@ miri() {
   fi
   # Files and clocks are the system's; what Miri is asked for is in memory.
   export MIRIFLAGS="-Zmiri-disable-isolation" CARGO_TARGET_DIR=target/miri
+  # In place of the repository's own runner, which starts programs.
+  local runner host
+  runner=$(rustup which --toolchain nightly cargo-miri)
+  host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+  export "CARGO_TARGET_${host}_RUNNER=$runner runner"
   cargo +nightly miri test -p attn-viz --lib
   cargo +nightly miri test -p attn-data --lib -- batch:: select:: needle:: prompt::
 }

@@ -124,9 +124,11 @@ fn no_pass_takes_more_than_is_foreseen() {
             for (_, tensor) in model.parameters() {
                 let _ = tensor.set_requires_grad(true);
             }
-            for kept in [Kept::Nothing, Kept::All, Kept::Blocks] {
+            // Blocks computed again hold of a kind what one of them does.
+            let all = [Kept::All, Kept::Nothing, Kept::Blocks];
+            for &kept in &all[..if is_plain { 3 } else { 2 }] {
                 // Long texts for what grows with their square.
-                let long = is_plain || variant.name() == "indexed" || name.ends_with("dropout");
+                let long = is_plain || variant.name() == "indexed";
                 for extent in if long { vec![[8, 64], [2, 384]] } else { vec![[4, 128]] } {
                     let [foreseen, taken] = pair(&mut model, extent, kept);
                     let ratio = foreseen as f64 / taken as f64;

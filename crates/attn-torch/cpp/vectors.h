@@ -23,6 +23,7 @@ namespace {
 
 typedef float vec __attribute__((vector_size(4 * ATTN_WIDTH)));
 typedef int32_t ivec __attribute__((vector_size(4 * ATTN_WIDTH)));
+typedef uint32_t uvec __attribute__((vector_size(4 * ATTN_WIDTH)));
 // In memory, wherever it begins. By memcpy GCC takes halves over the stack.
 typedef float unaligned __attribute__((vector_size(4 * ATTN_WIDTH), aligned(4), may_alias));
 constexpr int64_t kWidth = ATTN_WIDTH;
@@ -52,8 +53,8 @@ INLINE vec exp2_of(vec x) {
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.0f;
-  // Between vectors a cast keeps the bits.
-  p = (vec)((ivec)p + ((ivec)shifted << 23));
+  // Between vectors a cast keeps the bits; without a sign, as the sum may pass the largest number with one.
+  p = (vec)((uvec)p + ((uvec)shifted << 23));
   return x < -126.0f ? vec{} : p;
 }
 
