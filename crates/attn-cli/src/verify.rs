@@ -515,7 +515,8 @@ fn of_heads(args: &VerifyArgs, model: &Model, short: &Tensor, lines: &mut Lines<
     })?;
     drop(closed);
     let all: Vec<usize> = (0..layers.len()).collect();
-    let turned: [(&str, fn(&Model, &Tensor, &[usize]) -> Result<laws::Verdict, Error>); 2] = [
+    type Turning = fn(&Model, &Tensor, &[usize]) -> Result<laws::Verdict, Error>;
+    let turned: [(&str, Turning); 2] = [
         ("turned_values_change_nothing", laws::turned_values),
         ("turned_queries_and_keys_change_nothing", laws::turned_queries_and_keys),
     ];
