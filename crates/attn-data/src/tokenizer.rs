@@ -617,20 +617,19 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
 }
 
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().expect("a file inside a folder");
+    let name = path.file_name().expect("a file inside a folder").to_string_lossy();
+    // Always the same name, so that what a kill leaves is written over by the next.
+    let scratch = path.with_file_name(format!(".{name}.tmp"));
     let write = || {
-        // A temporary file is private by default; a model folder is shared like any other.
-        #[cfg(unix)]
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(permissions);
-        let mut file = builder.tempfile_in(folder)?;
+        let mut file = fs::File::create(&scratch)?;
         file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)
+        file.sync_all()?;
+        fs::rename(&scratch, path)
     };
-    write().map(|_| ()).map_err(Error::io("write", path))
+    write().map_err(|error| {
+        let _ = fs::remove_file(&scratch);
+        Error::io("write", path)(error)
+    })
 }
 
 fn write_config(config: &Value, folder: &Path) -> Result<()> {
