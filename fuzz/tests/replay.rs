@@ -17,6 +17,8 @@ const PER_BYTE: usize = 2_000;
 
 #[test]
 fn whatever_the_corpora_hold_is_understood_or_refused() {
+    // Some readers catch what other libraries panic at; with a backtrace, that would be the most that any of them takes.
+    std::panic::set_hook(Box::new(|panic| println!("{panic}")));
     let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (name, read) in READERS {
         let file = corpora.join(name).with_extension("base64");

@@ -88,8 +88,9 @@ fn error(what: &str, message: &str, place: &str) -> anyhow::Error {
 mod tests {
     use super::*;
 
+    // One test of all that catches: the hook is the process's.
     #[test]
-    fn a_panic_is_an_error_with_one_line_of_what_was_said() {
+    fn what_is_caught_is_an_error_with_one_line_of_what_was_said() {
         let ones = || tch::Tensor::ones([2, 3], (tch::Kind::Float, tch::Device::Cpu));
         let error = caught("attn eval", || Ok(ones().matmul(&ones()).size())).unwrap_err();
         let text = error.to_string();
@@ -105,6 +106,15 @@ mod tests {
         assert!(text.starts_with("attn eval broke off\n3 is odd\nhint: this is a fault"), "{text}");
         assert_eq!(caught("attn eval", || Ok(4)).unwrap(), 4);
         assert_eq!(caught::<()>("x", || Err(anyhow!("plain"))).unwrap_err().to_string(), "plain");
+        let handed = || -> Result<()> {
+            Err(anyhow!("LibTorch failed while adding: CUDA out of memory")
+                .context("training failed"))
+        };
+        let text = format!("{:?}", caught("attn finetune", handed).unwrap_err());
+        assert!(
+            text.contains("training failed") && text.contains("hint: memory ran out"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -116,14 +126,5 @@ mod tests {
             "LibTorch: CUDA out of memory. Tried to allocate 2.00 GiB"
         );
         assert!(text.contains("hint: memory ran out") && text.contains("--resume"), "{text}");
-        let handed = || -> Result<()> {
-            Err(anyhow!("LibTorch failed while adding: CUDA out of memory")
-                .context("training failed"))
-        };
-        let text = format!("{:?}", caught("attn finetune", handed).unwrap_err());
-        assert!(
-            text.contains("training failed") && text.contains("hint: memory ran out"),
-            "{text}"
-        );
     }
 }

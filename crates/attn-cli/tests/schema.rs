@@ -315,7 +315,7 @@ fn what_is_found_of_needles_has_the_fields_of_the_schema() {
         ),
     );
     place.done("pretrain lm.toml --out lm");
-    place.done("needle --model lm/model --haystack text.txt --split train --lengths 128 --trials 1 --out out.json");
+    place.done("needle --model lm/model --haystack text.txt --split train --lengths 128 --depths 2 --trials 1 --out out.json");
 
     check(&place.json("lm/summary.json"), "`summary.json` of `pretrain`");
     check(&place.json("out.json"), "OUT.json of `needle`");

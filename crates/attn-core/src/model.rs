@@ -554,10 +554,9 @@ impl Model {
     /// As [`Self::alias`].
     pub fn alias_without_dropout(&self) -> Result<Self, Error> {
         let mut raw = self.config.to_json(self.kind);
-        for (field, value) in &mut raw {
-            if field.contains("drop") && value.is_number() {
-                *value = 0.0.into();
-            }
+        // Those that the config leaves out, too: transformers' defaults are not 0.
+        for field in self.config.arch.dropouts() {
+            raw.insert((*field).into(), 0.0.into());
         }
         let mut alias = self.alias()?;
         let config = Config::from_json(raw)?;

@@ -29,6 +29,8 @@ pub(super) const PREFIX: &str = "bert.";
 pub(super) const HEAD_PREFIXES: &[&str] = &["cls.", "classifier.", "bert.pooler.", "pooler."];
 pub(super) const LORA_TARGETS: &[&str] = &["query", "value"];
 pub(super) const LAYOUT: Layout = Layout::OutIn;
+pub(super) const DROPOUTS: &[&str] =
+    &["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"];
 
 /// A layer's heads fill the hidden size.
 pub(super) const HEAD_FIELDS: Option<[&str; 3]> = None;

@@ -33,6 +33,7 @@ pub(super) const HEAD_PREFIXES: &[&str] = &[
 ];
 pub(super) const LORA_TARGETS: &[&str] = &["q_lin", "v_lin"];
 pub(super) const LAYOUT: Layout = Layout::OutIn;
+pub(super) const DROPOUTS: &[&str] = &["dropout", "attention_dropout", "seq_classif_dropout"];
 
 /// A layer's heads fill the hidden size.
 pub(super) const HEAD_FIELDS: Option<[&str; 3]> = None;

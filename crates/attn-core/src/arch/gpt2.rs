@@ -27,6 +27,7 @@ pub(super) const PREFIX: &str = "transformer.";
 pub(super) const HEAD_PREFIXES: &[&str] = &["lm_head.", "score."];
 pub(super) const LORA_TARGETS: &[&str] = &["c_attn"];
 pub(super) const LAYOUT: Layout = Layout::InOut;
+pub(super) const DROPOUTS: &[&str] = &["resid_pdrop", "embd_pdrop", "attn_pdrop"];
 
 /// A layer's heads fill the hidden size.
 pub(super) const HEAD_FIELDS: Option<[&str; 3]> = None;

@@ -27,6 +27,7 @@ pub(super) const PREFIX: &str = "model.";
 pub(super) const HEAD_PREFIXES: &[&str] = &["lm_head.", "score."];
 pub(super) const LORA_TARGETS: &[&str] = &["q_proj", "v_proj"];
 pub(super) const LAYOUT: Layout = Layout::OutIn;
+pub(super) const DROPOUTS: &[&str] = &["attention_dropout"];
 
 /// The fields that say how many query and key/value heads a layer has, and how wide they are, where any number of them may be
 /// said.

@@ -186,6 +186,11 @@ macro_rules! architectures {
                 match self { $(Self::$name(_) => $module::LORA_TARGETS,)* }
             }
 
+            /// The fields that say what is dropped in training.
+            pub(crate) fn dropouts(&self) -> &'static [&'static str] {
+                match self { $(Self::$name(_) => $module::DROPOUTS,)* }
+            }
+
             /// How the blocks' matrices are stored.
             pub(crate) fn layout(&self) -> Layout {
                 match self { $(Self::$name(_) => $module::LAYOUT,)* }
