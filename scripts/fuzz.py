@@ -19,6 +19,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,7 @@ MEMORY = 512
 LONGEST = {"parquet": 16384, "tokenizer": 16384, "result": 16384}
 MOST_KEPT = 250
 KEPT_BYTES = 250_000
+LOCK = threading.Lock()
 
 
 def unpack(reader):
@@ -46,8 +48,8 @@ def unpack(reader):
     return folder
 
 
-def pack(reader, folder):
-    """The smallest inputs first, up to a bound on number and size, and in all cases those that were kept before."""
+def pack(reader, folder, all_of_them=False):
+    """What was kept before, and the smallest of the other inputs up to a bound on number and size, or all of them."""
     packed = CORPUS / f"{reader}.base64"
     before = packed.read_text().splitlines() if packed.exists() else []
     kept, size = dict.fromkeys(before), sum(map(len, before))
@@ -55,7 +57,7 @@ def pack(reader, folder):
         line = base64.b64encode(file.read_bytes()).decode()
         if line in kept or not line:
             continue
-        if len(kept) >= MOST_KEPT or size + len(line) > KEPT_BYTES:
+        if not all_of_them and (len(kept) >= MOST_KEPT or size + len(line) > KEPT_BYTES):
             break
         kept[line], size = None, size + len(line)
     CORPUS.mkdir(exist_ok=True)
@@ -77,12 +79,11 @@ def fuzz(reader, program, seconds):
     """Processor time, runs, and whether it broke."""
     folder, broken = unpack(reader), WORK / "broken" / reader
     broken.mkdir(parents=True, exist_ok=True)
-    dictionary = ROOT / "fuzz/words" / f"{reader}.dict"
     environment = {**os.environ, "ATTN_READER": reader, "RUST_BACKTRACE": "0", "OMP_NUM_THREADS": "1"}
     environment["LD_LIBRARY_PATH"] = str(ROOT / ".libtorch/lib")
     command = [
-        program, folder, f"-artifact_prefix={broken}/", f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY + 600}", f"-malloc_limit_mb={MEMORY}",
-        "-timeout=10", f"-max_len={LONGEST.get(reader, 4096)}", "-print_final_stats=1", *([f"-dict={dictionary}"] if dictionary.exists() else []),
+        program, folder, f"-artifact_prefix={broken}/", f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY + 600}",
+        "-timeout=10", f"-max_len={LONGEST.get(reader, 4096)}", "-print_final_stats=1",
     ]
     log = WORK / f"{reader}.log"
     with log.open("w") as out:
@@ -106,25 +107,33 @@ def main():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if args.add:
         for reader in readers:
-            folder = unpack(reader)
+            folder = WORK / "added" / reader
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             for file in args.add:
                 (folder / hashlib.sha1(file.read_bytes()).hexdigest()).write_bytes(file.read_bytes())
-            print(f"{reader}: {pack(reader, folder)} inputs kept")
+            print(f"{reader}: {pack(reader, folder, all_of_them=True)} inputs kept")
         return
     programs = {linked: build(linked) for linked in (False, True) if any((it in LINKED) == linked for it in readers)}
 
     def one(reader):
         used, runs, is_broken = fuzz(reader, programs[reader in LINKED], args.seconds)
         n_kept = pack(reader, minimized(reader, programs[reader in LINKED]))
-        times = json.loads(TIME.read_text()) if TIME.exists() else {}
-        before = times.get(reader, {"cpu_seconds": 0, "runs": 0})
-        times[reader] = {"cpu_seconds": round(before["cpu_seconds"] + used), "runs": before["runs"] + runs, "inputs": n_kept}
-        TIME.write_text(json.dumps(dict(sorted(times.items())), indent=2) + "\n")
+        with LOCK:
+            note(reader, used, runs, n_kept)
         print(f"{reader}: {used:.0f} s of processor time, {runs} runs, {n_kept} inputs kept{', BROKEN: ' + str(WORK / 'broken' / reader) if is_broken else ''}", flush=True)
         return is_broken
 
     with ThreadPoolExecutor(args.jobs) as pool:
         sys.exit(1 if any(list(pool.map(one, readers))) else 0)
+
+
+def note(reader, used, runs, n_kept):
+    """Adds up the processor time of each reader."""
+    times = json.loads(TIME.read_text()) if TIME.exists() else {}
+    before = times.get(reader, {"cpu_seconds": 0, "runs": 0})
+    times[reader] = {"cpu_seconds": round(before["cpu_seconds"] + used), "runs": before["runs"] + runs, "inputs": n_kept}
+    TIME.write_text(json.dumps(dict(sorted(times.items())), indent=2) + "\n")
 
 
 def minimized(reader, program):

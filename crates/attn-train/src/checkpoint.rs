@@ -269,8 +269,9 @@ pub(crate) fn resume(
     }
     let mut reasons = Vec::new();
     for (_, dir) in found {
-        let problem = match Stored::read(&dir).and_then(|it| it.with_best(run_dir)) {
+        let problem = match Stored::read(&dir) {
             Ok(stored) => {
+                let stored = stored.with_whole_best(run_dir);
                 stored.check(model, now)?;
                 match stored.check_tensors(model, optimizer) {
                     Ok(()) => {
@@ -325,17 +326,21 @@ impl Stored {
         Ok(Self { state, config, weights, tensors: tensors.into_iter().collect() })
     }
 
-    /// Itself, where the best model that it refers to is as it was written.
-    fn with_best(self, run_dir: &Path) -> Result<Self, String> {
-        let Some(best) = &self.state.best else { return Ok(self) };
+    /// Itself; without its best model where that is gone or damaged, so that a later one takes its place.
+    fn with_whole_best(mut self, run_dir: &Path) -> Self {
+        let Some(best) = &self.state.best else { return self };
         let dir = best_folder(run_dir, best.step);
-        // Where the last model is taken, no best one is kept.
-        match dir.exists().then(|| check_sums(&dir)).transpose() {
-            Ok(_) => Ok(self),
-            Err(error) => {
-                Err(format!("the best model of its time cannot be used: {}", chain(&error)))
-            }
-        }
+        let problem = match (dir.is_dir(), check_sums(&dir)) {
+            (true, Ok(_)) => return self,
+            (false, _) => "it is not there".to_owned(),
+            (true, Err(error)) => chain(&error),
+        };
+        tracing::warn!(
+            "the best model so far, `{}`, cannot be used ({problem}): the best of what follows takes its place, or the last model",
+            dir.display()
+        );
+        self.state.best = None;
+        self
     }
 
     /// Refuses what would make another run of it.

@@ -275,7 +275,8 @@ impl Objective for Distillation<'_> {
         let loss = |teacher: &Model, student: &Model, batch: &Batch| {
             Distillation::new(teacher, student, &losses)?.loss(student, batch, Stream::default())
         };
-        Ok(vec![a_loss_is_what_it_is_called(&losses, self.teacher, &student, ids, &loss)?])
+        let verdict = a_loss_is_what_it_is_called(&losses, self.teacher, &student, ids, &loss)?;
+        Ok(verdict.into_iter().collect())
     }
 
     fn loss(&self, model: &Model, batch: &Batch, stream: Stream) -> Result<Tensor> {

@@ -521,6 +521,43 @@ fn the_best_model_is_left_and_kept() {
 }
 
 #[test]
+fn a_best_model_that_is_gone_or_damaged_ends_no_run() {
+    let _turn = turn();
+    let case = case("classifier");
+    let data = case.data();
+    for damage in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        // Steps 0, 3, 6, 9, 12.
+        let run = |script: Vec<f64>, resume: bool| {
+            let mut values = script.into_iter();
+            let run = Run {
+                dir: Some(dir.path().to_owned()),
+                resume,
+                evaluate: Some(Box::new(move |model| {
+                    let mut metrics = score(model);
+                    metrics[0].value = values.next().unwrap();
+                    Ok(metrics)
+                })),
+                ..Run::new(&case.config, &Classification, &data)
+            };
+            train(&mut case.model(1), run).unwrap()
+        };
+        assert_eq!(run(vec![0.5, 0.4, 0.6, 0.6, 0.5], false).selected_step, 6);
+        let best = checkpoint::best_folder(dir.path(), 6);
+        if damage {
+            let file = best.join("model.safetensors");
+            let mut bytes = fs::read(&file).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(&file, bytes).unwrap();
+        } else {
+            fs::remove_dir_all(&best).unwrap();
+        }
+        let summary = run(Vec::new(), true);
+        assert_eq!((summary.resumed_from, summary.selected_step), (Some(12), 12), "{damage}");
+    }
+}
+
+#[test]
 fn a_model_that_no_step_improved_is_left_as_it_was() {
     let _turn = turn();
     let case = case("classifier");
