@@ -3,8 +3,10 @@ through. `python3 scripts/commands.py` says which commands of `attn --help` are 
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,6 +167,17 @@ def prepare(attn, folder):
         ran = run(attn, command.format(dir=folder))
         if ran.returncode != 0:
             raise SystemExit(f"cannot make `{name}`: {ran.stderr[-800:]}")
+
+
+def kill_with_checkpoints(attn, command, out, env):
+    """Kills a run that writes to `out` once it has two checkpoints."""
+    process = subprocess.Popen(
+        [attn, *command.split()], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while len([*out.rglob("checkpoints/step-*")]) < 2 and process.poll() is None:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run(attn, command, **how):

@@ -10,11 +10,8 @@ That the comparison sees something is tried too: another seed has to give anothe
 
 import argparse
 import json
-import os
 import re
-import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -137,18 +134,7 @@ class Trial:
         base.mkdir(parents=True)
         out = base / "out"
         env = commands.environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-        process = subprocess.Popen(
-            [self.attn, *command.format(dir=self.folder, out=out).split()],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while len([*out.rglob("checkpoints/step-*")]) < 2 and process.poll() is None:
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        commands.kill_with_checkpoints(self.attn, command.format(dir=self.folder, out=out), out, env)
         if (out / "summary.json").exists():
             return self.wrong(name, "it ended before it could be killed")
         ran = commands.run(self.attn, f"{command.split()[0]} --resume --out {out}", env=env)

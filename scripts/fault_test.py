@@ -16,7 +16,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -251,18 +250,7 @@ class Trial:
 
     def begun(self, name, command, out, **how):
         """A run that was killed once it had two checkpoints."""
-        process = subprocess.Popen(
-            [self.attn, *command.format(dir=self.folder, out=out).split()],
-            cwd=ROOT,
-            env=commands.environment(**how),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while len([*out.rglob("checkpoints/step-*")]) < 2 and process.poll() is None:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        commands.kill_with_checkpoints(self.attn, command.format(dir=self.folder, out=out), out, commands.environment(**how))
         found = sorted(out.rglob("checkpoints/step-*"))
         if not found:
             self.wrong("begun", name, "it ended before it could be killed")

@@ -80,6 +80,19 @@ impl Foreseen {
         Self::model(config, compute.dtype.into(), compute.init == Some(Init::Random))
     }
 
+    /// A model that goes on from a layer with copies of a batch, under other gates each: they share a pass, of as many tokens as a batch
+    /// may have.
+    pub(crate) fn branching(
+        config: &Config,
+        compute: &ComputeArgs,
+        (rows, len): (u64, u64),
+    ) -> Result<Self> {
+        let most = Batching::default().max_tokens.unwrap_or(8192) as u64;
+        let copies = (most / len).max(rows);
+        let all = Self::computing(config, compute)?.pass((copies, len)).inputs((rows, len));
+        Ok(all.row_loss((copies, len), config, 3))
+    }
+
     /// And `bytes` for `what`.
     pub(crate) fn with(self, what: impl Into<String>, bytes: u64) -> Self {
         Self { need: self.need.with(what, bytes), ..self }

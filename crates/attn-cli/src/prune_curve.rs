@@ -67,14 +67,7 @@ pub(crate) fn run(args: &PruneCurveArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(k) = ks.iter().find(|&&k| k > most) {
         anyhow::bail!("`--remove` is {k}, and {unit} {most} heads");
     }
-    // Copies of a batch that go on from a layer share a pass, of as many tokens as a batch may have.
-    let (rows, len) = task.extent();
-    let copies = (attn_eval::Batching::default().max_tokens.unwrap_or(8192) as u64 / len).max(rows);
-    let of = &task.folder.config;
-    Foreseen::computing(of, &args.compute)?
-        .pass((copies, len))
-        .inputs((rows, len))
-        .row_loss((copies, len), of, 3)
+    Foreseen::branching(&task.folder.config, &args.compute, task.extent())?
         .check(args.compute.device()?, memory::OF_SCORING)?;
     let model = task.load(&args.compute, args.seed, &hub)?;
     let masking = task.masking()?;
