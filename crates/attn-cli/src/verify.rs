@@ -47,6 +47,7 @@ const SIZES: [(usize, usize); 3] = [(32, 0), (96, 8), (512, 64)];
 const SHORT: i64 = 24;
 
 const FITS: &str = "config_tokenizer_and_embedding_fit";
+const TRIED: &str = "every_law_can_be_tried";
 const FILLED: &str = "every_tensor_is_used_and_every_parameter_filled";
 
 /// Most tokens on which kinds are tried by themselves.
@@ -239,27 +240,30 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
     let name = text_name(args);
     writeln!(lines.out, "{} on {N_ROWS} rows of {n_tokens} tokens of {name}", args.model)?;
     writeln!(lines.out, "{:<8} {:<47} {:<18} where", "", "law", "error, of allowed")?;
-    let vocab_size = model.config().sizes.vocab_size;
-    let n_ids = folder.tokenizer.vocab_size();
-    lines.held(FITS, format!("{n_ids} tokens, {vocab_size} rows of the embedding"))?;
-    match args.compute.init {
-        None => lines.held(FILLED, format!("{} parameters", model.parameters().len()))?,
-        Some(_) => lines.not_run(FILLED, "the weights are random by request")?,
-    }
-    let ids = Tensor::from_slice(&ids).view([-1, n_tokens as i64]).to_device(model.device());
-    of_tokens(&folder.tokenizer, &model, &text, &mut lines)?;
-    tch::no_grad(|| of_model(args, &folder, &model, &ids, &hub, &mut lines))?;
-    let apart_by_layer = match &against {
-        None => None,
-        Some(against) => {
-            let options = LoadOptions {
-                kind: model.kind(),
-                device: model.device(),
-                ..LoadOptions::default()
-            };
-            let other = load_model(&against.path, None, &options, &hub)
-                .with_context(|| format!("cannot load the model `{}`", against.name))?;
-            tch::no_grad(|| held_against(&folder, &model, &other, &rows, &ids, &mut lines))?
+    let mut try_all = || -> Result<Option<Vec<f64>>> {
+        let vocab_size = model.config().sizes.vocab_size;
+        let n_ids = folder.tokenizer.vocab_size();
+        lines.held(FITS, format!("{n_ids} tokens, {vocab_size} rows of the embedding"))?;
+        match args.compute.init {
+            None => lines.held(FILLED, format!("{} parameters", model.parameters().len()))?,
+            Some(_) => lines.not_run(FILLED, "the weights are random by request")?,
+        }
+        let ids = Tensor::from_slice(&ids).view([-1, n_tokens as i64]).to_device(model.device());
+        of_tokens(&folder.tokenizer, &model, &text, &mut lines)?;
+        tch::no_grad(|| of_model(args, &folder, &model, &ids, &hub, &mut lines))?;
+        let Some(against) = &against else { return Ok(None) };
+        let options =
+            LoadOptions { kind: model.kind(), device: model.device(), ..LoadOptions::default() };
+        let other = load_model(&against.path, None, &options, &hub)
+            .with_context(|| format!("cannot load the model `{}`", against.name))?;
+        tch::no_grad(|| held_against(&folder, &model, &other, &rows, &ids, &mut lines))
+    };
+    // What was found until then is told all the same.
+    let (apart_by_layer, ended) = match try_all() {
+        Ok(apart) => (apart, None),
+        Err(error) => {
+            lines.add(broken_by(TRIED, &error))?;
+            (None, Some(error))
         }
     };
 
@@ -286,7 +290,11 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         write_json(path, &report)?;
         tracing::info!("wrote `{}`", path.display());
     }
-    Ok(if n_broken > 0 { Outcome::Failed } else { Outcome::Done })
+    match ended {
+        Some(error) => Err(error),
+        None if n_broken > 0 => Ok(Outcome::Failed),
+        None => Ok(Outcome::Done),
+    }
 }
 
 /// What the text is called.
@@ -299,6 +307,14 @@ fn is_of_the_folder(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.is::<Error>() || cause.is::<attn_core::checkpoint::Error>()
 }
 
+/// A law that an error breaks.
+fn broken_by(law: &str, error: &anyhow::Error) -> Line {
+    let cause = error.root_cause().to_string();
+    let told = cause.lines().map(str::trim).filter(|line| !line.starts_with("hint: "));
+    let place = told.take(8).collect::<Vec<_>>().join(" ");
+    Line { law: law.into(), found: Found::Broken, error: None, tolerance: Some(0.0), place }
+}
+
 /// Says which law a folder breaks that is no model, in OUT.json as well, and hands back why.
 fn unloadable(
     args: &VerifyArgs,
@@ -307,16 +323,7 @@ fn unloadable(
     out: &mut dyn Write,
 ) -> Result<Outcome> {
     let mut lines = Lines { all: Vec::new(), out };
-    let cause = error.root_cause().to_string();
-    let told = cause.lines().map(str::trim).filter(|line| !line.starts_with("hint: "));
-    let place = told.take(8).collect::<Vec<_>>().join(" ");
-    lines.add(Line {
-        law: law.into(),
-        found: Found::Broken,
-        error: None,
-        tolerance: Some(0.0),
-        place,
-    })?;
+    lines.add(broken_by(law, &error))?;
     if let Some(path) = &args.out {
         let report = Report {
             subject: Subject::unloaded(&args.model, &args.compute)?,

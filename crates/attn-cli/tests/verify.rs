@@ -108,6 +108,17 @@ fn what_cannot_be_verified_is_refused() {
     );
     place.refused(&format!("verify --model {folder} --text no.txt"), &["cannot read `no.txt`"]);
     place.refused(&format!("verify --model {folder} --against {mlm}"), &["gpt2", "distilbert"]);
+    // What was found before an error is kept.
+    place.done(&format!("save --model {folder} --out half"));
+    let weights = place.path("half/model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    let ended = format!("verify --model {folder} --quick --against half --out half.json");
+    let ended = place.attn(&ended);
+    assert!(ended.code != 0 && ended.stderr.contains("cannot load the model `half`"));
+    let [(law, place_of)] = &found(&place, "half.json", "broken")[..] else { panic!("one") };
+    assert!(law == "every_law_can_be_tried" && place_of.contains("model.safetensors"));
+    assert!(found(&place, "half.json", "held").len() > 10);
     let both = place.attn(&format!("verify --model {folder} --quick --full"));
     assert!(both.code != 0 && both.stderr.contains("--full"), "{}", both.stderr);
 }

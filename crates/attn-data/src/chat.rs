@@ -4,7 +4,7 @@
 //! (`trim_blocks`, `lstrip_blocks`), `break` and `continue`, methods of Python's strings, lists and tables,
 //! `raise_exception`, `strftime_now` (in UTC), `tojson` as Python's `json.dumps`, and the tokenizer's special tokens.
 
-use std::{fs, path::Path};
+use std::{convert::Infallible, fs, path::Path};
 
 use minijinja::{
     Environment, ErrorKind, UndefinedBehavior,
@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
+    guard::guarded,
     tokenizer::read_json,
 };
 
@@ -92,11 +93,8 @@ impl ChatTemplate {
         let mut env = environment();
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
-        let refuse = |source: minijinja::Error| Error::ChatTemplate {
-            origin: origin.to_owned(),
-            reason: reason(&source),
-        };
-        env.add_template_owned(NAME, source.to_owned()).map_err(refuse)?;
+        jinja(|| env.add_template_owned(NAME, source.to_owned()))
+            .map_err(|reason| Error::ChatTemplate { origin: origin.to_owned(), reason })?;
         Ok(Self { env, tokens, origin: origin.to_owned() })
     }
 
@@ -113,10 +111,8 @@ impl ChatTemplate {
         context.insert("tools".into(), Value::Null);
         context.insert("documents".into(), Value::Null);
         let template = self.env.get_template(NAME).expect("added when made");
-        template.render(Jinja::from_serialize(&context)).map_err(|source| Error::ChatTemplate {
-            origin: self.origin.clone(),
-            reason: reason(&source),
-        })
+        jinja(|| template.render(Jinja::from_serialize(&context)))
+            .map_err(|reason| Error::ChatTemplate { origin: self.origin.clone(), reason })
     }
 
     /// Where it comes from.
@@ -143,8 +139,17 @@ pub(crate) fn environment() -> Environment<'static> {
     env
 }
 
+/// What `work` with templates gives, or why it gives nothing. The library panics at some: a slice that goes backwards through what
+/// is not there (minijinja 2.24).
+pub(crate) fn jinja<T>(work: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T, String> {
+    match guarded(|| Ok::<_, Infallible>(work())) {
+        Ok(done) => done.map_err(|error| reason(&error)),
+        Err(panicked) => Err(panicked.to_string()),
+    }
+}
+
 /// What an error says, without the library's own name for its kind where the template raised it.
-pub(crate) fn reason(error: &minijinja::Error) -> String {
+fn reason(error: &minijinja::Error) -> String {
     let what = match (error.kind(), error.detail()) {
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),

@@ -337,9 +337,9 @@ impl Prompt {
                 Some(_) => format!("message {at} of `prompt.chat`"),
                 None => "`prompt.template`".to_owned(),
             };
-            env.add_template_owned(at.to_string(), source).map_err(|error| {
+            chat::jinja(|| env.add_template_owned(at.to_string(), source)).map_err(|reason| {
                 refused(
-                    format!("{setting} is no Jinja: {}", chat::reason(&error)),
+                    format!("{setting} is no Jinja: {reason}"),
                     "a column stands in two braces: {{text}}".into(),
                 )
             })?;
@@ -519,9 +519,9 @@ impl Prompt {
         let columns = Jinja::from_iter(columns);
         let render = |at: usize| {
             let template = self.env.get_template(&at.to_string()).expect("added when made");
-            template.render(&columns).map_err(|error| {
+            chat::jinja(|| template.render(&columns)).map_err(|reason| {
                 refused(
-                    format!("row {index} cannot be put as a prompt: {}", chat::reason(&error)),
+                    format!("row {index} cannot be put as a prompt: {reason}"),
                     "`prompt.template` is Jinja with the columns as variables: {{text}}".into(),
                 )
             })

@@ -10,6 +10,7 @@ use arrow::{
     array::{Array, AsArray, RecordBatch},
     compute::cast,
     datatypes::DataType,
+    error::ArrowError,
 };
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
 
@@ -17,6 +18,7 @@ use crate::{
     batch::Encoded,
     dataset::{DatasetSpec, files_of},
     error::{Error, Result},
+    guard::{ParquetFile, guarded},
     hub::Hub,
     tokenizer::TextTokenizer,
 };
@@ -81,8 +83,8 @@ fn read(path: &Path, limit: usize, into: &mut Vec<Sentence>) -> Result<()> {
         source,
     };
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| unreadable(error.into()))?;
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(ParquetFile(file)));
+    let builder = builder.map_err(unreadable)?;
     let schema = builder.schema().clone();
     let mut roots = Vec::new();
     for column in COLUMNS {
@@ -102,18 +104,14 @@ fn read(path: &Path, limit: usize, into: &mut Vec<Sentence>) -> Result<()> {
         roots.push(at);
     }
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let batches =
-        builder.with_projection(mask).build().map_err(|error| unreadable(error.into()))?;
+    let mut batches = guarded(|| builder.with_projection(mask).build()).map_err(unreadable)?;
+    let mut next = || {
+        let Some(batch) = batches.next().transpose()? else { return Ok(None) };
+        let [words, heads, relations] = COLUMNS.map(|column| lists(&batch, column));
+        Ok::<_, ArrowError>(Some((words?, heads?, relations?)))
+    };
     let mut row = 0;
-    for batch in batches {
-        let batch = batch.map_err(|error| unreadable(error.into()))?;
-        let lists = COLUMNS.map(|column| lists(&batch, column));
-        let [words, heads, relations] = lists;
-        let (words, heads, relations) = (
-            words.map_err(|error| unreadable(error.into()))?,
-            heads.map_err(|error| unreadable(error.into()))?,
-            relations.map_err(|error| unreadable(error.into()))?,
-        );
+    while let Some((words, heads, relations)) = guarded(&mut next).map_err(unreadable)? {
         for ((words, heads), relations) in words.into_iter().zip(heads).zip(relations) {
             if into.len() == limit {
                 return Ok(());
@@ -127,7 +125,7 @@ fn read(path: &Path, limit: usize, into: &mut Vec<Sentence>) -> Result<()> {
 }
 
 /// The texts of each row's list; none is an empty text.
-fn lists(batch: &RecordBatch, column: &str) -> Result<Vec<Vec<String>>, arrow::error::ArrowError> {
+fn lists(batch: &RecordBatch, column: &str) -> Result<Vec<Vec<String>>, ArrowError> {
     let array = batch.column_by_name(column).expect("looked up before");
     let texts = DataType::new_list(DataType::Utf8, true);
     let array = cast(array, &texts)?;

@@ -23,7 +23,7 @@ use serde_json::Value;
 use super::files::{EXTENSIONS, extension};
 use crate::{
     error::{Error, Result, Source},
-    guard::guarded,
+    guard::{ParquetFile, Utf8, guarded},
 };
 
 /// Rows decoded at a time.
@@ -112,7 +112,8 @@ pub(super) fn classes_in_metadata(path: &Path, label: &str) -> Option<Vec<String
     }
     let file = File::open(path).ok()?;
     let metadata =
-        guarded(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::default())).ok()?;
+        guarded(|| ArrowReaderMetadata::load(&ParquetFile(file), ArrowReaderOptions::default()))
+            .ok()?;
     let description: Value =
         serde_json::from_str(metadata.schema().metadata().get("huggingface")?).ok()?;
     let names = description["info"]["features"][label]["names"].as_array()?;
@@ -121,7 +122,8 @@ pub(super) fn classes_in_metadata(path: &Path, label: &str) -> Option<Vec<String
 
 fn parquet_rows(path: &Path, file: File, columns: &Columns) -> Result<FileRows> {
     let refused = |source: Source| unreadable(path, "Parquet", None, source);
-    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(refused)?;
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(ParquetFile(file)));
+    let builder = builder.map_err(refused)?;
     let schema = Arc::clone(builder.schema());
     let available = || schema.fields().iter().map(|field| field.name().clone()).collect();
     let find = |name: &String| schema.index_of(name).map_err(|_| missing(path, name, available()));
@@ -319,7 +321,7 @@ fn delimited_rows(
         format.with_delimiter(dialect.delimiter).with_quote(dialect.quote)
     };
     // Types are not guessed: a text that looks like a number is a text.
-    let (header, _) = format().infer_schema(BufReader::new(&mut file), Some(0)).map_err(refused)?;
+    let (header, _) = format().infer_schema(Utf8::new(&mut file), Some(0)).map_err(refused)?;
     file.seek(SeekFrom::Start(start)).map_err(Error::io("read", path))?;
     let fields: Vec<Field> = header
         .fields()
@@ -336,7 +338,7 @@ fn delimited_rows(
         .with_format(format())
         .with_batch_size(BATCH_ROWS)
         .with_projection(projection);
-    let batches = reader.build(file).map_err(refused)?;
+    let batches = reader.build(Utf8::new(file)).map_err(refused)?;
     // An empty field is the reader's null; a text may be empty, though.
     let rows = BatchRows::new(path, dialect.name, batches, columns);
     let (has_text, has_pair) = (columns.text.is_some(), columns.pair.is_some());
