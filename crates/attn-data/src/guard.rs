@@ -33,9 +33,28 @@ pub(crate) fn guarded<T, E: Into<Source>>(
     }
 }
 
-/// A Parquet file that is no larger than it is. Parquet's reader takes the end for nothing, so that 600 bytes with a list of two
-/// thousand million entries keep it for a minute, and makes room for as much as a page says it holds.
-pub(crate) struct ParquetFile(pub(crate) File);
+/// A Parquet file that says nothing that its size does not allow. Parquet's reader goes through lists of two thousand million entries
+/// that are not there, for a minute, and makes room for as much as a page says it holds (parquet 60.1).
+pub(crate) struct ParquetFile(File);
+
+impl ParquetFile {
+    /// # Errors
+    ///
+    /// Where what stands at the file's end names lists that cannot be, or cannot be read. What is no Parquet is left to its reader.
+    pub(crate) fn new(file: File) -> Result<Self, ParquetError> {
+        let this = Self(file);
+        if let Some(end) = this.len().checked_sub(8) {
+            let footer = this.get_bytes(end, 8)?;
+            let n = u32::from_le_bytes(footer[..4].try_into().expect("four of eight"));
+            if let Some(start) = end.checked_sub(n.into())
+                && is_endless(&this.get_bytes(start, n as usize)?)
+            {
+                return Err(ParquetError::General("its metadata has lists without an end".into()));
+            }
+        }
+        Ok(this)
+    }
+}
 
 impl Length for ParquetFile {
     fn len(&self) -> u64 {
@@ -48,11 +67,13 @@ impl ChunkReader for ParquetFile {
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
         let mut reader = self.0.get_read(start)?;
-        if let Some((claimed, stored)) = page_sizes(reader.fill_buf()?)
-            && claimed > PAGE_BYTES.max(stored.saturating_mul(MOST_COMPRESSED))
+        let head = reader.fill_buf()?;
+        if let Some((claimed, stored)) = page_sizes(head)
+            && (claimed > PAGE_BYTES.max(stored.saturating_mul(MOST_COMPRESSED))
+                || is_endless(head))
         {
             return Err(ParquetError::General(format!(
-                "the page at byte {start} claims to hold {claimed} bytes in {stored}"
+                "the page at byte {start} claims to hold {claimed} bytes in {stored}, or has lists without an end"
             )));
         }
         Ok(Ending { reader, n_ends: 0 })
@@ -72,34 +93,109 @@ const PAGE_BYTES: u64 = 32 << 20;
 /// Bytes that a larger page may hold for each that it takes: deflate has the largest ratio that text is stored with, 1,032.
 const MOST_COMPRESSED: u64 = 1_100;
 
-/// What a page holds and what it takes in the file, where `head` begins with a page's header: in Thrift's compact protocol the
-/// fields 1 to 3, its kind and both sizes, whole numbers (Parquet's format, `PageHeader`). One that is longer than any of 32 bits
-/// claims the most.
-fn page_sizes(mut head: &[u8]) -> Option<(u64, u64)> {
-    let mut field = || {
-        let (&tag, mut rest) = head.split_first()?;
-        let (mut value, mut shift) = (0u64, 0);
+/// What a page holds and what it takes in the file, where `head` begins with a page's header: the fields 1 to 3, its kind and both
+/// sizes, whole numbers (Parquet's format, `PageHeader`).
+fn page_sizes(head: &[u8]) -> Option<(u64, u64)> {
+    const I32: u8 = 0x15;
+    let mut head = Compact(head);
+    // Each the next field; the last bit is the sign.
+    let mut field = || (head.byte()? == I32).then_some(head.number()?);
+    field()?;
+    Some((field()? >> 1, field()? >> 1))
+}
+
+/// What is left of bytes in Thrift's compact protocol
+/// (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>).
+struct Compact<'a>(&'a [u8]);
+
+impl Compact<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (&byte, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(byte)
+    }
+
+    fn skip(&mut self, n: u64) -> Option<()> {
+        self.0 = self.0.get(usize::try_from(n).ok()?..)?;
+        Some(())
+    }
+
+    /// A number of 64 bits; the largest in place of one of more.
+    fn number(&mut self) -> Option<u64> {
+        let (mut value, mut shift) = (0, 0);
         loop {
-            if shift == 35 {
-                return Some(u64::MAX);
-            }
-            let (&byte, after) = rest.split_first()?;
-            rest = after;
-            value |= u64::from(byte & 0x7f) << shift;
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(u64::MAX);
             shift += 7;
             if byte & 0x80 == 0 {
-                break;
+                return Some(value);
             }
         }
-        head = rest;
-        // The next field, a whole number, of either sign.
-        (tag == 0x15).then_some(if value & 1 == 0 { value >> 1 } else { 0 })
-    };
-    let (kind, claimed) = (field()?, field()?);
-    if kind.max(claimed) == u64::MAX {
-        return Some((u64::MAX, 0));
     }
-    Some((claimed, field()?))
+
+    /// Goes past a value. Whether its lists and tables have no more entries than there are bytes: Parquet's reader goes through truth
+    /// values without reading any, two thousand million of them in six bytes. `None` where it is cut off or damaged, as its
+    /// reader will find.
+    fn is_countable(&mut self, kind: u8, depth: u8) -> Option<bool> {
+        let depth = depth.checked_sub(1)?;
+        match kind {
+            1 | 2 => {}
+            3 => self.skip(1)?,
+            4..=6 => self.number().map(drop)?,
+            7 => self.skip(8)?,
+            8 => {
+                let n = self.number()?;
+                self.skip(n)?;
+            }
+            9 | 10 => {
+                let head = self.byte()?;
+                let n = if head >> 4 == 15 { self.number()? } else { u64::from(head >> 4) };
+                return self.are_countable(n, &[head & 15], depth);
+            }
+            11 => {
+                let n = self.number()?;
+                if n > 0 {
+                    let kinds = self.byte()?;
+                    return self.are_countable(n, &[kinds >> 4, kinds & 15], depth);
+                }
+            }
+            12 => loop {
+                let head = self.byte()?;
+                if head & 15 == 0 {
+                    break;
+                }
+                if head >> 4 == 0 {
+                    self.number()?;
+                }
+                if !self.is_countable(head & 15, depth)? {
+                    return Some(false);
+                }
+            },
+            13 => self.skip(16)?,
+            _ => return None,
+        }
+        Some(true)
+    }
+
+    fn are_countable(&mut self, n: u64, kinds: &[u8], depth: u8) -> Option<bool> {
+        if n > self.0.len() as u64 {
+            return Some(false);
+        }
+        for _ in 0..n {
+            for &kind in kinds {
+                if !self.is_countable(kind, depth)? {
+                    return Some(false);
+                }
+            }
+        }
+        Some(true)
+    }
+}
+
+/// Whether the struct that `bytes` begins with has lists of more entries than bytes.
+fn is_endless(bytes: &[u8]) -> bool {
+    const STRUCT: u8 = 12;
+    Compact(bytes).is_countable(STRUCT, 64) == Some(false)
 }
 
 /// Nobody needs to be told more often that there is no more.
@@ -209,12 +305,31 @@ mod tests {
                 Some((i32::MAX as u64, 3)),
             ),
             (&[0x15, 0, 0x15, 1, 0x15, 6, 0], Some((0, 3))),
-            (&[0x15, 4, 0x15, 0x8c, 0x8c, 0x8c, 0x8c, 0x8c, 0x8c], Some((u64::MAX, 0))),
+            // Ten bytes and more of which the reader keeps 32 bits.
+            (
+                b"\x15\x04\x15\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x0a\x15\x0e",
+                Some((u64::MAX >> 1, 7)),
+            ),
             (&[0x15, 0x04, 0x19, 0x3c, 0x35, 0x00], None),
             (&[0x15, 0x06, 0x15, 0xff], None),
         ];
         for (head, sizes) in pages {
             assert_eq!(page_sizes(head), sizes, "{head:x?}");
+        }
+    }
+
+    #[test]
+    fn lists_have_no_more_entries_than_there_are_bytes() {
+        // A struct of: a list of two bytes; 2^31 - 1 truth values; as many in a list in a list; in a table; a list that is cut off.
+        let structs: [(&[u8], bool); 5] = [
+            (&[0x19, 0x23, 7, 7, 0], false),
+            (&[0x19, 0xf1, 0xff, 0xff, 0xff, 0xff, 7, 0], true),
+            (&[0x19, 0x19, 0xf2, 0xff, 0xff, 0xff, 0xff, 7, 0], true),
+            (&[0x15, 2, 0x1b, 0xff, 0xff, 0xff, 0xff, 7, 0x11, 0], true),
+            (&[0x19, 0x23, 7], true),
+        ];
+        for (bytes, endless) in structs {
+            assert_eq!(is_endless(bytes), endless, "{bytes:x?}");
         }
     }
 

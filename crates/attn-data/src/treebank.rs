@@ -83,7 +83,7 @@ fn read(path: &Path, limit: usize, into: &mut Vec<Sentence>) -> Result<()> {
         source,
     };
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(ParquetFile(file)));
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(ParquetFile::new(file)?));
     let builder = builder.map_err(unreadable)?;
     let schema = builder.schema().clone();
     let mut roots = Vec::new();

@@ -111,9 +111,10 @@ pub(super) fn classes_in_metadata(path: &Path, label: &str) -> Option<Vec<String
         return None;
     }
     let file = File::open(path).ok()?;
-    let metadata =
-        guarded(|| ArrowReaderMetadata::load(&ParquetFile(file), ArrowReaderOptions::default()))
-            .ok()?;
+    let metadata = guarded(|| {
+        ArrowReaderMetadata::load(&ParquetFile::new(file)?, ArrowReaderOptions::default())
+    })
+    .ok()?;
     let description: Value =
         serde_json::from_str(metadata.schema().metadata().get("huggingface")?).ok()?;
     let names = description["info"]["features"][label]["names"].as_array()?;
@@ -122,7 +123,7 @@ pub(super) fn classes_in_metadata(path: &Path, label: &str) -> Option<Vec<String
 
 fn parquet_rows(path: &Path, file: File, columns: &Columns) -> Result<FileRows> {
     let refused = |source: Source| unreadable(path, "Parquet", None, source);
-    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(ParquetFile(file)));
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(ParquetFile::new(file)?));
     let builder = builder.map_err(refused)?;
     let schema = Arc::clone(builder.schema());
     let available = || schema.fields().iter().map(|field| field.name().clone()).collect();
