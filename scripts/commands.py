@@ -180,6 +180,11 @@ def kill_with_checkpoints(attn, command, out, env):
     process.wait()
 
 
+def commit():
+    """Of the repository; `-dirty` where something has changed since."""
+    return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
 def run(attn, command, **how):
     how = {"env": environment(), "timeout": 300, **how}
     return subprocess.run([attn, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, **how)

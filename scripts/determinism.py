@@ -184,6 +184,7 @@ def main():
     print(f"{n} comparisons of {files} files in {seconds} s, {len(trial.problems)} wrong")
     if args.out:
         report = {
+            "commit": commands.commit(),
             "left_out": {"fields": {key or "all": sorted(it) for key, it in TIMES.items()}, "columns": {k: sorted(v) for k, v in TIMED_COLUMNS.items()}},
             "compared": trial.compared,
             "wrong": trial.problems,

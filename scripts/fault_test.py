@@ -593,7 +593,7 @@ def main():
     seconds = round(time.monotonic() - started)
     print(f"{n} faults in {seconds} s, {len(trial.problems)} wrong, {len(trial.skipped)} skipped")
     if args.out:
-        report = {"said": trial.said, "wrong": trial.problems, "skipped": trial.skipped}
+        report = {"commit": commands.commit(), "said": trial.said, "wrong": trial.problems, "skipped": trial.skipped}
         text = json.dumps(report, indent=2, ensure_ascii=False).replace(str(ROOT), "REPOSITORY")
         args.out.write_text(text + "\n", encoding="utf-8")
     sys.exit(1 if trial.problems else 0)
