@@ -25,6 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from commands import commit
 from fake_hub import FakeHub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -405,7 +406,7 @@ def main():
     if n < args.kills:
         trial.wrong("kills", f"only {n} of {args.kills} commands could be killed before they ended")
     if args.out:
-        report = {"commit": commands.commit(), "seed": args.seed, "kills": trial.kills, "wrong": trial.problems, "second_run": second}
+        report = {"commit": commit(), "seed": args.seed, "kills": trial.kills, "wrong": trial.problems, "second_run": second}
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     sys.exit(1 if trial.problems else 0)
 
