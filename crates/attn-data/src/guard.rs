@@ -68,10 +68,8 @@ impl ChunkReader for ParquetFile {
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
         let mut reader = self.0.get_read(start)?;
         let head = reader.fill_buf()?;
-        if let Some((claimed, stored)) = page_sizes(head)
-            && (claimed > PAGE_BYTES.max(stored.saturating_mul(MOST_COMPRESSED))
-                || is_endless(head))
-        {
+        let (claimed, stored, countable) = page(head);
+        if claimed > PAGE_BYTES.max(stored.saturating_mul(MOST_COMPRESSED)) || !countable {
             return Err(ParquetError::General(format!(
                 "the page at byte {start} claims to hold {claimed} bytes in {stored}, or has lists without an end"
             )));
@@ -93,15 +91,23 @@ const PAGE_BYTES: u64 = 32 << 20;
 /// Bytes that a larger page may hold for each that it takes: deflate has the largest ratio that text is stored with, 1,032.
 const MOST_COMPRESSED: u64 = 1_100;
 
-/// What a page holds and what it takes in the file, where `head` begins with a page's header: the fields 1 to 3, its kind and both
-/// sizes, whole numbers (Parquet's format, `PageHeader`).
-fn page_sizes(head: &[u8]) -> Option<(u64, u64)> {
-    const I32: u8 = 0x15;
-    let mut head = Compact(head);
-    // Each the next field; the last bit is the sign.
-    let mut field = || (head.byte()? == I32).then_some(head.number()?);
-    field()?;
-    Some((field()? >> 1, field()? >> 1))
+/// What a page holds and what it takes in the file by its header, which `head` begins with: the whole numbers 2 and 3 of a struct
+/// (Parquet's format, `PageHeader`), 0 for one that is not there; and whether its lists can be counted.
+fn page(head: &[u8]) -> (u64, u64, bool) {
+    let (mut head, mut sizes, mut countable) = (Compact(head), [0; 4], true);
+    let mut id = 0;
+    // Damaged, or cut off: its reader will find it.
+    let _ = (|| {
+        while let Some(kind) = head.field(&mut id)? {
+            match (kind, id) {
+                // The last bit is the sign.
+                (4..=6, 2 | 3) => sizes[id as usize] = head.number()? >> 1,
+                _ => countable &= head.is_countable(kind, 64)?,
+            }
+        }
+        Some(())
+    })();
+    (sizes[2], sizes[3], countable)
 }
 
 /// What is left of bytes in Thrift's compact protocol
@@ -133,6 +139,22 @@ impl Compact<'_> {
         }
     }
 
+    /// The kind of a struct's next field, and its number in place of the one before; inside `None` at the struct's end.
+    fn field(&mut self, id: &mut i64) -> Option<Option<u8>> {
+        let head = self.byte()?;
+        if head & 15 == 0 {
+            return Some(None);
+        }
+        *id = match head >> 4 {
+            0 => {
+                let zigzag = self.number()?;
+                (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)
+            }
+            further => id.checked_add(further.into())?,
+        };
+        Some(Some(head & 15))
+    }
+
     /// Goes past a value. Whether its lists and tables have no more entries than there are bytes: Parquet's reader goes through truth
     /// values without reading any, two thousand million of them in six bytes. `None` where it is cut off or damaged, as its
     /// reader will find.
@@ -159,18 +181,13 @@ impl Compact<'_> {
                     return self.are_countable(n, &[kinds >> 4, kinds & 15], depth);
                 }
             }
-            12 => loop {
-                let head = self.byte()?;
-                if head & 15 == 0 {
-                    break;
+            12 => {
+                while let Some(kind) = self.field(&mut 0)? {
+                    if !self.is_countable(kind, depth)? {
+                        return Some(false);
+                    }
                 }
-                if head >> 4 == 0 {
-                    self.number()?;
-                }
-                if !self.is_countable(head & 15, depth)? {
-                    return Some(false);
-                }
-            },
+            }
             13 => self.skip(16)?,
             _ => return None,
         }
@@ -297,24 +314,23 @@ mod tests {
 
     #[test]
     fn a_page_says_what_it_holds() {
-        // A data page of 25 bytes; one of 2 GiB less one in 3; a negative size; one of too many bytes; the metadata at a file's end; cut off.
-        let pages: [(&[u8], _); 6] = [
-            (&[0x15, 0x06, 0x15, 0x32, 0x15, 0x32, 0x5c], Some((25, 25))),
+        // A data page of 25 bytes; one of 2 GiB less one in 3; a negative size; more than ten bytes, of which its reader keeps 32 bits;
+        // a field 0 before; no sizes, as at a file's end; cut off; truth values without an end.
+        let pages: [(&[u8], _); 8] = [
+            (&[0x15, 6, 0x15, 0x32, 0x15, 0x32, 0], (25, 25, true)),
+            (&[0x15, 0, 0x15, 254, 255, 255, 255, 15, 0x15, 6, 0], (i32::MAX as u64, 3, true)),
+            (&[0x15, 0, 0x15, 1, 0x15, 6, 0], (0, 3, true)),
             (
-                &[0x15, 0, 0x15, 0xfe, 0xff, 0xff, 0xff, 0x0f, 0x15, 6, 0],
-                Some((i32::MAX as u64, 3)),
+                &[&[0x15, 4, 0x15][..], &[0x8c; 12], &[0x0a, 0x15, 14, 0]].concat(),
+                (u64::MAX >> 1, 7, true),
             ),
-            (&[0x15, 0, 0x15, 1, 0x15, 6, 0], Some((0, 3))),
-            // Ten bytes and more of which the reader keeps 32 bits.
-            (
-                b"\x15\x04\x15\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x8c\x0a\x15\x0e",
-                Some((u64::MAX >> 1, 7)),
-            ),
-            (&[0x15, 0x04, 0x19, 0x3c, 0x35, 0x00], None),
-            (&[0x15, 0x06, 0x15, 0xff], None),
+            (&[2, 0, 0x15, 4, 0x15, 0x32, 0x15, 0x32, 0], (25, 25, true)),
+            (b"\xa4\x03\0\0PAR1", (0, 0, true)),
+            (&[0x15, 0x06, 0x15, 0xff], (0, 0, true)),
+            (&[0x25, 4, 0x39, 0xf1, 255, 255, 255, 255, 7, 0], (2, 0, false)),
         ];
-        for (head, sizes) in pages {
-            assert_eq!(page_sizes(head), sizes, "{head:x?}");
+        for (head, expected) in pages {
+            assert_eq!(page(head), expected, "{head:x?}");
         }
     }
 
