@@ -195,10 +195,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
                 .with_context(|| format!("cannot use `{name}.teacher_cache`"))?;
         }
     }
-    if !start.resume {
-        start.write_config()?;
-        start.dir.write_environment(&student)?;
-    }
+    start.record(&student)?;
     check_teacher(&teacher, &start)?;
     start.listen()?;
     let scorer = |rows| Scorer {

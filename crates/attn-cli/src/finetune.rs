@@ -142,10 +142,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
     let training = add_lora(config, &mut model)
         .with_context(|| format!("cannot put adapters into the model `{}`", folder.name))?;
     let is_swapped = !folder.config.layers.iter().map(|layer| &layer.variant).eq(&attention);
-    if !start.resume {
-        start.dir.write_environment(&model)?;
-        start.write_config()?; // Last: a folder with a config holds all that a run is gone on with by.
-    }
+    start.record(&model)?;
 
     let batching = Batching {
         batch_size: config.train.batch_size.max(32),

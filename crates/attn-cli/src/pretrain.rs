@@ -202,10 +202,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<Outcome> {
         start.device,
     )?;
     let mut model = init(config, base.as_ref(), model_config, &start)?;
-    if !start.resume {
-        start.write_config()?;
-        start.dir.write_environment(&model)?;
-    }
+    start.record(&model)?;
     keep(&tokenizer, &start)?;
     let scorer = Scorer {
         held_out,

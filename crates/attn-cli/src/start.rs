@@ -198,8 +198,17 @@ impl<C: RunConfig> Start<C> {
         Ok(Self { config, dir, device, hub, stop: Arc::default(), resume: args.resume })
     }
 
-    /// Writes the complete config: from here on the folder holds a run.
-    pub(crate) fn write_config(&self) -> Result<()> {
+    /// Writes where a run that begins takes place, and then its complete config: a folder with a config holds all that a run is gone on
+    /// with by.
+    pub(crate) fn record(&self, model: &Model) -> Result<()> {
+        if self.resume {
+            return Ok(());
+        }
+        self.dir.write_environment(model)?;
+        self.write_config()
+    }
+
+    fn write_config(&self) -> Result<()> {
         let path = self.dir.file(CONFIG_FILE);
         let text = toml::to_string(&self.config).context("cannot write the config as TOML")?;
         let header = format!(
