@@ -271,10 +271,11 @@ class Trial:
             if out.exists() and not whole_result(out, file, expected):
                 self.wrong(name, f"{out.name} is there and is not whole")
             absent, there = (absent, there + 1) if out.exists() else (absent + 1, there)
-            # A folder that is whole is not written a second time.
-            if killed is None and not out.is_dir():
+            if killed is None:
+                # A folder that is whole is not written a second time.
+                refused = out.is_dir()
                 code, said = self.run(command.format(out=out))
-                if code != 0:
+                if refused != ("is there already" in said) or code != refused:
                     self.wrong(name, f"run again it ends with {code}: {said[-300:]}")
                 elif not whole_result(out, file, expected):
                     self.wrong(name, f"run again {out.name} is another")

@@ -2,8 +2,8 @@
 """Writes the software bill of materials: what the `attn` binary is built of, as CycloneDX 1.5 JSON.
 
 Rust crates with version, licence and checksum come from `cargo metadata` and Cargo.lock (those that are linked or run while building, for
-the platform it runs on; crates of tests alone are left out), LibTorch and what its wheel needs from the Python environment that
-scripts/setup_env.sh makes. Nothing is stored: scripts/check.sh makes it anew, reads it back and compares it with Cargo.lock.
+the platform it runs on; crates of tests and of other programs are left out), LibTorch and what its wheel needs from the Python environment that
+scripts/setup_env.sh makes. Nothing is stored: scripts/check.sh makes it anew and reads it back.
 
 Usage: scripts/sbom.py [OUT.json]     (target/sbom.cdx.json where no file is named)
 """
@@ -33,10 +33,10 @@ def metadata():
 
 
 def reached(found):
-    """Ids of the packages that the workspace's crates need outside of their tests, and what each needs."""
+    """Ids of the packages that the binary's crate needs outside of its tests, and what each needs."""
     nodes = {node["id"]: node for node in found["resolve"]["nodes"]}
     needs = {}
-    todo = list(found["workspace_members"])
+    todo = [package["id"] for package in found["packages"] if package["name"] == "attn-cli"]
     while todo:
         package = todo.pop()
         if package in needs:

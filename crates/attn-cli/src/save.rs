@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use attn_core::{
     LoadOptions, Model,
     checkpoint::{CONFIG_FILE, FolderDraft, WriteOptions, check_folder},
@@ -51,10 +51,11 @@ pub(crate) fn run(args: &SaveArgs, out: &mut dyn Write) -> Result<()> {
 /// Refuses to write over what is there.
 pub(crate) fn check_free(out: &Path) -> Result<()> {
     let shown = out.display();
-    ensure!(
-        is_free(out).with_context(|| format!("cannot look into `{shown}`"))?,
-        "`{shown}` is there already\nhint: name a folder that is new or empty"
-    );
+    if !is_free(out).with_context(|| format!("cannot look into `{shown}`"))? {
+        // Of a writer that was killed after its last step, and that no later one comes past.
+        attn_files::remove_abandoned(out);
+        bail!("`{shown}` is there already\nhint: name a folder that is new or empty");
+    }
     out.file_name().with_context(|| format!("`{shown}` names no folder")).map(drop)
 }
 
@@ -134,5 +135,23 @@ fn is_free(path: &Path) -> std::io::Result<bool> {
         Ok(mut entries) => Ok(entries.next().is_none()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_finds_nothing_left_of_a_killed_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, draft) = (dir.path().join("model"), dir.path().join(".model.attn-tmp-dead"));
+        for folder in [&model, &draft] {
+            fs::create_dir(folder).unwrap();
+        }
+        check_free(&model).unwrap();
+        fs::write(model.join("config.json"), "{}").unwrap();
+        check_free(&model).unwrap_err();
+        assert!(model.join("config.json").exists() && !draft.exists());
     }
 }

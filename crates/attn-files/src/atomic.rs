@@ -331,8 +331,9 @@ fn is_ours(opened: &File, path: &Path) -> bool {
     }
 }
 
-/// Removes what killed writers of `target` left beside it: what bears our name and nobody holds.
-fn remove_abandoned(target: &Path) {
+/// Removes what killed writers of the file or folder `target` left beside it: what bears our name and nobody holds. What cannot be
+/// removed is warned of.
+pub fn remove_abandoned(target: &Path) {
     let prefix = temp_prefix(target);
     let Ok(entries) = fs::read_dir(parent_of(target)) else { return };
     for entry in entries.flatten() {

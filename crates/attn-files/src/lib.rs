@@ -25,7 +25,7 @@ use std::path::{Component, Path};
 
 use safetensors::Dtype;
 
-pub use atomic::{Staging, reserve, target_of, write_file};
+pub use atomic::{Staging, remove_abandoned, reserve, target_of, write_file};
 pub use error::{Error, TensorProblem};
 pub use header::{MAX_HEADER, METADATA, encode};
 pub use json::{MAX_JSON, parse_json, read_json};
