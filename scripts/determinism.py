@@ -4,7 +4,7 @@
     python3 scripts/determinism.py [--attn target/debug/attn] [--only NAME] [--threads 1 2] [--out FILE.json]
 
 The second pass goes through the commands backwards, into another folder. Runs are also killed after their second checkpoint and resumed.
-Compared are all bytes of all files, but for the path of the folder, the fields that `TIMES` names, and when TensorBoard's records were written.
+Compared are all bytes of all files, and what `generate` and `tokenize` say, but for the path of the folder, the fields that `TIMES` names, and when TensorBoard's records were written.
 That the comparison sees something is tried too: another seed has to give another result. Exits with 1 where two results differ.
 """
 
@@ -31,6 +31,8 @@ TIMES = {
 }
 # Columns of tables, likewise.
 TIMED_COLUMNS = {"leaderboard": {"decode_tokens_per_s"}, "sweep": {"elapsed_s"}}
+# The suffix of what a command says.
+SAID = ".stdout"
 RESUMED = ("finetune", "pretrain", "distill", "distill, cached teacher")
 
 
@@ -124,6 +126,8 @@ class Trial:
         )
         if ran.returncode != 0:
             self.wrong(name, f"it ends with {ran.returncode}: {ran.stderr[-400:]}")
+        if suffix == SAID:
+            out.write_text(ran.stdout, encoding="utf-8")
         return out
 
     def wrong(self, name, what):
@@ -150,7 +154,7 @@ def main():
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     started = time.monotonic()
-    tried = [it for it in commands.COMMANDS if args.only in it[0]]
+    tried = [it for it in [*commands.COMMANDS, *((name, said, SAID) for name, said in commands.SAID)] if args.only in it[0]]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         trial = Trial(args.attn, folder)

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::{
     args::{CompareArgs, TableFormat},
+    origin::Origin,
     plot::draw_result,
     run_dir::{self, PREDICTIONS_FILE, SCHEMA, SUMMARY_FILE},
     sweep::{Answers, Line},
@@ -183,7 +184,8 @@ fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
 #[derive(Serialize)]
 struct Report {
     schema: u32,
-    attn: &'static str,
+    #[serde(flatten)]
+    origin: Origin,
     runs: Vec<Run>,
 }
 
@@ -240,7 +242,7 @@ pub(crate) fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
         "`{}` holds no figure that runs are compared by\nhint: name the folders of runs, or OUT.json of attn eval",
         runs[0].name
     );
-    let mut report = Report { schema: SCHEMA, attn: env!("CARGO_PKG_VERSION"), runs: Vec::new() };
+    let mut report = Report { schema: SCHEMA, origin: Origin::now()?, runs: Vec::new() };
     for (place, one) in runs.iter().enumerate() {
         let mut found = serde_json::Map::new();
         for measure in &measures {
@@ -254,7 +256,7 @@ pub(crate) fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
         };
         report.runs.push(Run { run: one.name.clone(), measures: found, against_first });
     }
-    let table = Table::of(&report, &measures);
+    let table = Table::of(&report.runs, &measures);
     let text = match args.format {
         TableFormat::Text => table.text(),
         TableFormat::Csv => table.csv()?,
@@ -442,14 +444,14 @@ impl Cell {
 }
 
 impl Table {
-    fn of(report: &Report, measures: &[&Measure]) -> Self {
+    fn of(runs: &[Run], measures: &[&Measure]) -> Self {
         let mut columns = vec!["run".to_owned()];
         columns.extend(measures.iter().map(|measure| measure.heading()));
         let is_of_loss = |run: &Run| run.against_first.as_ref().is_some_and(|it| it.of == "loss");
-        let of_loss = report.runs.iter().any(is_of_loss);
+        let of_loss = runs.iter().any(is_of_loss);
         let unit = if of_loss { "nats per token" } else { "points" };
         columns.extend([format!("less the first ({unit})"), "p".to_owned()]);
-        let rows = report.runs.iter().map(|run| {
+        let rows = runs.iter().map(|run| {
             let mut row = vec![Cell::Text(run.run.clone())];
             row.extend(measures.iter().map(|measure| measure.cell(run)));
             let against = run.against_first.as_ref();
@@ -475,7 +477,7 @@ impl Table {
         };
         let mut notes = Vec::new();
         let n_rows = |run: &Run| run.against_first.as_ref().and_then(|it| it.n_rows);
-        if report.runs.iter().any(|run| n_rows(run).is_some()) {
+        if runs.iter().any(|run| n_rows(run).is_some()) {
             let of_p = " p: McNemar's exact test, one seed of each run.";
             notes.push(format!(
                 "Intervals: 95 %; of differences by the paired bootstrap over rows.{}",
@@ -488,7 +490,7 @@ impl Table {
         Self {
             columns: left.iter().map(|&at| columns[at].clone()).collect(),
             rows: rows.iter().map(|row| left.iter().map(|&at| row[at].clone()).collect()).collect(),
-            of_rows: report.runs.iter().map(of_row).collect(),
+            of_rows: runs.iter().map(of_row).collect(),
             notes,
         }
         .on_one_line()
@@ -787,8 +789,7 @@ mod tests {
                 measures: serde_json::Map::new(),
                 against_first,
             };
-            let runs = vec![run(None), run(Some(against))];
-            Table::of(&Report { schema: 1, attn: "", runs }, &[]).text()
+            Table::of(&[run(None), run(Some(against))], &[]).text()
         };
         assert!(shown(one).contains("r: one row has no interval"));
         assert!(shown(few).contains("r: an interval over 3 rows says little"));

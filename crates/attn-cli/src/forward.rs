@@ -16,6 +16,7 @@ use crate::{
     args::{ForwardArgs, dtype_name},
     attention_table,
     memory::{self, Foreseen},
+    origin::Origin,
     run_dir::check_writable,
     texts::{find_folder, load_model},
 };
@@ -67,10 +68,9 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
         output.attentions.clear();
     }
     let tensors = named(output);
-    let metadata = BTreeMap::from([
-        ("model".to_owned(), args.model.clone()),
-        ("computed_in".to_owned(), dtype_name(args.compute.dtype.into()).to_owned()),
-    ]);
+    let mut metadata = BTreeMap::from(Origin::now()?.as_metadata());
+    metadata.insert("model".into(), args.model.clone());
+    metadata.insert("computed_in".into(), dtype_name(args.compute.dtype.into()).into());
     write_tensors(&args.out, &tensors, &metadata)?;
     for (name, tensor) in &tensors {
         tracing::debug!("{name} {:?}", tensor.size());

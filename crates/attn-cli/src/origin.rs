@@ -26,6 +26,16 @@ impl Origin {
             arguments: arguments(),
         })
     }
+
+    /// As the metadata of a safetensors file has it, which is text: without what was typed, as that names the file itself.
+    pub(crate) fn as_metadata(&self) -> [(String, String); 4] {
+        [
+            ("attn".into(), self.attn.into()),
+            ("libtorch".into(), self.libtorch.clone()),
+            ("threads".into(), self.threads.to_string()),
+            ("cpu".into(), self.cpu.clone()),
+        ]
+    }
 }
 
 /// A result with its origin.
