@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Everywhere")]
     pub(crate) verbose: u8,
 
-    /// Begin even where more memory is foreseen than is free: what is foreseen is an upper bound
+    /// Begin even where more memory is foreseen than is free: mostly less is taken
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) despite_memory: bool,
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufReader, Cursor, Read},
     panic::{AssertUnwindSafe, catch_unwind},
     str,
 };
@@ -63,18 +63,16 @@ impl Length for ParquetFile {
 }
 
 impl ChunkReader for ParquetFile {
-    type T = Ending<BufReader<File>>;
+    type T = Ending<Page>;
 
+    /// From here a page is read, header first, or the file's end, or nothing where the library has the page's header already.
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        let mut reader = self.0.get_read(start)?;
-        let head = reader.fill_buf()?;
-        let (claimed, stored, countable) = page(head);
-        if claimed > PAGE_BYTES.max(stored.saturating_mul(MOST_COMPRESSED)) || !countable {
-            return Err(ParquetError::General(format!(
-                "the page at byte {start} claims to hold {claimed} bytes in {stored}, or has lists without an end"
-            )));
-        }
-        Ok(Ending { reader, n_ends: 0 })
+        let reader = self.0.get_read(start)?;
+        let is_checked = self.len().checked_sub(8) == Some(start);
+        Ok(Ending {
+            reader: Page { reader, start, head: Cursor::default(), is_checked },
+            n_ends: 0,
+        })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
@@ -91,23 +89,96 @@ const PAGE_BYTES: u64 = 32 << 20;
 /// Bytes that a larger page may hold for each that it takes: deflate has the largest ratio that text is stored with, 1,032.
 const MOST_COMPRESSED: u64 = 1_100;
 
-/// What a page holds and what it takes in the file by its header, which `head` begins with: the whole numbers 2 and 3 of a struct
-/// (Parquet's format, `PageHeader`), 0 for one that is not there; and whether its lists can be counted.
-fn page(head: &[u8]) -> (u64, u64, bool) {
-    let (mut head, mut sizes, mut countable) = (Compact(head), [0; 4], true);
+/// The longest header of a page. It may hold the page's smallest and largest text.
+const LONGEST_HEADER: usize = 32 << 20;
+
+/// A page from its header on, which is looked at once it is read.
+pub(crate) struct Page {
+    reader: BufReader<File>,
+    /// Where in the file.
+    start: u64,
+    /// What was read of it to see what it says.
+    head: Cursor<Vec<u8>>,
+    is_checked: bool,
+}
+
+impl Page {
+    fn check(&mut self) -> io::Result<()> {
+        let head = self.head.get_mut();
+        let header = loop {
+            let more = 8192.max(7 * head.len());
+            let n = self.reader.by_ref().take(more as u64).read_to_end(head)?;
+            let header = header(head);
+            // What the file's end cuts off its reader will find.
+            if header.is_whole || n < more {
+                break header;
+            }
+            if head.len() > LONGEST_HEADER {
+                return Err(self.refused("has a header without an end".into()));
+            }
+        };
+        let Header { claimed, stored, is_countable, .. } = header;
+        if !is_countable {
+            return Err(self.refused("has lists without an end".into()));
+        }
+        if claimed > PAGE_BYTES.max(stored.saturating_mul(MOST_COMPRESSED)) {
+            return Err(self.refused(format!("claims to hold {claimed} bytes in {stored}")));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, problem: String) -> io::Error {
+        let problem = format!("the page at byte {} {problem}", self.start);
+        io::Error::new(io::ErrorKind::InvalidData, problem)
+    }
+}
+
+impl Read for Page {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.is_checked {
+            self.check()?;
+            self.is_checked = true;
+        }
+        match self.head.read(buffer)? {
+            0 => self.reader.read(buffer),
+            n => Ok(n),
+        }
+    }
+}
+
+/// What the header of a page says (Parquet's format, `PageHeader`).
+#[derive(Debug, PartialEq)]
+struct Header {
+    /// Bytes that the page holds, 0 where it does not say.
+    claimed: u64,
+    /// Bytes that it takes in the file.
+    stored: u64,
+    /// Whether its lists have no more entries than there are bytes.
+    is_countable: bool,
+    /// Whether it ends where what was read of it does, or before.
+    is_whole: bool,
+}
+
+/// That which `head` begins with: the sizes are the whole numbers 2 and 3 of a struct.
+fn header(head: &[u8]) -> Header {
+    let (mut head, mut sizes, mut is_countable) = (Compact(head), [0; 4], true);
     let mut id = 0;
-    // Damaged, or cut off: its reader will find it.
-    let _ = (|| {
+    let whole = (|| {
         while let Some(kind) = head.field(&mut id)? {
             match (kind, id) {
                 // The last bit is the sign.
                 (4..=6, 2 | 3) => sizes[id as usize] = head.number()? >> 1,
-                _ => countable &= head.is_countable(kind, 64)?,
+                // Without an end, there is nothing behind it.
+                _ if !head.is_countable(kind, 64)? => {
+                    is_countable = false;
+                    break;
+                }
+                _ => {}
             }
         }
         Some(())
     })();
-    (sizes[2], sizes[3], countable)
+    Header { claimed: sizes[2], stored: sizes[3], is_countable, is_whole: whole.is_some() }
 }
 
 /// What is left of bytes in Thrift's compact protocol
@@ -274,7 +345,88 @@ impl<R: Read> Read for Utf8<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, sync::Arc};
+
+    use arrow::{
+        array::{Array, Int64Array, ListArray, RecordBatch},
+        buffer::OffsetBuffer,
+        datatypes::{DataType, Field},
+    };
+    use parquet::{
+        arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+        file::{metadata::KeyValue, properties::WriterProperties},
+    };
+
     use super::*;
+
+    /// A Parquet file of `column`.
+    fn parquet(column: Arc<dyn Array>, properties: WriterProperties) -> Vec<u8> {
+        let batch = RecordBatch::try_from_iter([("it", column)]).unwrap();
+        let mut file = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        file
+    }
+
+    /// Reads all rows of a file, some at a time.
+    fn read_all(bytes: &[u8]) -> Result<Vec<RecordBatch>, ParquetError> {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        fs::write(path.path(), bytes).unwrap();
+        let file = ParquetFile::new(File::open(path.path()).unwrap())?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(7).build()?;
+        reader.map(|batch| batch.map_err(Into::into)).collect()
+    }
+
+    #[test]
+    fn metadata_of_any_length_is_read() {
+        let column: Arc<dyn Array> = Arc::new(Int64Array::from(vec![1, 2, 3]));
+        for n in (0..6_000).step_by(13).chain((60_000..64_000).step_by(101)) {
+            let padding = KeyValue::new("padding".into(), "x".repeat(n));
+            let properties =
+                WriterProperties::builder().set_key_value_metadata(Some(vec![padding]));
+            let rows = read_all(&parquet(column.clone(), properties.build()));
+            assert_eq!(rows.unwrap_or_else(|e| panic!("{n}: {e}"))[0].column(0), &column);
+        }
+    }
+
+    /// The library looks at the header of each page of a list before it reads the page, and asks for the page where its values begin.
+    #[test]
+    fn values_are_not_taken_for_a_header() {
+        const LIKE_AN_ENDLESS_LIST: [u8; 8] = [0x19, 0xf1, 255, 255, 255, 255, 7, 0];
+        let values: Vec<i64> = vec![i64::from_le_bytes(LIKE_AN_ENDLESS_LIST); 400];
+        let column: Arc<dyn Array> = Arc::new(ListArray::new(
+            Arc::new(Field::new_list_field(DataType::Int64, false)),
+            OffsetBuffer::from_repeated_length(4, 100),
+            Arc::new(Int64Array::from(values)),
+            None,
+        ));
+        for with_dictionary in [true, false] {
+            let properties = WriterProperties::builder()
+                .set_dictionary_enabled(with_dictionary)
+                .set_write_batch_size(10)
+                .set_data_page_row_count_limit(10);
+            let rows = read_all(&parquet(column.clone(), properties.build())).unwrap();
+            assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 100);
+        }
+    }
+
+    #[test]
+    fn a_page_is_refused_for_what_it_claims_however_long_its_header_is() {
+        // A field 15 of `n` bytes in front of the page's kind and sizes: 2 GiB less one in 3 bytes.
+        let page = |n: usize| {
+            let number = [n as u8 & 0x7f | 0x80, (n >> 7) as u8 & 0x7f | 0x80, (n >> 14) as u8];
+            let sizes = [0x05, 2, 0, 0x15, 254, 255, 255, 255, 15, 0x15, 6, 0];
+            [&[0xf8][..], &number, &vec![1; n], &sizes, &[0; 9]].concat()
+        };
+        for n in [0, 100, 8_180, 9_000, 100_000] {
+            let path = tempfile::NamedTempFile::new().unwrap();
+            fs::write(path.path(), page(n)).unwrap();
+            let file = ParquetFile(File::open(path.path()).unwrap());
+            let error = file.get_read(0).unwrap().read(&mut [0]).unwrap_err().to_string();
+            assert_eq!(error, "the page at byte 0 claims to hold 2147483647 bytes in 3", "{n}");
+        }
+    }
 
     /// Gives a few bytes at a time.
     struct Few<'a>(&'a [u8], usize);
@@ -316,21 +468,27 @@ mod tests {
     fn a_page_says_what_it_holds() {
         // A data page of 25 bytes; one of 2 GiB less one in 3; a negative size; more than ten bytes, of which its reader keeps 32 bits;
         // a field 0 before; no sizes, as at a file's end; cut off; truth values without an end.
-        let pages: [(&[u8], _); 8] = [
-            (&[0x15, 6, 0x15, 0x32, 0x15, 0x32, 0], (25, 25, true)),
-            (&[0x15, 0, 0x15, 254, 255, 255, 255, 15, 0x15, 6, 0], (i32::MAX as u64, 3, true)),
-            (&[0x15, 0, 0x15, 1, 0x15, 6, 0], (0, 3, true)),
+        let pages: [(&[u8], [u64; 2], [bool; 2]); 8] = [
+            (&[0x15, 6, 0x15, 0x32, 0x15, 0x32, 0], [25, 25], [true, true]),
+            (
+                &[0x15, 0, 0x15, 254, 255, 255, 255, 15, 0x15, 6, 0],
+                [i32::MAX as u64, 3],
+                [true, true],
+            ),
+            (&[0x15, 0, 0x15, 1, 0x15, 6, 0], [0, 3], [true, true]),
             (
                 &[&[0x15, 4, 0x15][..], &[0x8c; 12], &[0x0a, 0x15, 14, 0]].concat(),
-                (u64::MAX >> 1, 7, true),
+                [u64::MAX >> 1, 7],
+                [true, true],
             ),
-            (&[2, 0, 0x15, 4, 0x15, 0x32, 0x15, 0x32, 0], (25, 25, true)),
-            (b"\xa4\x03\0\0PAR1", (0, 0, true)),
-            (&[0x15, 0x06, 0x15, 0xff], (0, 0, true)),
-            (&[0x25, 4, 0x39, 0xf1, 255, 255, 255, 255, 7, 0], (2, 0, false)),
+            (&[2, 0, 0x15, 4, 0x15, 0x32, 0x15, 0x32, 0], [25, 25], [true, true]),
+            (b"\xa4\x03\0\0PAR1", [0, 0], [true, true]),
+            (&[0x15, 0x06, 0x15, 0xff], [0, 0], [true, false]),
+            (&[0x25, 4, 0x39, 0xf1, 255, 255, 255, 255, 7, 0], [2, 0], [false, true]),
         ];
-        for (head, expected) in pages {
-            assert_eq!(page(head), expected, "{head:x?}");
+        for (bytes, [claimed, stored], [is_countable, is_whole]) in pages {
+            let expected = Header { claimed, stored, is_countable, is_whole };
+            assert_eq!(header(bytes), expected, "{bytes:x?}");
         }
     }
 
