@@ -4,8 +4,9 @@
     python3 scripts/fuzz.py [--seconds 600] [--readers safetensors,parquet] [--jobs 1]
 
 Needs a nightly toolchain and `cargo install cargo-fuzz --locked`. Corpora stand in fuzz/corpus, one file a reader, one input a line in
-base64; fuzz/time.json adds up the processor time that each was given. What breaks a reader is kept under target/fuzz/broken; once it is
-mended, `--add FILE --readers NAME` puts it into the corpus. `cargo test -p attn-fuzz` runs all of them again, on stable, as CI does.
+base64: as few as reach all the code that was reached so far. fuzz/time.json adds up the processor time that each was given. What breaks a
+reader is kept under target/fuzz/broken; once it is mended, `--add FILE --readers NAME` puts it into fuzz/mended for good. `cargo test -p
+attn-fuzz` runs all of them again, on stable, as CI does.
 Exits with 1 where something broke.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "fuzz/corpus"
+MENDED = ROOT / "fuzz/mended"
 WORK = ROOT / "target/fuzz"
 TIME = ROOT / "fuzz/time.json"
 FREE = ["safetensors", "index", "section", "tokenizer", "tokenizer_config", "chat", "parquet", "rows", "needles"]
@@ -34,36 +36,29 @@ LINKED = ["model_config", "settings", "scores", "input", "result"]
 MEMORY = 512
 # The largest input, in bytes: what is longer says nothing new and is slow.
 LONGEST = {"parquet": 16384, "tokenizer": 16384, "result": 16384}
-MOST_KEPT = 250
-KEPT_BYTES = 250_000
 LOCK = threading.Lock()
+
+
+def packed(folder, reader):
+    """The inputs of a reader in a file of base64, a line each."""
+    file = folder / f"{reader}.base64"
+    return [base64.b64decode(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def pack(folder, reader, inputs):
+    """Writes them, the short ones first, and says how many they are."""
+    lines = {base64.b64encode(it).decode() for it in inputs if it}
+    folder.mkdir(exist_ok=True)
+    (folder / f"{reader}.base64").write_text("".join(f"{line}\n" for line in sorted(lines, key=lambda it: (len(it), it))))
+    return len(lines)
 
 
 def unpack(reader):
     folder = WORK / "corpus" / reader
     folder.mkdir(parents=True, exist_ok=True)
-    packed = CORPUS / f"{reader}.base64"
-    for line in packed.read_text().splitlines() if packed.exists() else []:
-        data = base64.b64decode(line)
+    for data in packed(CORPUS, reader) + packed(MENDED, reader):
         (folder / hashlib.sha1(data).hexdigest()).write_bytes(data)
     return folder
-
-
-def pack(reader, folder, all_of_them=False):
-    """What was kept before, and the smallest of the other inputs up to a bound on number and size, or all of them."""
-    packed = CORPUS / f"{reader}.base64"
-    before = packed.read_text().splitlines() if packed.exists() else []
-    kept, size = dict.fromkeys(before), sum(map(len, before))
-    for file in sorted(folder.iterdir(), key=lambda it: (it.stat().st_size, it.name)):
-        line = base64.b64encode(file.read_bytes()).decode()
-        if line in kept or not line:
-            continue
-        if not all_of_them and (len(kept) >= MOST_KEPT or size + len(line) > KEPT_BYTES):
-            break
-        kept[line], size = None, size + len(line)
-    CORPUS.mkdir(exist_ok=True)
-    packed.write_text("".join(f"{line}\n" for line in sorted(kept, key=lambda it: (len(it), it))))
-    return len(kept)
 
 
 def build(linked):
@@ -114,18 +109,14 @@ def main():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if args.add:
         for reader in readers:
-            folder = WORK / "added" / reader
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            for file in args.add:
-                (folder / hashlib.sha1(file.read_bytes()).hexdigest()).write_bytes(file.read_bytes())
-            print(f"{reader}: {pack(reader, folder, all_of_them=True)} inputs kept")
+            added = [file.read_bytes() for file in args.add]
+            print(f"{reader}: {pack(MENDED, reader, packed(MENDED, reader) + added)} inputs kept")
         return
     programs = {linked: build(linked) for linked in (False, True) if any((it in LINKED) == linked for it in readers)}
 
     def one(reader):
         used, runs, is_broken = fuzz(reader, programs[reader in LINKED], args.seconds)
-        n_kept = pack(reader, minimized(reader, programs[reader in LINKED]))
+        n_kept = pack(CORPUS, reader, minimized(reader, programs[reader in LINKED]))
         with LOCK:
             note(reader, used, runs, n_kept)
         print(f"{reader}: {used:.0f} s of processor time, {runs} runs, {n_kept} inputs kept{', BROKEN: ' + str(WORK / 'broken' / reader) if is_broken else ''}", flush=True)
@@ -144,13 +135,17 @@ def note(reader, used, runs, n_kept):
 
 
 def minimized(reader, program):
-    """As few inputs as reach what all of them reach."""
+    """As few inputs as reach the code that all of them reach."""
     folder, small = WORK / "corpus" / reader, WORK / "small" / reader
-    subprocess.run(["rm", "-rf", small], check=True)
+    shutil.rmtree(small, ignore_errors=True)
     small.mkdir(parents=True)
     environment = {**os.environ, "ATTN_READER": reader, "LD_LIBRARY_PATH": str(ROOT / ".libtorch/lib"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([program, "-merge=1", "-rss_limit_mb=2000", small, folder], env=environment, capture_output=True)
-    return small if done.returncode == 0 else folder
+    # Without counters: which code, and not how often.
+    command = [program, "-set_cover_merge=1", "-use_counters=0", f"-rss_limit_mb={MEMORY + 600}", small, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        sys.exit(f"error: the corpus of {reader} was not minimized\n{done.stderr[-800:]}")
+    return [it.read_bytes() for it in small.iterdir()]
 
 
 main()

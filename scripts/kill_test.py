@@ -6,7 +6,7 @@ would have without.
 
 Commands that go on (finetune, pretrain, distill with and without a teacher's predictions on disk, sweep) are killed and resumed until
 they end; the weights they end with have to be those of an undisturbed run, to the bit, and so have the names of all files. Commands that
-write a folder or file in one go (convert, prune, swap, save, report, score-heads) are killed and run again: what stands under the name
+write a folder or file in one go (convert, prune, swap, save, report, score-heads, verify) are killed and run again: what stands under the name
 that was given is absent or whole. Downloads, from a slow Hub in this process, are killed and run again on the same cache: a content has its
 name there once its hash is right. When all is done, no file may be left that an undisturbed command does not leave. Exits with 1 where
 anything else is seen.
@@ -54,6 +54,7 @@ AT_ONCE = [
     ("swap", f"swap --model {GPT2} --attention window --out {{out}}", "folder"),
     ("save", f"save --model {GPT2} --dtype f16 --out {{out}}", "folder"),
     ("score-heads", f"score-heads --model {GPT2} --task data/sample_text.txt --split train --limit 40 --max-len 32 --out {{out}}", "json"),
+    ("verify", f"verify --model {GPT2} --out {{out}}", "json"),
 ]
 # Name and command; the cache is `{out}-hub`.
 DOWNLOADS = [
@@ -334,8 +335,9 @@ class Trial:
                 if code is None:
                     n_killed += 1
                     n_parts += self.whole_contents(name, cache)[1]
-                    # A folder that is whole is not written a second time.
+                    # A folder that is whole is not written a second time; who is refused removes what was left beside it.
                     if out.is_dir():
+                        self.run(command.format(out=out), env=env(hub, out))
                         break
                 elif code == 0:
                     break
@@ -347,6 +349,9 @@ class Trial:
                 self.wrong(name, "the result is another than of an undisturbed run")
             self.whole_contents(name, cache)
             self.same_names(name, cache, undisturbed_cache)
+            left = [it.name for it in folder.glob(f".{out.name}.*")]
+            if left:
+                self.wrong(name, f"left behind: {left}")
             for it in (out, cache):
                 shutil.rmtree(it) if it.is_dir() else it.unlink()
             done += 1

@@ -9,8 +9,14 @@ use anyhow::{Result, anyhow};
 
 use crate::memory;
 
-/// What the last panic said, and where it was.
-static LAST: Mutex<Option<(String, String)>> = Mutex::new(None);
+/// What the last panic said, where it was, and what its thread was at.
+static LAST: Mutex<Option<Said>> = Mutex::new(None);
+
+struct Said {
+    message: String,
+    place: String,
+    doing: Option<String>,
+}
 
 /// Runs `work`, called `what`. A panic in it is an error like any other; RUST_BACKTRACE shows it whole beside.
 pub(crate) fn caught<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -38,8 +44,9 @@ pub(crate) fn caught<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<
     });
     done.unwrap_or_else(|_| {
         let last = LAST.lock().ok().and_then(|mut last| last.take());
-        let (message, place) = last.unwrap_or_else(|| ("no message".into(), "nowhere".into()));
-        Err(error(what, &message, &place))
+        let nothing =
+            || Said { message: "no message".into(), place: "nowhere".into(), doing: None };
+        Err(error(what, &last.unwrap_or_else(nothing)))
     })
 }
 
@@ -52,7 +59,7 @@ fn keep(info: &PanicHookInfo<'_>) {
         .unwrap_or_else(|| "no message".into());
     let place = info.location().map_or("nowhere".into(), ToString::to_string);
     if let Ok(mut last) = LAST.lock() {
-        *last = Some((message, place));
+        *last = Some(Said { message, place, doing: attn_core::doing() });
     }
 }
 
@@ -69,10 +76,10 @@ fn of_memory() -> String {
     )
 }
 
-fn error(what: &str, message: &str, place: &str) -> anyhow::Error {
+fn error(what: &str, Said { message, place, doing }: &Said) -> anyhow::Error {
     // Of `called Result::unwrap() on an Err value: Torch("…")`, as tch panics, what LibTorch said.
     let said = message.split_once("Torch(\"").map(|(_, said)| said);
-    let line = said.map_or(message, |said| said.split("\\n").next().unwrap_or(said));
+    let line = said.map_or(message.as_str(), |said| said.split("\\n").next().unwrap_or(said));
     let line = line.lines().next().unwrap_or("no message").trim_end_matches("\")");
     let of = if said.is_some() { "LibTorch: " } else { "" };
     let hint = match is_memory(line) {
@@ -81,11 +88,14 @@ fn error(what: &str, message: &str, place: &str) -> anyhow::Error {
             "this is a fault of the program, at {place}: please report it with the command; RUST_BACKTRACE=1 shows more"
         ),
     };
-    anyhow!("{what} broke off\n{of}{line}\nhint: {hint}")
+    let at = doing.as_ref().map_or(String::new(), |doing| format!(" {doing}"));
+    anyhow!("{what} broke off{at}\n{of}{line}\nhint: {hint}")
 }
 
 #[cfg(test)]
 mod tests {
+    use attn_core::During;
+
     use super::*;
 
     // One test of all that catches: the hook is the process's.
@@ -101,6 +111,18 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("please report it") && text.contains("tch-0.24.0"), "{text}");
+        let error = caught("attn eval", || {
+            let x = ones();
+            let _doing = During::of("layer", Some(3), "hidden states", &x);
+            Ok(x.matmul(&ones()).size())
+        });
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.starts_with(
+                "attn eval broke off in layer 3, of hidden states [2, 3]\nLibTorch: mat1"
+            ),
+            "{text}"
+        );
         let own = caught("attn eval", || -> Result<()> { panic!("{} is odd\nand more", 3) });
         let text = own.unwrap_err().to_string();
         assert!(text.starts_with("attn eval broke off\n3 is odd\nhint: this is a fault"), "{text}");
@@ -120,7 +142,8 @@ mod tests {
     #[test]
     fn memory_that_ran_out_has_a_hint_of_its_own() {
         let said = r#"called `Result::unwrap()` on an `Err` value: Torch("CUDA out of memory. Tried to allocate 2.00 GiB\nframes")"#;
-        let text = error("attn finetune", said, "x.rs:1:2").to_string();
+        let said = Said { message: said.into(), place: "x.rs:1:2".into(), doing: None };
+        let text = error("attn finetune", &said).to_string();
         assert_eq!(
             text.lines().nth(1).unwrap(),
             "LibTorch: CUDA out of memory. Tried to allocate 2.00 GiB"

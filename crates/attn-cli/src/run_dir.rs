@@ -184,7 +184,7 @@ impl RunDir {
             // Another run may have come and gone since.
             check_empty(out)?;
             if lock.is_held() {
-                remove_drafts(out);
+                clear_start(out)?;
             }
             return Ok(Self::new(out.to_owned(), lock, made));
         }
@@ -299,10 +299,7 @@ fn check_empty(out: &Path) -> Result<()> {
     let shown = out.display();
     match fs::read_dir(out) {
         Ok(entries) => ensure!(
-            entries.flatten().all(|entry| {
-                let name = entry.file_name();
-                name == LOCK_FILE || is_draft(&name.to_string_lossy())
-            }),
+            entries.flatten().all(|entry| is_of_a_start(&entry.path())),
             "`{shown}` holds something already\nhint: name a new folder, or go on with the run in it: --resume"
         ),
         Err(_) if out.exists() => bail!("`{shown}` is not a folder\nhint: name a new one"),
@@ -316,13 +313,34 @@ pub(crate) fn is_draft(name: &str) -> bool {
     name.starts_with('.') && name.contains(".attn-tmp-")
 }
 
+/// Whether a run writes this file before its config: a folder without one that holds nothing else is of a run that was killed as it
+/// began. A lock that it left is taken by the next.
+pub(crate) fn is_of_a_start(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name == LOCK_FILE
+        || is_draft(&name.to_string_lossy())
+        || name == ENVIRONMENT_FILE && is_environment(path)
+}
+
+/// Whether a file is what [`RunDir::write_environment`] writes, and no other program's.
+fn is_environment(path: &Path) -> bool {
+    let value: Option<serde_json::Value> = read_json(path).ok().flatten();
+    value.is_some_and(|it| it["started_utc"].is_string() && it["libtorch"].is_string())
+}
+
 /// Removes what a run that was killed before it had a config left in a folder.
-fn remove_drafts(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if is_draft(&entry.file_name().to_string_lossy()) {
-            let _ = fs::remove_file(entry.path());
+pub(crate) fn clear_start(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read `{}`", dir.display()))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if is_of_a_start(&path) && !path.ends_with(LOCK_FILE) {
+            fs::remove_file(&path)
+                .with_context(|| format!("cannot remove `{}`", path.display()))?;
         }
     }
+    Ok(())
 }
 
 /// What the run or sweep in a folder came to, where it has ended.
@@ -516,6 +534,17 @@ mod tests {
         let run = RunDir::create(Some(&killed), "x").unwrap();
         assert!(!killed.join(".config.toml.attn-tmp-Ab1").exists());
         drop(run);
+        // Between the environment and the config; one that is of something else is left alone.
+        fs::create_dir_all(&killed).unwrap();
+        let environment = r#"{"libtorch": "2.11.0", "device": "cpu", "threads": 1, "cpu": "x", "started_utc": "x"}"#;
+        fs::write(killed.join(ENVIRONMENT_FILE), environment).unwrap();
+        let run = RunDir::create(Some(&killed), "x").unwrap();
+        assert!(!killed.join(ENVIRONMENT_FILE).exists());
+        drop(run);
+        fs::create_dir_all(&killed).unwrap();
+        fs::write(killed.join(ENVIRONMENT_FILE), r#"{"PATH": "x"}"#).unwrap();
+        assert!(RunDir::create(Some(&killed), "x").is_err());
+        fs::remove_file(killed.join(ENVIRONMENT_FILE)).unwrap();
         fs::write(killed.join(".own"), "").unwrap();
         assert!(RunDir::create(Some(&killed), "x").is_err(), "only what is ours is no matter");
     }

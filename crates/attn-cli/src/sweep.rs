@@ -137,7 +137,7 @@ fn one(
     stop: &AtomicBool,
 ) -> Result<ExitStatus> {
     if matches!(status, Status::New) {
-        plan::clear_draft(dir)?;
+        run_dir::clear_start(dir)?;
     }
     // Not by its path: the file there may be a newer one by now.
     let mut command = Command::new("/proc/self/exe");

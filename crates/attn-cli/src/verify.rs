@@ -16,6 +16,7 @@ use attn_data::{
     tokenizer::TextTokenizer,
 };
 use attn_eval::{Batching, kl_by_shift};
+use attn_files::Staging;
 use attn_train::{
     Batch, CausalLm, Classification, Distillation, Losses, MaskedLm, Objective,
     a_loss_is_what_it_is_called, a_step_moves_what_is_trained_alone,
@@ -262,7 +263,8 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
     let (apart_by_layer, ended) = match try_all() {
         Ok(apart) => (apart, None),
         Err(error) => {
-            lines.add(broken_by(TRIED, &error))?;
+            // No fault of the model: memory, a file that is gone, the other model.
+            lines.not_run(TRIED, &told(&error))?;
             (None, Some(error))
         }
     };
@@ -275,26 +277,28 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         tell_apart(apart, name, out)?;
     }
     writeln!(out, "{n_held} held, {n_broken} broken, {n_not_run} not run")?;
-    if let Some(path) = &args.out {
-        let report = Report {
-            subject: Subject::new(&args.model, &args.compute, &model)?,
-            text: name,
-            n_tokens,
-            against: args.against.as_deref(),
-            n_held,
-            n_broken,
-            n_not_run,
-            laws: all,
-            apart_by_layer,
-        };
-        write_json(path, &report)?;
-        tracing::info!("wrote `{}`", path.display());
-    }
-    match ended {
-        Some(error) => Err(error),
-        None if n_broken > 0 => Ok(Outcome::Failed),
-        None => Ok(Outcome::Done),
-    }
+    let written = match &args.out {
+        None => Ok(()),
+        Some(path) => Subject::new(&args.model, &args.compute, &model).and_then(|subject| {
+            let report = Report {
+                subject,
+                text: name,
+                n_tokens,
+                against: args.against.as_deref(),
+                n_held,
+                n_broken,
+                n_not_run,
+                laws: all,
+                apart_by_layer,
+            };
+            write_json(path, &report)?;
+            tracing::info!("wrote `{}`", path.display());
+            Ok(())
+        }),
+    };
+    // What came first is said.
+    ended.map_or(Ok(()), Err).and(written)?;
+    Ok(if n_broken > 0 { Outcome::Failed } else { Outcome::Done })
 }
 
 /// What the text is called.
@@ -307,11 +311,16 @@ fn is_of_the_folder(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.is::<Error>() || cause.is::<attn_core::checkpoint::Error>()
 }
 
-/// A law that an error breaks.
-fn broken_by(law: &str, error: &anyhow::Error) -> Line {
+/// What an error says, without its hint, in one line.
+fn told(error: &anyhow::Error) -> String {
     let cause = error.root_cause().to_string();
     let told = cause.lines().map(str::trim).filter(|line| !line.starts_with("hint: "));
-    let place = told.take(8).collect::<Vec<_>>().join(" ");
+    told.take(8).collect::<Vec<_>>().join(" ")
+}
+
+/// A law that an error breaks.
+fn broken_by(law: &str, error: &anyhow::Error) -> Line {
+    let place = told(error);
     Line { law: law.into(), found: Found::Broken, error: None, tolerance: Some(0.0), place }
 }
 
@@ -451,14 +460,21 @@ fn of_model(
     } else {
         lines.not_run("a_causal_model_ignores_the_future", "the model reads both sides")?;
     }
-    if is_language_model && args.compute.init.is_none() {
-        if is_causal {
-            lines.law("predictions_are_of_the_next_token", || laws::next_token(model, ids))?;
+    if is_language_model {
+        const NEXT: &str = "predictions_are_of_the_next_token";
+        const BETTER: &str = "predictions_are_better_than_chance";
+        let is_random = args.compute.init.is_some();
+        let predicting = if is_causal { &[NEXT, BETTER][..] } else { &[BETTER] };
+        for law in predicting.iter().filter(|_| is_random) {
+            lines.not_run(law, "the weights are random by request")?;
+        }
+        if is_causal && !is_random {
+            lines.law(NEXT, || laws::next_token(model, ids))?;
         }
         let mask_id = folder.tokenizer.mask_id().map(i64::from);
-        lines.law("predictions_are_better_than_chance", || {
-            laws::better_than_chance(model, ids, mask_id)
-        })?;
+        if !is_random {
+            lines.law(BETTER, || laws::better_than_chance(model, ids, mask_id))?;
+        }
     }
     // Where numbers decide what is attended to, one that is rounded may tip over: these are tried in f64.
     let chooses = model.layers().iter().any(|layer| layer.kind().nature().chooses);
@@ -591,8 +607,10 @@ fn of_training(
 ) -> Result<()> {
     // Beside the result where there is one: a folder for temporary files may be small.
     let beside = args.out.as_deref().map_or_else(std::env::temp_dir, |it| parent_of(it).to_owned());
-    let dir = tempfile::tempdir_in(beside).context("cannot make a folder to save the model in")?;
-    let again = laws::saved(model, &dir.path().join("model"));
+    // Never put in its place: what a kill leaves of it the next one removes.
+    let draft = Staging::new(&beside.join("attn-verify"))
+        .context("cannot make a folder to save the model in")?;
+    let again = laws::saved(model, &draft.inner());
     let is_same = match &again {
         Ok(again) => {
             let verdict = laws::saved_and_loaded(model, again, short);
@@ -715,7 +733,10 @@ fn of_kinds(model: &Model, lines: &mut Lines<'_>) -> Result<()> {
                 lines.count(&law, broken.len(), place)?;
             }
             // Settings that fit this model's sizes and not the probe's.
-            Err(error) => lines.not_run(&law, &error.to_string())?,
+            Err(error @ (Error::Setting { .. } | Error::Refused { .. })) => {
+                lines.not_run(&law, &error.to_string())?;
+            }
+            Err(error) => lines.add(broken_by(&law, &error.into()))?,
         }
     }
     Ok(())

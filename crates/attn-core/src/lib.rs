@@ -12,6 +12,7 @@ mod blocks;
 pub mod checkpoint;
 pub mod config;
 mod digest;
+mod doing;
 mod error;
 
 mod export;
@@ -40,6 +41,7 @@ pub mod weights;
 
 pub use arch::Vocabulary;
 pub use config::Config;
+pub use doing::{During, doing};
 pub use error::{Error, TensorMismatch};
 pub use export::{expanded, save_multi_query};
 pub use gate::{Fill, Gate};

@@ -14,6 +14,7 @@ use crate::{
     attention::{Projections, State, Stream},
     checkpoint::{self, Checkpoint, WriteOptions},
     config::{Config, Head},
+    doing::During,
     gate::Gate,
     layer::{AttnLayer, LayerPass, Rows, Source, Tap},
     lora::{Adapter, Lora},
@@ -707,7 +708,7 @@ impl Model {
         }
         let Batch { ids, mask, positions, types } = self.batch(source, &own, None)?;
         let tokens = Tokens { ids: &ids, positions: &positions, types: types.as_ref() };
-        let mut x = self.arch.embed(&tokens, own.train);
+        let mut x = self.embed(&tokens, own.train);
         let mut tap = Tap { keep_inputs: true, ..Tap::default() };
         let nowhere = Tensor::zeros([0], (Kind::Int64, self.device));
         for layer in 0..=last {
@@ -729,6 +730,12 @@ impl Model {
         Ok(Some(Encoded { mask, inputs: tap.inputs, own_losses: tap.own_losses }))
     }
 
+    /// The hidden states that the first block is given.
+    pub(crate) fn embed(&self, tokens: &Tokens<'_>, train: bool) -> Tensor {
+        let _doing = During::of("the embedding", None, "token ids", tokens.ids);
+        self.arch.embed(tokens, train)
+    }
+
     /// Runs a block; in training without keeping what it computes on the way, where that is asked for.
     pub(crate) fn block(
         &self,
@@ -736,6 +743,7 @@ impl Model {
         x: &Tensor,
         pass: &mut LayerPass<'_>,
     ) -> Result<Tensor, Error> {
+        let _doing = During::of("layer", Some(layer), "hidden states", x);
         match &self.replica {
             Some(replica) if pass.train => recomputed(replica, layer, x, pass),
             _ => self.arch.block(layer, x, pass),

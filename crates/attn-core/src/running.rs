@@ -6,6 +6,7 @@ use crate::{
     Error,
     arch::Tokens,
     attention::{State, Stream},
+    doing::During,
     gate::Gate,
     layer::{LayerPass, Source, Tap, at_places, fanned},
     mask::Mask,
@@ -80,7 +81,7 @@ impl<'m> Running<'m> {
     ) -> Self {
         let Batch { ids, mask, positions, types } = batch;
         let tokens = Tokens { ids: &ids, positions: &positions, types: types.as_ref() };
-        let x = model.arch.embed(&tokens, options.train);
+        let x = model.embed(&tokens, options.train);
         let rotary = model.arch.rotary().map(|rotary| rotary.tables(&positions, x.kind()));
         let [rows, seq_len] = ids.size()[..] else { unreachable!("ids have two axes") };
         // While decoding the mask covers the past; the head reads of the new tokens alone.
@@ -234,6 +235,7 @@ impl<'m> Running<'m> {
 
     /// The last hidden states, normed, and what the head makes of them.
     pub(crate) fn head(self, train: bool) -> (Tensor, Tensor) {
+        let _doing = During::of("the head", None, "hidden states", &self.x);
         let arch = &self.model.arch;
         let last = arch.finish(&self.x);
         let read = match &self.at {

@@ -268,7 +268,11 @@ impl Objective for Distillation<'_> {
         let losses = self.losses.of_whole_predictions();
         // An adapter cannot be on two models.
         let is_alone = self.teacher.lora().is_none() && !self.teacher.needs_source();
-        if self.cache.is_some() || !is_alone || losses.validate().is_err() {
+        if !is_alone || losses.validate().is_err() {
+            tracing::info!(
+                "the loss is not held against its definition: it compares no predictions, or the teacher has an adapter or \
+                 another text to attend to"
+            );
             return Ok(Vec::new());
         }
         let student = another(self.teacher)?;

@@ -159,13 +159,15 @@ impl Losses {
 
     /// Those alone that compare the predictions of every token.
     pub(crate) fn of_whole_predictions(&self) -> Self {
-        let Self { forward_kl, reverse_kl, jensen_shannon, total_variation, .. } = *self;
-        let (beta, temperature) = (self.beta, self.temperature);
+        let Self { forward_kl, reverse_kl, jensen_shannon, total_variation, top_k_kl, .. } = *self;
+        let (beta, temperature, top_k) = (self.beta, self.temperature, self.top_k);
         Self {
             forward_kl,
             reverse_kl,
             jensen_shannon,
             total_variation,
+            top_k_kl,
+            top_k,
             beta,
             temperature,
             ..Self::default()

@@ -116,7 +116,23 @@ fn by_definition(losses: &Losses, teacher: &Tensor, student: &Tensor) -> f64 {
     let kl =
         |p: &Tensor, log_p: &Tensor, log_q: &Tensor| mean(p * (log_p - log_q)).double_value(&[]);
     let js = losses.beta * kl(&p, &log_p, &log_m) + (1.0 - losses.beta) * kl(&q, &log_q, &log_m);
-    let all = losses.forward_kl * kl(&p, &log_p, &log_q)
+    // The teacher's likeliest tokens, as it tells them apart itself, and all the others as one.
+    let coarse = |x: &Tensor, ids: &Tensor| {
+        let others = x.scatter_value(-1, ids, 0.0);
+        let others = others.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double);
+        Tensor::cat(&[x.gather(-1, ids, false), others], -1)
+    };
+    let top_k_kl = || {
+        let told = (teacher.to_kind(Kind::Float) / losses.temperature).log_softmax(-1, None);
+        let n: i64 = told.size().last().copied().unwrap_or_default();
+        let (_, ids) = told.topk(losses.top_k.min(n), -1, true, true);
+        let [p, q] = [&p, &q].map(|it| coarse(it, &ids));
+        let [log_p, log_q] = [&p, &q].map(|it| it.clamp_min(f64::MIN_POSITIVE).log());
+        kl(&p, &log_p, &log_q)
+    };
+    let top_k_kl = if losses.top_k_kl > 0.0 { losses.top_k_kl * top_k_kl() } else { 0.0 };
+    let all = top_k_kl
+        + losses.forward_kl * kl(&p, &log_p, &log_q)
         + losses.reverse_kl * kl(&q, &log_q, &log_p)
         + losses.jensen_shannon * js
         + losses.total_variation * 0.5 * mean((&p - &q).abs()).double_value(&[]);
@@ -298,6 +314,8 @@ mod tests {
             Losses { forward_kl: 1.0, ..Losses::default() },
             Losses { reverse_kl: 0.5, temperature: 2.0, ..Losses::default() },
             Losses { jensen_shannon: 1.0, beta: 0.3, total_variation: 0.7, ..Losses::default() },
+            Losses { top_k_kl: 1.0, top_k: 8, temperature: 2.0, ..Losses::default() },
+            Losses { top_k_kl: 1.0, top_k: 1_000, ..Losses::default() },
         ] {
             let plain = |teacher: &Model, student: &Model, batch: &Batch| {
                 let distillation = Distillation::new(teacher, student, &losses)?;

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use attn_core::{Model, attention::Stream};
+use attn_core::{During, Model, attention::Stream};
 use attn_torch::{GradOptions, backward, clip_grad_norm, grad, take_grads};
 use tch::{Kind, Tensor};
 
@@ -525,6 +525,7 @@ impl<'a> Gradients<'a> {
     }
 
     fn add(&mut self, loss: &Tensor) -> Result<()> {
+        let _doing = During::of("the backward pass", None, "a loss", loss);
         let none: &[Tensor] = &[];
         let options = GradOptions::default();
         if self.in_place {

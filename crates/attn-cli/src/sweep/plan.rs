@@ -16,7 +16,7 @@ use crate::{
     args::{RunArgs, SweepArgs},
     config::Written,
     distill,
-    run_dir::{self, CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, SUMMARY_FILE, read_json},
+    run_dir::{self, CONFIG_FILE, SUMMARY_FILE, read_json},
     settings::{Distill, Finetune},
     start::{self, RunConfig},
 };
@@ -247,8 +247,9 @@ impl Planned {
     fn status(&self, dir: &Path) -> Result<Status> {
         let shown = dir.display();
         if !dir.join(CONFIG_FILE).is_file() {
+            let mut left = fs::read_dir(dir).into_iter().flatten().flatten();
             ensure!(
-                leftovers(dir)?.iter().all(|name| is_draft(name)),
+                left.all(|entry| run_dir::is_of_a_start(&entry.path())),
                 "`{shown}` holds something that is no run: there is no `{CONFIG_FILE}`\nhint: move it away, or name \
                  another folder: --out DIR"
             );
@@ -306,31 +307,6 @@ pub(super) fn seconds_left(plan: &Plan, statuses: &[Status]) -> Option<f64> {
     };
     let left = plan.runs.iter().zip(statuses).filter(|(_, status)| !status.is_finished());
     left.map(|(run, _)| mean(Some(run.setting)).or_else(|| mean(None))).sum()
-}
-
-/// Removes what a run that was killed before it had a config left in `dir`.
-pub(super) fn clear_draft(dir: &Path) -> Result<()> {
-    let left = leftovers(dir)?;
-    for name in left.iter().filter(|name| is_draft(name) && *name != LOCK_FILE) {
-        let path = dir.join(name);
-        fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
-    }
-    Ok(())
-}
-
-fn leftovers(dir: &Path) -> Result<Vec<String>> {
-    if !dir.exists() {
-        return Ok(Vec::new());
-    }
-    let names = fs::read_dir(dir).and_then(|entries| {
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-    });
-    names.with_context(|| format!("cannot read `{}`", dir.display()))
-}
-
-/// Whether a run writes a file of this name before its config. A lock that a killed run left is taken by the next.
-fn is_draft(name: &str) -> bool {
-    name == ENVIRONMENT_FILE || name == LOCK_FILE || run_dir::is_draft(name)
 }
 
 /// Every combination of the grid, under each of the runs that have names where there are any. `sets` go to every run.

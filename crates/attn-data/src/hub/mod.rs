@@ -366,7 +366,10 @@ impl Hub {
         match at.repository.verify(tag)? {
             cache::Verdict::Same => {}
             cache::Verdict::Unknown => {
-                tracing::debug!("`{file}` of {}: `{tag}` is no hash to check", at.repo)
+                tracing::warn!(
+                    "`{file}` of {} is taken as it came: the server names no hash of it (`{tag}`)",
+                    at.repo
+                )
             }
             cache::Verdict::Differs { algorithm, expected, found } => {
                 return damaged(algorithm, expected, found);
