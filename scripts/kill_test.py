@@ -189,7 +189,9 @@ class Trial:
     def parses(self, name, folder):
         """No file that is read as whole is half-written."""
         for file in folder.rglob("*.json"):
-            if file.is_symlink() or "tmp" in file.name:
+            # What is hidden is a draft, of a file or in a folder.
+            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if file.is_symlink() or hidden:
                 continue
             try:
                 json.loads(file.read_text(encoding="utf-8"))

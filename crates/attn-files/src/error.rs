@@ -2,6 +2,9 @@
 
 use std::{borrow::Cow, io, path::PathBuf, str::Utf8Error};
 
+/// What to do about a folder that is not whole.
+const AGAIN: &str = "the folder is not whole: download or save it again";
+
 /// What can go wrong while a model folder or a safetensors file is read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -97,7 +100,7 @@ pub enum Error {
     /// The header of a safetensors file cannot be as long as its first eight bytes say.
     #[error(
         "`{}` is no safetensors file or is cut off: its header should have {header_len} bytes (at most {limit} are \
-         allowed), and the file has {file_len}",
+         allowed), and the file has {file_len}\nhint: {AGAIN}",
         path.display()
     )]
     HeaderLength {
@@ -165,7 +168,7 @@ pub enum Error {
     },
 
     /// A shard that the index names is not there.
-    #[error("`{}` names the shard `{}`, which is missing", index.display(), shown(shard))]
+    #[error("`{}` names the shard `{}`, which is missing\nhint: {AGAIN}", index.display(), shown(shard))]
     MissingShard {
         /// The index file.
         index: PathBuf,
@@ -174,7 +177,12 @@ pub enum Error {
     },
 
     /// The index and a shard disagree.
-    #[error("`{}` puts tensor `{}` in `{}`, which does not hold it", index.display(), shown(name), shown(shard))]
+    #[error(
+        "`{}` puts tensor `{}` in `{}`, which does not hold it\nhint: {AGAIN}",
+        index.display(),
+        shown(name),
+        shown(shard)
+    )]
     NotInShard {
         /// The index file.
         index: PathBuf,
@@ -185,7 +193,12 @@ pub enum Error {
     },
 
     /// Two shards hold a tensor of the same name.
-    #[error("tensor `{}` stands both in `{}` and in `{}`", shown(name), first.display(), second.display())]
+    #[error(
+        "tensor `{}` stands both in `{}` and in `{}`\nhint: {AGAIN}",
+        shown(name),
+        first.display(),
+        second.display()
+    )]
     TwoShards {
         /// The tensor.
         name: String,
