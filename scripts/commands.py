@@ -180,7 +180,12 @@ def kill_with_checkpoints(attn, command, out, env):
     process = subprocess.Popen(
         [attn, *command.split()], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while len([*out.rglob("checkpoints/step-*")]) < 2 and process.poll() is None:
+    while process.poll() is None:
+        try:
+            if len([*out.rglob("checkpoints/step-*")]) >= 2:
+                break
+        except FileNotFoundError:
+            pass  # A draft that was there as its folder was read.
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

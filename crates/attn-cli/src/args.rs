@@ -925,11 +925,13 @@ its own laws, in f64.
 --quick reads 32 tokens a row, and leaves out heads, training, decoding, kinds, and all that needs a second model in
 memory; --full tries every head, more parameters, and texts of up to 512 tokens: of a large model an hour. With
 --against: whether predictions fit best where they are aligned, whether the loss of distillation is the KL from the
-other model to this one, whether key/value heads that are copies compute the same, and in which block hidden states
-first leave the other model's. The text is the bundled one unless --text names another.
+other model to this one, whether key/value heads that are copies compute the same; and which fields of
+config.json and which tensors differ, and in which block hidden states first leave the other model's,
+which breaks no law and is no reason for an exit code. The text is the bundled one unless --text names another.
 
 The exit code is 0 where no law is broken, 1 where one is (OUT.json is written all the same), or where the folder
-cannot be loaded: OUT.json then holds the law that it breaks, and the error says why.
+cannot be loaded: OUT.json then holds the law that it breaks, and the error says why. What a broken law mostly
+means, and what to do, stands in docs/Methodology.md, section 2.
 
 Examples:
   attn verify --model results/models/wikitext-gpt2

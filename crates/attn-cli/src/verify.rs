@@ -1,5 +1,7 @@
 //! `attn verify`: what every model owes its users, tried on one model and text.
 
+mod apart;
+
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
@@ -35,6 +37,8 @@ use crate::{
     texts::{Folder, find_folder, load_model, same_tokens},
 };
 
+use apart::Apart;
+
 /// The text that is read where none is named.
 const TEXT: &str = "data/sample_text.txt";
 
@@ -53,9 +57,6 @@ const FILLED: &str = "every_tensor_is_used_and_every_parameter_filled";
 
 /// Most tokens on which kinds are tried by themselves.
 const LONGEST_PROBE: i64 = 320;
-
-/// How far hidden states may be apart and be called the same.
-const SAME: f64 = 1e-6;
 
 /// What came of a law.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -91,9 +92,9 @@ struct Report<'a> {
     n_broken: usize,
     n_not_run: usize,
     laws: Vec<Line>,
-    /// How far hidden states are from those of `against`, relative rms: what enters the first block, then what leaves each.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    apart_by_layer: Option<Vec<f64>>,
+    /// How it stands to `against`.
+    #[serde(flatten)]
+    apart: Option<Apart>,
 }
 
 /// The laws tried so far, printed as they come.
@@ -241,7 +242,7 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
     let name = text_name(args);
     writeln!(lines.out, "{} on {N_ROWS} rows of {n_tokens} tokens of {name}", args.model)?;
     writeln!(lines.out, "{:<8} {:<47} {:<18} where", "", "law", "error, of allowed")?;
-    let mut try_all = || -> Result<Option<Vec<f64>>> {
+    let mut try_all = || -> Result<Option<Apart>> {
         let vocab_size = model.config().sizes.vocab_size;
         let n_ids = folder.tokenizer.vocab_size();
         lines.held(FITS, format!("{n_ids} tokens, {vocab_size} rows of the embedding"))?;
@@ -251,8 +252,8 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         }
         let ids = Tensor::from_slice(&ids).view([-1, n_tokens as i64]).to_device(model.device());
         of_tokens(&folder.tokenizer, &model, &text, &mut lines)?;
-        tch::no_grad(|| of_model(args, &folder, &model, &ids, &hub, &mut lines))?;
-        let Some(against) = &against else { return Ok(None) };
+        let is_finite = tch::no_grad(|| of_model(args, &folder, &model, &ids, &hub, &mut lines))?;
+        let Some(against) = against.as_ref().filter(|_| is_finite) else { return Ok(None) };
         let options =
             LoadOptions { kind: model.kind(), device: model.device(), ..LoadOptions::default() };
         let other = load_model(&against.path, None, &options, &hub)
@@ -260,7 +261,7 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         tch::no_grad(|| held_against(&folder, &model, &other, &rows, &ids, &mut lines))
     };
     // What was found until then is told all the same.
-    let (apart_by_layer, ended) = match try_all() {
+    let (apart, ended) = match try_all() {
         Ok(apart) => (apart, None),
         Err(error) => {
             // No fault of the model: memory, a file that is gone, the other model.
@@ -273,8 +274,8 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
         [Found::Held, Found::Broken, Found::NotRun].map(|found| lines.n(found));
     let Lines { all, out } = lines;
     writeln!(out)?;
-    if let (Some(apart), Some(name)) = (&apart_by_layer, &args.against) {
-        tell_apart(apart, name, out)?;
+    if let (Some(apart), Some(name)) = (&apart, &args.against) {
+        apart.tell(name, out)?;
     }
     writeln!(out, "{n_held} held, {n_broken} broken, {n_not_run} not run")?;
     let written = match &args.out {
@@ -289,7 +290,7 @@ pub(crate) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome> {
                 n_broken,
                 n_not_run,
                 laws: all,
-                apart_by_layer,
+                apart,
             };
             write_json(path, &report)?;
             tracing::info!("wrote `{}`", path.display());
@@ -343,7 +344,7 @@ fn unloadable(
             n_broken: 1,
             n_not_run: 0,
             laws: lines.all,
-            apart_by_layer: None,
+            apart: None,
         };
         write_json(path, &report)?;
     }
@@ -440,7 +441,7 @@ fn of_tokens(
     lines.count("a_special_token_is_one_token", cut.len(), place)
 }
 
-/// What holds of a model by itself.
+/// What holds of a model by itself. Whether its parameters are finite: nothing else is tried where they are not.
 fn of_model(
     args: &VerifyArgs,
     folder: &Folder,
@@ -448,11 +449,16 @@ fn of_model(
     ids: &Tensor,
     hub: &Hub,
     lines: &mut Lines<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let short = ids.narrow(1, 0, SHORT.min(ids.size()[1]));
     let is_causal = model.config().is_causal();
     let is_language_model = model.config().head == Head::LanguageModel;
-    lines.verdict(&laws::finite_parameters(model))?;
+    let finite = laws::finite_parameters(model);
+    lines.verdict(&finite)?;
+    if !finite.held() {
+        lines.not_run(TRIED, "what is no finite number breaks nearly all that is left")?;
+        return Ok(false);
+    }
     lines.verdict(&laws::layers_of_their_own(model))?;
     if is_causal {
         lines.law("a_causal_model_ignores_the_future", || laws::model_causality(model, ids))?;
@@ -488,7 +494,8 @@ fn of_model(
     lines.law("open_gates_change_no_bit", || laws::open_gates(tried, &short))?;
     if args.quick {
         lines.law(TIED, || laws::tied_weights(&[("in memory", model)]))?;
-        return leave_out(model, lines);
+        leave_out(model, lines)?;
+        return Ok(true);
     }
     if is_causal {
         // Single texts go another way than batches, and long ones leave a window.
@@ -512,7 +519,8 @@ fn of_model(
         _ if chooses => lines.not_run(ROUNDING, "what is rounded chooses something else")?,
         _ => lines.law(ROUNDING, || laws::model_precision(model, &wide, &short))?,
     }
-    of_slopes(args, folder, &wide, &short, lines)
+    of_slopes(args, folder, &wide, &short, lines)?;
+    Ok(true)
 }
 
 const TIED: &str = "tied_weights_are_one";
@@ -750,7 +758,7 @@ fn held_against(
     rows: &[Vec<u32>],
     ids: &Tensor,
     lines: &mut Lines<'_>,
-) -> Result<Option<Vec<f64>>> {
+) -> Result<Option<Apart>> {
     const ALIGNED: &str = "predictions_are_nearest_where_they_are_aligned";
     let is_causal_lm =
         |it: &Model| it.config().is_causal() && it.config().head == Head::LanguageModel;
@@ -779,7 +787,8 @@ fn held_against(
     };
     match a_loss_is_what_it_is_called(&kl, other, model, ids, &loss) {
         Ok(Some(verdict)) => lines.verdict(&verdict)?,
-        Ok(None) => lines.not_run(LOSS, "the two predict the same on a few tokens")?,
+        Ok(None) => lines
+            .not_run(LOSS, "the two predict nearly the same on the few tokens it is tried on")?,
         Err(error @ attn_train::Error::Teacher { .. }) => {
             lines.not_run(LOSS, &error.to_string())?
         }
@@ -788,27 +797,12 @@ fn held_against(
     lines.law("copied_key_value_heads_compute_the_same", || {
         laws::copied_kv_heads(model, other, ids)
     })?;
-    match laws::apart_by_layer(model, other, ids) {
+    let by_layer = match laws::apart_by_layer(model, other, ids) {
         Err(error @ Error::Input { .. }) => {
             lines.not_run("hidden_states_can_be_compared", &error.to_string())?;
-            Ok(None)
+            None
         }
-        found => Ok(Some(found?)),
-    }
-}
-
-/// Where two models first diverge.
-fn tell_apart(apart: &[f64], name: &str, out: &mut dyn Write) -> Result<()> {
-    let place = |at: usize| match at {
-        0 => "in the embeddings".to_owned(),
-        block => format!("in block {}", block - 1),
+        found => Some(found?),
     };
-    match apart.iter().position(|&it| it > SAME || it.is_nan()) {
-        None => writeln!(out, "hidden states are those of {name}, all to {SAME:.0e}")?,
-        Some(at) => writeln!(out, "hidden states leave those of {name} {}", place(at))?,
-    }
-    let told: Vec<String> = apart.iter().map(|it| format!("{it:.1e}")).collect();
-    writeln!(out, "  relative rms by layer  {}", told.join("  "))?;
-    writeln!(out)?;
-    Ok(())
+    Ok(Some(Apart::of(model, other, by_layer, ids.size()[1] as usize)))
 }

@@ -3,12 +3,13 @@
 mod common;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use common::Place;
 use serde_json::Value;
+use tch::Tensor;
 
 fn bundled(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results/models").join(model)
@@ -94,6 +95,60 @@ fn swapped_attention_keeps_the_laws_too() {
             assert!(ran.stdout.contains("leave those of"), "{}", ran.stdout);
         }
     }
+}
+
+#[test]
+fn what_a_broken_law_means_is_told_of_each() {
+    let place = Place::new();
+    let folder = bundled("wikitext-gpt2").display().to_string();
+    place.done(&format!("verify --model {folder} --against {folder} --out v.json"));
+    let documents = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/Methodology.md");
+    let text = std::fs::read_to_string(documents).unwrap();
+    let table = text.split_once("what to do about it:").unwrap().1;
+    let table = table.split_once("What it does not say").unwrap().0;
+    let all = ["held", "broken", "not_run"].map(|word| found(&place, "v.json", word)).concat();
+    assert!(all.len() > 25);
+    for (law, _) in all.iter().filter(|it| !it.0.ends_with("_keeps_the_laws_of_kinds")) {
+        assert!(table.contains(&format!("`{law}`")), "{law}");
+    }
+}
+
+#[test]
+fn what_differs_from_another_model_is_named() {
+    let place = Place::new();
+    let folder = bundled("wikitext-gpt2").display().to_string();
+    // Of the text that --quick reads a window as long as it hides nothing.
+    place.done(&format!("swap --model {folder} --attention window --out window"));
+    let ran = place.done(&format!("verify --model window --against {folder} --quick --out v.json"));
+    assert!(ran.stdout.contains("no wonder: `window` reaches 32 tokens"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("tensors that both have are the same to the bit"));
+    assert_eq!(place.json("v.json")["weights"]["n_differ"], 0);
+    let differs = place.json("v.json")["config_differs"].to_string();
+    assert!(differs.contains("model_type"), "{differs}");
+    // Other numbers in one matrix, which the config knows nothing of.
+    place.done(&format!("save --model {folder} --out turned"));
+    let weights = place.path("turned/model.safetensors");
+    let mut tensors: BTreeMap<String, Tensor> =
+        Tensor::read_safetensors(&weights).unwrap().into_iter().collect();
+    let key = "transformer.h.2.mlp.c_fc.weight";
+    let wrong = tensors.remove(key).unwrap() * 1.5;
+    tensors.insert(key.into(), wrong);
+    let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
+    attn_core::checkpoint::write_tensors(&weights, &tensors, &Default::default()).unwrap();
+    let ran = place.done(&format!("verify --model turned --against {folder} --quick --out v.json"));
+    let told =
+        "1 of 52 tensors that both have differ, most of all\n    5.0e-1  transformer.h.2.mlp";
+    assert!(ran.stdout.contains(told), "{}", ran.stdout);
+    assert!(ran.stdout.contains("in block 2") && ran.stdout.contains("breaks no law"));
+    assert_eq!(place.json("v.json")["weights"]["furthest"][0]["name"], key);
+    // Nothing is worth trying of numbers that are none.
+    let (_, tensor) = tensors.iter().find(|it| it.0 == key).unwrap();
+    let _ = tensor.view([-1]).get(3).fill_(f64::NAN);
+    attn_core::checkpoint::write_tensors(&weights, &tensors, &Default::default()).unwrap();
+    let ran = place.attn(&format!("verify --model turned --against {folder} --out v.json"));
+    assert_ne!(ran.code, 0);
+    let broken = found(&place, "v.json", "broken");
+    assert!(broken.len() == 1 && broken[0].0 == "every_parameter_is_finite", "{broken:?}");
 }
 
 #[test]

@@ -193,10 +193,19 @@ impl std::fmt::Display for TensorMismatch {
                 names.iter().try_for_each(|name| write!(f, "\n    {name}"))?;
             }
         }
-        write!(
-            f,
-            "\nhint: `architectures` and the sizes in config.json must be those the weights were saved with"
-        )
+        let is_tie = |name: &String| name.contains("`tie_word_embeddings`");
+        let hint = match self.missing.is_empty()
+            && self.unexpected.is_empty()
+            && self.wrong.iter().all(is_tie)
+        {
+            true => {
+                "`tie_word_embeddings` is to be false in config.json if the two were trained apart; else leave the tensor out"
+            }
+            false => {
+                "`architectures` and the sizes in config.json must be those the weights were saved with"
+            }
+        };
+        write!(f, "\nhint: {hint}")
     }
 }
 

@@ -22,7 +22,13 @@ pub enum Error {
     },
 
     /// A JSON file is not JSON, or lacks a field, or holds one of another type.
-    #[error("cannot use `{}`, line {}, column {}", path.display(), source.line(), source.column())]
+    #[error(
+        "cannot use `{}`, line {}, column {}{}",
+        path.display(),
+        source.line(),
+        source.column(),
+        if source.is_eof() { "\nhint: it is cut off: download or save it again" } else { "" }
+    )]
     Json {
         /// The file.
         path: PathBuf,
