@@ -194,14 +194,20 @@ fn a_run_that_was_killed_while_it_loaded_is_begun_again() {
     let place = place();
     place.write("rates.toml", &SWEEP.replace("[1e-2, 1e-4]", "[1e-2]").replace("[3, 4]", "[3]"));
     place.done("sweep rates.toml --out out");
-    for left in [&[".lock"][..], &[".lock", "env.json"]] {
+    let environment = place.read("out/base,seed=3/env.json");
+    for left in [&[(".lock", "")][..], &[(".lock", ""), ("env.json", &environment)]] {
         std::fs::remove_dir_all(place.path("out/base,seed=3")).unwrap();
-        for file in left {
-            place.write(&format!("out/base,seed=3/{file}"), "");
+        for (file, text) in left {
+            place.write(&format!("out/base,seed=3/{file}"), text);
         }
         place.done("sweep rates.toml --out out");
         assert!(place.path("out/base,seed=3/summary.json").is_file(), "{left:?}");
     }
+    // Another program's file of that name is not removed.
+    std::fs::remove_dir_all(place.path("out/base,seed=3")).unwrap();
+    place.write("out/base,seed=3/env.json", "{}");
+    place.refused("sweep rates.toml --out out", &["base,seed=3", "holds something that is no run"]);
+    assert_eq!(place.read("out/base,seed=3/env.json"), "{}");
     // A run's folder is no sweep's.
     place.write("killed/.lock", "");
     place.write("killed/config.toml", "");
